@@ -1,0 +1,102 @@
+"""The one seam to any model, and the public fake that stands in for it in tests."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import isawaitable
+from typing import Any, Protocol
+
+from pydantic import BaseModel, TypeAdapter
+
+from .errors import AskRejectedError
+from .messages import Ask, Reply, Usage
+
+__all__ = ["Backend", "ScriptedBackend"]
+
+OnText = Callable[[str], None]
+Script = Callable[[Ask], Any] | Iterable[Any]
+
+
+class Backend(Protocol):
+    """Anything that turns an ask into a reply: an engine here, a server elsewhere, the scripted fake."""
+
+    async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
+        """Answer `ask`; call `on_text` with each new piece of text when given.
+
+        Raises: AskRejectedError (this ask cannot be served), EngineDeadError (retry after a restart).
+        """
+        ...
+
+
+class ScriptedBackend:
+    """A backend that says what a script tells it to, to test workflows without a model.
+
+    `scripts` maps a role name to either a function of the ask or a sequence of replies used in order. A reply
+    may be text, a pydantic object (sent as JSON) or any JSON value; a function may be async and may raise.
+    `default` answers roles without a script. Token counts are words, so they are predictable. Every ask is
+    kept in `asks`, in the order it came; `keep_asks=False` for long runs.
+    """
+
+    def __init__(
+        self,
+        scripts: Mapping[str, Script] | None = None,
+        *,
+        default: Script | None = None,
+        keep_asks: bool = True,
+    ) -> None:
+        self.asks: list[Ask] = []
+        self._keep_asks = keep_asks
+        self._scripts = {role: _as_function(role, s) for role, s in (scripts or {}).items()}
+        self._default = None if default is None else _as_function("default", default)
+
+    async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
+        """Answer `ask` from its role's script.
+
+        Raises: AskRejectedError when the role has no script, or its script has run out.
+        """
+        if self._keep_asks:
+            self.asks.append(ask)
+        script = self._scripts.get(ask.role, self._default)
+        if script is None:
+            raise AskRejectedError(
+                f"no script for role {ask.role!r}",
+                expected=f"one of {sorted(self._scripts)}",
+                remedy="Give ScriptedBackend a script for this role, or a default.",
+            )
+        said = script(ask)
+        if isawaitable(said):
+            said = await said
+        text = _as_text(said)
+        if on_text is not None:
+            for piece in re.findall(r"\S+\s*|\s+", text):
+                on_text(piece)
+        prompt_tokens = sum(len(m.content.split()) for m in ask.messages)
+        usage = Usage(prompt_tokens=prompt_tokens, answer_tokens=len(text.split()))
+        return Reply(text=text, usage=usage, variant=ask.variant, engine="scripted")
+
+
+def _as_function(role: str, script: Script) -> Callable[[Ask], Any | Awaitable[Any]]:
+    if callable(script):
+        return script
+    queue = deque(script if not isinstance(script, str) else [script])
+
+    def next_reply(ask: Ask) -> Any:
+        if not queue:
+            raise AskRejectedError(
+                f"the script of role {role!r} has run out at step {ask.step_path!r}",
+                expected="a reply for every ask",
+                remedy="Add replies to the script, or use a function of the ask.",
+            )
+        return queue.popleft()
+
+    return next_reply
+
+
+def _as_text(said: Any) -> str:
+    if isinstance(said, str):
+        return said
+    if isinstance(said, BaseModel):
+        return said.model_dump_json()
+    return TypeAdapter(Any).dump_json(said).decode()

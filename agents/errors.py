@@ -1,0 +1,170 @@
+"""Every error that `metier` raises on purpose, as one tree.
+
+    MetierError
+    ├── SettingsError          a setting is unknown or out of range
+    ├── GraphError             a workflow is wrong; raised while it is built
+    ├── TaskSetError           a task set cannot be made or scored
+    ├── RecipeError            a recipe is wrong; raised when it is loaded
+    ├── VariantError           something on the shelf is wrong
+    │   ├── UnknownVariantError
+    │   ├── AdapterError       an adapter folder cannot be served
+    │   └── BaseModelError     a base model folder cannot be used
+    ├── TrainingError          tuning went wrong (not finite, cannot resume)
+    ├── AssignmentError        an assignment is wrong or names what is not there
+    ├── RunError               one run of a workflow failed
+    │   ├── AnswerError        a reply does not fit the type its role gives
+    │   ├── StepError          a Python function step raised
+    │   ├── StepTimeoutError
+    │   ├── LoopLimitError     a loop reached its last round and had to succeed
+    │   └── LimitError         a run passed its limit of tokens or seconds
+    ├── EngineError            an engine cannot do what it was asked
+    │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
+    │   ├── EngineDeadError    the engine is gone; the pool restarts it
+    │   └── PluginError        vLLM is not the version the plugin was written for
+    └── StoreError             the run store cannot be read or written
+        └── ResumeError        a run cannot be resumed as asked
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AdapterError",
+    "AnswerError",
+    "AskRejectedError",
+    "AssignmentError",
+    "BaseModelError",
+    "EngineDeadError",
+    "EngineError",
+    "GraphError",
+    "LimitError",
+    "LoopLimitError",
+    "MetierError",
+    "PluginError",
+    "RecipeError",
+    "ResumeError",
+    "RunError",
+    "SettingsError",
+    "StepError",
+    "StepTimeoutError",
+    "StoreError",
+    "TaskSetError",
+    "TrainingError",
+    "UnknownVariantError",
+    "VariantError",
+]
+
+
+class MetierError(Exception):
+    """Base of every error raised on purpose; says the value, what was expected, what to change.
+
+    `problem` names the offending value, `expected` what would have been right, `remedy` what to change.
+    """
+
+    def __init__(self, problem: str, *, expected: str = "", remedy: str = "") -> None:
+        self.problem = problem
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        parts = [self.problem]
+        if self.expected:
+            parts.append(f"expected {self.expected}")
+        text = "; ".join(parts)
+        return f"{text}. {self.remedy}" if self.remedy else text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only fields would be lost by the default pickling, and errors cross process borders.
+        return (_rebuild, (type(self), self.problem, self.expected, self.remedy))
+
+
+def _rebuild(cls: type[MetierError], problem: str, expected: str, remedy: str) -> MetierError:
+    return cls(problem, expected=expected, remedy=remedy)
+
+
+class SettingsError(MetierError):
+    """A setting is unknown or out of range."""
+
+
+class GraphError(MetierError):
+    """A workflow is wrong; raised while it is built, before anything runs."""
+
+
+class TaskSetError(MetierError):
+    """A task set cannot be made or scored."""
+
+
+class RecipeError(MetierError):
+    """A recipe is wrong; raised when it is loaded, before anything is trained."""
+
+
+class VariantError(MetierError):
+    """Something on the shelf is wrong."""
+
+
+class UnknownVariantError(VariantError):
+    """No variant of that name or id is on the shelf."""
+
+
+class AdapterError(VariantError):
+    """An adapter folder cannot be served on this base."""
+
+
+class BaseModelError(VariantError):
+    """A base model folder cannot be used."""
+
+
+class TrainingError(MetierError):
+    """Tuning went wrong: not finite, or a checkpoint that does not fit the recipe."""
+
+
+class AssignmentError(MetierError):
+    """An assignment is wrong, or names a role or variant that is not there."""
+
+
+class RunError(MetierError):
+    """One run of a workflow failed; other runs are not affected."""
+
+
+class AnswerError(RunError):
+    """A reply does not fit the type its role gives, also after the correction ask."""
+
+
+class StepError(RunError):
+    """A Python function step raised; the cause is chained."""
+
+
+class StepTimeoutError(RunError):
+    """A step took longer than its `timeout_s`, in every attempt it had."""
+
+
+class LoopLimitError(RunError):
+    """A loop with `on_limit="fail"` reached its last round unsatisfied."""
+
+
+class LimitError(RunError):
+    """A run passed its own limit of tokens or seconds and was stopped."""
+
+
+class EngineError(MetierError):
+    """An engine cannot do what it was asked."""
+
+
+class AskRejectedError(EngineError):
+    """The engine refuses this ask only (prompt longer than the context, impossible schema)."""
+
+
+class EngineDeadError(EngineError):
+    """The engine is gone; the pool restarts it and retries the asks."""
+
+
+class PluginError(EngineError):
+    """vLLM is not what the plugin was written for, or the plugin is not active."""
+
+
+class StoreError(MetierError):
+    """The run store cannot be read or written."""
+
+
+class ResumeError(StoreError):
+    """A run cannot be resumed as asked."""

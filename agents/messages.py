@@ -1,0 +1,93 @@
+"""The words exchanged with any model: an ask, its reply, and what the reply cost."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Ask", "Message", "Reply", "Usage"]
+
+
+class Message(BaseModel):
+    """One chat message."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Ask(BaseModel):
+    """One request to a model: what a step of a run wants written.
+
+    `run_id` and `step_path` are the step identity (`attempt[2]/critic`); `attempt` counts corrections and
+    retries of that step from 0. `variant` is the content id or name the router chose, None for the base.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    step_path: str
+    role: str
+    messages: tuple[Message, ...]
+    attempt: int = Field(default=0, ge=0)
+    round: int = Field(default=1, ge=1)
+    variant: str | None = None
+    answer_schema: dict[str, Any] | None = None
+    max_tokens: int = Field(default=256, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    priority: int = 0
+    prompt_layout: int = 1
+
+    @property
+    def id(self) -> str:
+        """Name of this ask, unique within a store: run, step path and attempt."""
+        return f"{self.run_id}/{self.step_path}~{self.attempt}"
+
+
+class Usage(BaseModel):
+    """What one reply cost, from the engine's own counters and timestamps.
+
+    Tokens: `prompt_tokens` counts the whole prompt, of which `cached_tokens` came from the prefix cache;
+    `answer_tokens` counts what was generated outside thinking, `thinking_tokens` inside. Times in seconds:
+    `queue_s` until first scheduled, `prefill_s` until the first token, `decode_s` until the last; `cpu_s` is
+    the share of the engine's process CPU time charged to this ask (a swap is charged to who caused it).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    cpu_s: float = 0.0
+    swaps: int = 0
+    swap_s: float = 0.0
+
+    @property
+    def output_tokens(self) -> int:
+        """All generated tokens, thinking included."""
+        return self.thinking_tokens + self.answer_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and generated tokens together."""
+        return self.prompt_tokens + self.output_tokens
+
+
+class Reply(BaseModel):
+    """A model's answer to one ask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    finish_reason: Literal["stop", "length"] = "stop"
+    usage: Usage = Usage()
+    variant: str | None = None
+    engine: str = ""

@@ -1,0 +1,62 @@
+"""The prompt layout: how a role and its inputs become messages.
+
+The layout is fixed and versioned, because an adapter is only good at the layout it was trained with. What
+roles and rounds share comes first and the role's own text last, so that prompts share prefixes in the
+engine's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, TypeAdapter
+
+from .messages import Message
+from .roles import Role, type_name
+
+__all__ = ["PROMPT_LAYOUT", "render_prompt", "render_value"]
+
+PROMPT_LAYOUT = 1
+SYSTEM = "You are one specialist in a team. Do only your own step."
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+def render_prompt(role: Role, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Turn a role and its inputs into the messages of one ask.
+
+    Inputs are written in the order given (callers put the task's own input first); those that are None are
+    left out. The role's name, instructions and answer format come last.
+    """
+    parts = [f"# {name}\n{render_value(value)}" for name, value in inputs.items() if value is not None]
+    task = role.render_instructions(inputs)
+    parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, _format_hint(role)) if line))
+    return (Message(role="system", content=SYSTEM), Message(role="user", content="\n\n".join(parts)))
+
+
+def render_value(value: Any) -> str:
+    """Write one input for a prompt: text as it is, a model as `field: value` lines, other values as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        if len(fields) == 1:
+            return render_value(next(iter(fields.values())))
+        return "\n".join(f"{name}: {render_value(v)}" for name, v in fields.items() if v not in (None, ""))
+    if isinstance(value, list) and value and isinstance(value[0], BaseModel):
+        return "\n".join(f"- {render_value(v)}" for v in value)
+    return _ANYTHING.dump_json(value).decode()
+
+
+def _format_hint(role: Role) -> str:
+    if role.gives is str:
+        return ""
+    fields = ", ".join(f'"{n}": {_json_word(f.annotation)}' for n, f in role.gives.model_fields.items())
+    return f"Reply as JSON: {{{fields}}}"
+
+
+def _json_word(annotation: Any) -> str:
+    words = {str: "string", int: "integer", float: "number", bool: "true or false"}
+    if get_origin(annotation) is list:
+        return f"[{_json_word(get_args(annotation)[0])}, …]"
+    return words.get(annotation, type_name(annotation))

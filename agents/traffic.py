@@ -1,0 +1,57 @@
+"""Traffic: what a run really asked, as JSONL rows that recipes and probes read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import TaskSetError
+from .messages import Message
+from .prompts import PROMPT_LAYOUT
+
+__all__ = ["TrafficRow", "read_traffic", "write_traffic"]
+
+
+class TrafficRow(BaseModel):
+    """One ask and its reply, with the score its run (or its teacher) earned; 1.0 is solved, None unscored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: str
+    messages: tuple[Message, ...]
+    reply: str
+    score: float | None = None
+    run_id: str = ""
+    step_path: str = ""
+    variant: str | None = None
+    prompt_layout: int = PROMPT_LAYOUT
+
+
+def write_traffic(path: Path, rows: Iterable[TrafficRow]) -> int:
+    """Write rows as JSONL and return how many; the file appears whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    count = 0
+    with part.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(row.model_dump_json() + "\n")
+            count += 1
+    part.replace(path)
+    return count
+
+
+def read_traffic(path: Path) -> Iterator[TrafficRow]:
+    """Read rows one at a time; raises TaskSetError that names the line which is no row."""
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield TrafficRow.model_validate_json(line)
+            except ValidationError as error:
+                raise TaskSetError(
+                    f"{path}, line {number} is no traffic row: {error.errors()[0]['msg']}",
+                    expected="JSON with role, messages and reply, as `metier run --export-traffic` writes it",
+                    remedy="Export the traffic again, or remove the line.",
+                ) from error

@@ -1,0 +1,75 @@
+"""A variant of the base model: what an engine is started with, what changes with each ask, and its lineage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["AskSpec", "EngineSpec", "Variant", "content_id"]
+
+SCHEMA_VERSION = 1
+
+
+class EngineSpec(BaseModel):
+    """The engine half: fixed when an engine starts, so it decides which engine serves the variant.
+
+    `weights` is the content id of the variant folder that holds the checkpoint, or `base`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str
+    weights: str = "base"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    attention: Literal["stock"] = "stock"
+
+
+class AskSpec(BaseModel):
+    """The ask half: chosen per request, so switching it is the hot swap.
+
+    `adapter` is the kind of adapter in the variant's `adapter/` folder, None for none; `rank` is its real
+    rank and decides how many slot rows it needs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: Literal["lora"] | None = None
+    rank: int = Field(default=0, ge=0)
+
+
+class Variant(BaseModel):
+    """The record of one variant folder, written as `variant.json`.
+
+    `base` fingerprints the base checkpoint every variant descends from; `parent` is the content id this one
+    was made from, None for the base itself; `data` fingerprints the training data; `card` holds what was
+    measured. `id` is the content id: a hash of everything but the card and the name, weights included.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    name: str
+    base: str
+    parent: str | None = None
+    recipe: dict[str, Any] = {}
+    seed: int = 0
+    data: str = ""
+    prompt_layout: int
+    engine: EngineSpec
+    ask: AskSpec = AskSpec()
+    files: dict[str, str] = {}
+    card: dict[str, Any] = {}
+
+
+def content_id(record: dict[str, Any]) -> str:
+    """Name of a variant by content: 16 hex digits over its record without `id`, `name` and `card`.
+
+    `record["files"]` maps each file of the folder to its SHA-256, so the weights are covered.
+    """
+    content = {k: v for k, v in record.items() if k not in ("id", "name", "card")}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
