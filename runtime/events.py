@@ -1,0 +1,46 @@
+"""What happens while runs go on, as events that the live view, the stream and the report share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Event", "EventKind", "OnEvent"]
+
+EventKind = Literal[
+    "run_started",
+    "run_finished",
+    "run_failed",
+    "run_interrupted",
+    "step_started",
+    "step_finished",
+    "step_skipped",
+    "step_failed",
+    "round_started",
+    "ask_routed",
+    "ask_finished",
+    "ask_retried",
+    "text",
+    "adapter_loaded",
+    "adapter_evicted",
+    "engine_starting",
+    "engine_ready",
+    "engine_restarted",
+]
+
+
+class Event(BaseModel):
+    """One thing that happened; `data` holds what is particular to its kind (tokens, seconds, reasons)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: EventKind
+    run_id: str = ""
+    step_path: str = ""
+    role: str = ""
+    data: dict[str, Any] = {}
+
+
+OnEvent = Callable[[Event], None]
