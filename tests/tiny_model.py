@@ -1,4 +1,4 @@
-"""Tiny random Llama checkpoints and LoRA adapters for tests: real formats, milliseconds to make, no download."""
+"""Tiny random Llama checkpoints and LoRA adapters for tests: real formats, made in milliseconds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_tiny_llama(
 ) -> Path:
     """Write a random Llama with a byte-level BPE tokenizer and a chat template into `folder`, and return it.
 
-    The embeddings are tied, as in SmolLM2. `head_dim` must be one the CPU attention of vLLM knows (32, 64, …).
+    The embeddings are tied, as in SmolLM2. `head_dim` must be one that vLLM's CPU attention knows (32, 64…).
     `weight_std` is far above the usual 0.02, so that the next-token distribution is not flat and an adapter
     changes it visibly. The same arguments give the same bytes.
     """
