@@ -1,0 +1,88 @@
+"""Who works, and in what order: roles, task graphs, task sets, and the words exchanged with any model.
+
+Nothing here imports torch or vllm, reads a file or opens a connection, except where its name says so.
+"""
+
+from .answers import parse_answer
+from .backend import Backend, ScriptedBackend
+from .errors import (
+    AdapterError,
+    AnswerError,
+    AskRejectedError,
+    AssignmentError,
+    BaseModelError,
+    EngineDeadError,
+    EngineError,
+    GraphError,
+    LimitError,
+    LoopLimitError,
+    MetierError,
+    PluginError,
+    RecipeError,
+    ResumeError,
+    RunError,
+    RunInterrupted,
+    SettingsError,
+    StepError,
+    StepTimeoutError,
+    StoreError,
+    TaskSetError,
+    TrainingError,
+    UnknownVariantError,
+    VariantError,
+)
+from .graph import FieldRef, StepRef, TaskGraph
+from .messages import Ask, Message, Reply, Usage
+from .nodes import BuiltGraph
+from .pictures import write_picture
+from .prompts import PROMPT_LAYOUT, render_prompt
+from .roles import Role
+from .tasksets import Task, TaskSet
+from .traffic import TrafficRow, read_traffic, write_traffic
+
+__all__ = [
+    "PROMPT_LAYOUT",
+    "AdapterError",
+    "AnswerError",
+    "Ask",
+    "AskRejectedError",
+    "AssignmentError",
+    "Backend",
+    "BaseModelError",
+    "BuiltGraph",
+    "EngineDeadError",
+    "EngineError",
+    "FieldRef",
+    "GraphError",
+    "LimitError",
+    "LoopLimitError",
+    "Message",
+    "MetierError",
+    "PluginError",
+    "RecipeError",
+    "Reply",
+    "ResumeError",
+    "Role",
+    "RunError",
+    "RunInterrupted",
+    "ScriptedBackend",
+    "SettingsError",
+    "StepError",
+    "StepRef",
+    "StepTimeoutError",
+    "StoreError",
+    "Task",
+    "TaskGraph",
+    "TaskSet",
+    "TaskSetError",
+    "TrafficRow",
+    "TrainingError",
+    "UnknownVariantError",
+    "Usage",
+    "VariantError",
+    "parse_answer",
+    "read_traffic",
+    "render_prompt",
+    "write_picture",
+    "write_traffic",
+]

@@ -32,7 +32,7 @@ def parse_answer(text: str, gives: Any) -> Any:
     model: type[BaseModel] = gives
     try:
         return model.model_validate_json(text)
-    except ValidationError as error:
+    except ValidationError:
         found = _first_object(text)
         if found is None:
             reason = "it holds no complete JSON object"
@@ -58,9 +58,7 @@ def split_thinking(text: str, start: str = "<think>", end: str = "</think>") -> 
     return (thinking.strip(), before + answer.strip()) if closed else (rest.strip(), before)
 
 
-def correction_messages(
-    messages: tuple[Message, ...], reply: str, error: AnswerError
-) -> tuple[Message, ...]:
+def correction_messages(messages: tuple[Message, ...], reply: str, error: AnswerError) -> tuple[Message, ...]:
     """Messages of the one correction ask: what was said, and why it did not fit."""
     return (
         *messages,

@@ -1,28 +1,28 @@
 """Every error that `metier` raises on purpose, as one tree.
 
-    MetierError
-    ├── SettingsError          a setting is unknown or out of range
-    ├── GraphError             a workflow is wrong; raised while it is built
-    ├── TaskSetError           a task set cannot be made or scored
-    ├── RecipeError            a recipe is wrong; raised when it is loaded
-    ├── VariantError           something on the shelf is wrong
-    │   ├── UnknownVariantError
-    │   ├── AdapterError       an adapter folder cannot be served
-    │   └── BaseModelError     a base model folder cannot be used
-    ├── TrainingError          tuning went wrong (not finite, cannot resume)
-    ├── AssignmentError        an assignment is wrong or names what is not there
-    ├── RunError               one run of a workflow failed
-    │   ├── AnswerError        a reply does not fit the type its role gives
-    │   ├── StepError          a Python function step raised
-    │   ├── StepTimeoutError
-    │   ├── LoopLimitError     a loop reached its last round and had to succeed
-    │   └── LimitError         a run passed its limit of tokens or seconds
-    ├── EngineError            an engine cannot do what it was asked
-    │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
-    │   ├── EngineDeadError    the engine is gone; the pool restarts it
-    │   └── PluginError        vLLM is not the version the plugin was written for
-    └── StoreError             the run store cannot be read or written
-        └── ResumeError        a run cannot be resumed as asked
+MetierError
+├── SettingsError          a setting is unknown or out of range
+├── GraphError             a workflow is wrong; raised while it is built
+├── TaskSetError           a task set cannot be made or scored
+├── RecipeError            a recipe is wrong; raised when it is loaded
+├── VariantError           something on the shelf is wrong
+│   ├── UnknownVariantError
+│   ├── AdapterError       an adapter folder cannot be served
+│   └── BaseModelError     a base model folder cannot be used
+├── TrainingError          tuning went wrong (not finite, cannot resume)
+├── AssignmentError        an assignment is wrong or names what is not there
+├── RunError               one run of a workflow failed
+│   ├── AnswerError        a reply does not fit the type its role gives
+│   ├── StepError          a Python function step raised
+│   ├── StepTimeoutError
+│   ├── LoopLimitError     a loop reached its last round and had to succeed
+│   └── LimitError         a run passed its limit of tokens or seconds
+├── EngineError            an engine cannot do what it was asked
+│   ├── AskRejectedError   this ask only (prompt too long, bad schema)
+│   ├── EngineDeadError    the engine is gone; the pool restarts it
+│   └── PluginError        vLLM is not the version the plugin was written for
+└── StoreError             the run store cannot be read or written
+    └── ResumeError        a run cannot be resumed as asked
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ __all__ = [
     "RecipeError",
     "ResumeError",
     "RunError",
+    "RunInterrupted",
     "SettingsError",
     "StepError",
     "StepTimeoutError",
@@ -144,6 +145,16 @@ class LoopLimitError(RunError):
 
 class LimitError(RunError):
     """A run passed its own limit of tokens or seconds and was stopped."""
+
+
+class RunInterrupted(RunError):
+    """A run waits for a person; `questions` maps each waiting step path to its question."""
+
+    def __init__(
+        self, problem: str, *, expected: str = "", remedy: str = "", questions: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(problem, expected=expected, remedy=remedy)
+        self.questions = questions or {}
 
 
 class EngineError(MetierError):

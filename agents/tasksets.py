@@ -65,6 +65,7 @@ class TaskSet:
             ) from error
         if not 0.0 <= score <= 1.0:
             raise TaskSetError(
-                f"the scorer of {self.name!r} gave {score} for task {task.id!r}", expected="a number from 0 to 1"
+                f"the scorer of {self.name!r} gave {score} for task {task.id!r}",
+                expected="a number from 0 to 1",
             )
         return score

@@ -1,0 +1,169 @@
+"""Task sets from reasoning-gym: seeded puzzles with verifiers, no network."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel
+
+from .errors import TaskSetError
+from .tasksets import Split, Task, TaskSet
+
+__all__ = ["mix_tasks", "reasoning_gym_tasks", "split_of"]
+
+# Ten content buckets: 80 % of the texts train, 10 % tune, 10 % test.
+_SPLIT_OF_BUCKET: tuple[Split, ...] = ("train",) * 8 + ("tune", "test")
+_FIRST_SEED: dict[Split, int] = {"train": 0, "tune": 100_000_000, "test": 200_000_000}
+_SEEDS_PER_SET = 100_000
+_SEED_LIMIT = 1_000
+
+
+def split_of(text: str) -> Split:
+    """Say which split a question belongs to, by its content alone.
+
+    Seeds alone do not keep splits apart: a small generator repeats itself under different seeds.
+    """
+    return _SPLIT_OF_BUCKET[hashlib.sha256(text.strip().encode()).digest()[0] % len(_SPLIT_OF_BUCKET)]
+
+
+def reasoning_gym_tasks(
+    dataset: str,
+    *,
+    split: Split,
+    size: int,
+    input_type: type[BaseModel],
+    seed: int = 0,
+    answer_field: str | None = None,
+    **knobs: Any,
+) -> TaskSet:
+    """Draw `size` different puzzles of one split from a reasoning-gym dataset, scored by its own verifier.
+
+    Splits are disjoint twice: each draws from a seed range of its own, and keeps only questions whose content
+    hash falls in it (about 80/10/10), so no test question is ever trained on. `seed` (0 to 999) picks another
+    part of the split's seed range. `input_type` is a model with one text field. The final output may be text,
+    a number, or a model, read at `answer_field` (by default its last field: workings come before results). A
+    task is solved (1.0) when the verifier gives full marks, else 0.0; an answer the verifier cannot read
+    scores 0. `knobs` go to the dataset. Each task's `key` is the generator's entry, metadata included.
+
+    Raises: TaskSetError when reasoning-gym is absent, the dataset or a knob is unknown, `input_type` does not
+    fit, or the generator runs out of different questions.
+    """
+    field = _text_field(input_type)
+    if size < 1 or not 0 <= seed < _SEED_LIMIT:
+        raise TaskSetError(
+            f"{dataset!r} was asked for size={size}, seed={seed}",
+            expected=f"size of at least 1 and a seed from 0 to {_SEED_LIMIT - 1}",
+        )
+    first = _FIRST_SEED[split] + seed * _SEEDS_PER_SET
+    gym = _create(dataset, first, knobs)
+    tasks: list[Task] = []
+    seen: set[str] = set()
+    drawn = 0
+    while len(tasks) < size and drawn < min(_SEEDS_PER_SET, 200 * size + 2_000):
+        entry = gym[drawn]
+        drawn += 1
+        text = str(entry["question"]).strip()
+        if text in seen or split_of(text) != split:
+            continue
+        seen.add(text)
+        tasks.append(Task(id=f"{dataset}-{first + drawn - 1}", input=input_type(**{field: text}), key=entry))
+    if len(tasks) < size:
+        raise TaskSetError(
+            f"{dataset!r} has only {len(tasks)} different questions in split {split!r} with {knobs}",
+            expected=f"{size}",
+            remedy="Ask for fewer, or widen the dataset's knobs.",
+        )
+    return TaskSet(
+        name=dataset,
+        split=split,
+        tasks=tuple(tasks),
+        scorer=_scorer(gym, answer_field),
+        seeds=(first, first + drawn),
+    )
+
+
+def mix_tasks(name: str, *sets: TaskSet) -> TaskSet:
+    """Interleave task sets of one split; each task keeps the scorer of the set it came from.
+
+    Raises: TaskSetError when the sets are of different splits, or two tasks share an id.
+    """
+    splits = sorted({s.split for s in sets})
+    if len(splits) != 1:
+        raise TaskSetError(
+            f"{name!r} mixes the splits {splits}",
+            expected="task sets of one split",
+            remedy="Draw all of them with the same `split`.",
+        )
+    longest = max(len(s) for s in sets)
+    tasks = tuple(s.tasks[i] for i in range(longest) for s in sets if i < len(s))
+    source = {task.id: s for s in sets for task in s}
+    return TaskSet(
+        name=name,
+        split=sets[0].split,
+        tasks=tasks,
+        scorer=lambda task, output: source[task.id].scorer(task, output),
+        seeds=(min(s.seeds[0] for s in sets), max(s.seeds[1] for s in sets)),
+    )
+
+
+def _text_field(input_type: type[BaseModel]) -> str:
+    fields = input_type.model_fields
+    names = [name for name, field in fields.items() if field.annotation is str]
+    if len(names) != 1 or any(f.is_required() for name, f in fields.items() if name != names[0]):
+        raise TaskSetError(
+            f"{input_type.__name__} has the fields {', '.join(fields) or 'none'}",
+            expected="one text field to hold the question",
+            remedy="Declare it as `class Puzzle(BaseModel): text: str`.",
+        )
+    return names[0]
+
+
+def _create(dataset: str, first_seed: int, knobs: dict[str, Any]) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # A dependency of reasoning-gym has invalid escapes in its docstrings.
+            warnings.simplefilter("ignore")
+            import reasoning_gym
+            from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise TaskSetError(
+            f"the puzzles of {dataset!r} come from reasoning-gym, which is not installed",
+            expected="the `eval` extra",
+            remedy="pip install 'metier[eval]'",
+        ) from error
+    if dataset not in DATASETS:
+        close = difflib.get_close_matches(dataset, DATASETS, n=3)
+        raise TaskSetError(
+            f"reasoning-gym has no dataset {dataset!r}",
+            expected=f"one of its {len(DATASETS)} datasets",
+            remedy=f"Did you mean {' or '.join(map(repr, close))}?" if close else "See its gallery.",
+        )
+    try:
+        return reasoning_gym.create_dataset(dataset, seed=first_seed, size=_SEEDS_PER_SET, **knobs)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise TaskSetError(
+            f"reasoning-gym refuses {dataset!r} with {knobs}: {error}",
+            expected="the dataset's own knobs, within their ranges",
+            remedy="Correct the knob.",
+        ) from error
+
+
+def _scorer(gym: Any, answer_field: str | None) -> Callable[[Task, Any], float]:
+    def score(task: Task, output: Any) -> float:
+        try:
+            # Some verifiers raise on junk, and some give partial marks to it.
+            return 1.0 if float(gym.score_answer(_answer_text(output, answer_field), task.key)) >= 1.0 else 0.0
+        except Exception:
+            return 0.0
+
+    return score
+
+
+def _answer_text(output: Any, answer_field: str | None) -> str:
+    if isinstance(output, BaseModel):
+        output = getattr(output, answer_field or list(type(output).model_fields)[-1])
+    return str(output).strip()
