@@ -14,6 +14,7 @@ EventKind = Literal[
     "run_finished",
     "run_failed",
     "run_interrupted",
+    "run_scored",
     "step_started",
     "step_finished",
     "step_skipped",

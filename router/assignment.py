@@ -1,0 +1,101 @@
+"""The assignment: which variant plays which role, round by round, as a file people can read and edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from ..agents.errors import AssignmentError
+
+__all__ = ["Assignment", "RoleAssignment", "load_assignment"]
+
+BASE = "base"
+"""Name of the base model itself, where a variant could stand."""
+
+
+class RoleAssignment(BaseModel):
+    """The variant of one role, and other ones for particular rounds; `reason` says why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str = BASE
+    rounds: dict[int, str] = {}
+    reason: str = ""
+
+    @field_validator("rounds")
+    @classmethod
+    def _rounds_count_from_one(cls, rounds: dict[int, str]) -> dict[int, str]:
+        if any(number < 1 for number in rounds):
+            raise ValueError(f"rounds count from 1, got {min(rounds)}")
+        return rounds
+
+
+class Assignment(BaseModel):
+    """(role, round) to variant; roles that are not named get `default`.
+
+    In YAML a role is either the name of a variant, or a mapping with `variant`, `rounds` and `reason`:
+
+        roles:
+          planner: planner-lora
+          solver: {variant: solver-lora, rounds: {2: base}, reason: second tries are short}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    roles: dict[str, RoleAssignment] = {}
+    default: str = BASE
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _accept_plain_names(cls, roles: Any) -> Any:
+        if not isinstance(roles, dict):
+            return roles
+        return {role: {"variant": v} if isinstance(v, str) else v for role, v in roles.items()}
+
+    def variants(self) -> set[str]:
+        """Every variant that may be asked for; the base is not one."""
+        named = {self.default}
+        for role in self.roles.values():
+            named |= {role.variant, *role.rounds.values()}
+        return named - {BASE}
+
+    def check_roles(self, roles: Iterable[str]) -> None:
+        """Raise AssignmentError when a role is assigned that the workflow does not have."""
+        known = sorted(roles)
+        for role in self.roles:
+            if role not in known:
+                close = get_close_matches(role, known, 1)
+                raise AssignmentError(
+                    f"the assignment names the unknown role {role!r}",
+                    expected=f"one of {', '.join(known) or 'none: the workflow has no roles'}",
+                    remedy=f"Did you mean {close[0]!r}?" if close else "Remove it from the assignment.",
+                )
+
+    def to_yaml(self) -> str:
+        """The assignment as the text of its file."""
+        roles = {name: role.model_dump(exclude_defaults=True) for name, role in self.roles.items()}
+        return yaml.safe_dump({"default": self.default, "roles": roles}, sort_keys=False)
+
+
+def load_assignment(path: Path | str) -> Assignment:
+    """Read an assignment file; raises AssignmentError that names the field which is wrong."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise AssignmentError(
+            f"the assignment {path} cannot be read: {error}", expected="a YAML file with `roles:`"
+        ) from error
+    try:
+        return Assignment.model_validate(data if data is not None else {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise AssignmentError(
+            f"{path}: {where}: {first['msg']}",
+            expected="`roles:` with role: variant, or role: {variant, rounds, reason}",
+        ) from error

@@ -1,0 +1,367 @@
+"""Session: runs workflows, many at a time, on one backend with one assignment, and records all of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+from pydantic import BaseModel, TypeAdapter
+
+from ..agents.backend import Backend, OnText
+from ..agents.errors import LimitError, MetierError, ResumeError, RunError, RunInterrupted
+from ..agents.graph import TaskGraph
+from ..agents.messages import Ask, Reply
+from ..agents.nodes import BuiltGraph
+from ..agents.pictures import to_mermaid
+from ..agents.tasksets import Task, TaskSet
+from ..router.route import Router
+from .events import Event, OnEvent
+from .executor import Executor
+from .report import render_report
+from .settings import Settings
+from .steps import BLOCKED, RunLimits, StepRunner
+from .store import BatchRecord, RunRecord, RunStore
+
+__all__ = ["RunResult", "Session"]
+
+STREAM_TEXT_EVENTS = 10_000
+"""Pieces of text a slow reader of `Session.stream` may fall behind; further ones are dropped, other events never."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How one run of a batch ended; `error` says why when there is no output."""
+
+    run_id: str
+    output: Any = None
+    error: MetierError | None = None
+    score: float | None = None
+
+
+class Session:
+    """Runs workflows on one backend, with one assignment and one store; made by `open_session`."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        router: Router,
+        store: RunStore,
+        settings: Settings,
+        on_event: OnEvent | None = None,
+        totals: Callable[[], dict[str, dict[str, Any]]] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._router = router
+        self.store = store
+        self.settings = settings
+        self._listeners: list[OnEvent] = [on_event] if on_event else []
+        self._totals = totals
+        self._id = uuid.uuid4().hex[:6]
+        self._batches: list[str] = []
+
+    # --- running ------------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        graph: TaskGraph | BuiltGraph,
+        value: BaseModel,
+        *,
+        seed: int = 0,
+        limits: RunLimits | None = None,
+        label: str = "",
+    ) -> Any:
+        """Run a workflow on one input and return its output.
+
+        Raises: RunError, EngineError or StoreError when it fails; RunInterrupted when it waits for a person.
+        """
+        built = _built(graph)
+        (run,) = self._add_batch(built, [Task("0", value)], seed, label, {})
+        result = await self._run_one(built, run, value, limits)
+        self._record_totals()
+        if result.error is not None:
+            raise result.error
+        return result.output
+
+    async def map(
+        self,
+        graph: TaskGraph | BuiltGraph,
+        inputs: TaskSet | Sequence[BaseModel],
+        *,
+        concurrency: int | None = None,
+        seed: int = 0,
+        limits: RunLimits | None = None,
+        label: str = "",
+        options: dict[str, Any] | None = None,
+    ) -> list[RunResult]:
+        """Run a workflow on many inputs, `concurrency` at a time; results come in the order of the inputs.
+
+        A run that fails leaves its error in its result; the others go on. With a TaskSet, outputs are scored.
+        `options` is kept with the batch for `metier resume`.
+        """
+        built = _built(graph)
+        tasks = list(inputs) if isinstance(inputs, TaskSet) else [Task(str(i), v) for i, v in enumerate(inputs)]
+        runs = self._add_batch(built, tasks, seed, label, options or {})
+        return await self._run_many(built, tasks, runs, _task_set(inputs), concurrency, limits)
+
+    async def resume(self, graph: TaskGraph | BuiltGraph, run_id: str, *, answers: dict[str, Any] | None = None) -> Any:
+        """Go on with a run that was killed, stopped, failed or waits for a person; recorded steps are not repeated.
+
+        `answers` maps a waiting step's path to its answer (an object of the asked type, or JSON data).
+        Raises: ResumeError when the run is finished, is another workflow's, or an answer does not fit.
+        """
+        built = _built(graph)
+        run = self.store.run(run_id)
+        self._check_resumable(built, run)
+        for path, answer in (answers or {}).items():
+            self._keep_answer(run, path, answer)
+        value = built.takes.model_validate_json(run.input)
+        self._batches.append(run.batch)
+        result = await self._run_one(built, run, value, None, resumed=True)
+        self._record_totals()
+        if result.error is not None:
+            raise result.error
+        return result.output
+
+    async def resume_batch(
+        self,
+        graph: TaskGraph | BuiltGraph,
+        batch: str,
+        inputs: TaskSet | None = None,
+        *,
+        concurrency: int | None = None,
+        limits: RunLimits | None = None,
+    ) -> list[RunResult]:
+        """Go on with every run of a batch that is not finished, also those that never started."""
+        built = _built(graph)
+        open_runs = [run for run in self.store.runs(batch) if run.state != "finished"]
+        for run in open_runs:
+            self._check_resumable(built, run)
+        tasks = [Task(run.task or "", built.takes.model_validate_json(run.input)) for run in open_runs]
+        if inputs is not None:
+            by_id = {task.id: task for task in inputs}
+            tasks = [by_id.get(task.id, task) for task in tasks]
+        self._batches.append(batch)
+        return await self._run_many(built, tasks, open_runs, inputs, concurrency, limits, resumed=True)
+
+    @asynccontextmanager
+    async def stream(
+        self, graph: TaskGraph | BuiltGraph, value: BaseModel, *, seed: int = 0, limits: RunLimits | None = None
+    ) -> AsyncGenerator[AsyncIterator[Event]]:
+        """Run a workflow and watch it: `async with session.stream(graph, x) as events: async for event in events`.
+
+        Events carry text as it is generated (`text`) and end with `run_finished`, `run_failed` or
+        `run_interrupted`. Leaving the block early cancels the run.
+        """
+        built = _built(graph)
+        (run,) = self._add_batch(built, [Task("0", value)], seed, "", {})
+        sender, receiver = anyio.create_memory_object_stream[Event](math.inf)
+
+        def listen(event: Event) -> None:
+            behind = sender.statistics().current_buffer_used >= STREAM_TEXT_EVENTS
+            if event.run_id == run.id and not (behind and event.kind == "text"):
+                sender.send_nowait(event)
+
+        async def work() -> None:
+            async with sender:
+                await self._run_one(built, run, value, limits, stream=True)
+            self._record_totals()
+
+        self._listeners.append(listen)
+        try:
+            async with receiver, anyio.create_task_group() as tasks:
+                tasks.start_soon(work)
+                yield receiver
+                tasks.cancel_scope.cancel()
+        finally:
+            self._listeners.remove(listen)
+
+    def report(self, batches: Iterable[str] | None = None) -> str:
+        """Markdown report of this session's batches, or of the ones named."""
+        return render_report(self.store, list(batches or dict.fromkeys(self._batches)))
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    async def _run_many(
+        self,
+        built: BuiltGraph,
+        tasks: list[Task],
+        runs: list[RunRecord],
+        task_set: TaskSet | None,
+        concurrency: int | None,
+        limits: RunLimits | None,
+        resumed: bool = False,
+    ) -> list[RunResult]:
+        results: list[RunResult | None] = [None] * len(tasks)
+        queue = iter(range(len(tasks)))
+
+        async def worker() -> None:
+            for index in queue:
+                task, run = tasks[index], runs[index]
+                result = await self._run_one(built, run, task.input, limits, resumed=resumed)
+                if task_set is not None and not isinstance(result.error, RunInterrupted):
+                    score = task_set.score(task, result.output)
+                    self.store.score_run(run.id, score)
+                    result = RunResult(result.run_id, result.output, result.error, score)
+                    self.emit(Event(kind="run_scored", run_id=result.run_id, data={"score": score}))
+                results[index] = result
+
+        async with anyio.create_task_group() as workers:
+            for _ in range(min(concurrency or self.settings.concurrency, len(tasks))):
+                workers.start_soon(worker)
+        self._record_totals()
+        return [result for result in results if result is not None]
+
+    async def _run_one(
+        self,
+        built: BuiltGraph,
+        run: RunRecord,
+        value: BaseModel,
+        limits: RunLimits | None,
+        *,
+        resumed: bool = False,
+        stream: bool = False,
+    ) -> RunResult:
+        """One run from start to its end in the store; errors on purpose end the run, not the batch."""
+        run_id = run.id
+        limits = limits or self.settings.limits
+        began = time.monotonic()
+        self.store.start_run(run_id)
+        on_event = self.emit if self._listeners else None
+        steps = StepRunner(
+            run_id,
+            self.store,
+            self._ask,
+            on_event=on_event,
+            limits=limits,
+            seed=run.seed,
+            stream=stream,
+            resumed=resumed,
+        )
+        self.emit(Event(kind="run_started", run_id=run_id, data={"resumed": resumed}))
+        try:
+            with anyio.move_on_after(limits.max_seconds_s or math.inf) as scope:
+                output = await _unwrapped(Executor(steps).run(built, value))
+            if scope.cancelled_caught:
+                raise LimitError(
+                    f"run {run_id} took longer than max_seconds_s={limits.max_seconds_s}",
+                    expected="the run to end within its limit",
+                    remedy="Raise the limit and resume the run: what was recorded is kept.",
+                )
+            if output is BLOCKED:
+                raise self._interrupted(run_id)
+        except MetierError as error:
+            return self._end_badly(run_id, error, time.monotonic() - began)
+        text = TypeAdapter(built.gives).dump_json(output).decode()
+        self.store.end_run(run_id, "finished", output=text, busy_s=time.monotonic() - began)
+        self.emit(Event(kind="run_finished", run_id=run_id, data={"output": text}))
+        return RunResult(run_id, output)
+
+    def _end_badly(self, run_id: str, error: MetierError, busy_s: float) -> RunResult:
+        if isinstance(error, RunInterrupted):
+            self.store.end_run(run_id, "interrupted", busy_s=busy_s)
+            self.emit(Event(kind="run_interrupted", run_id=run_id, data={"questions": error.questions}))
+        else:
+            state: Literal["stopped", "failed"] = "stopped" if isinstance(error, LimitError) else "failed"
+            self.store.end_run(run_id, state, error=str(error), busy_s=busy_s)
+            self.emit(Event(kind="run_failed", run_id=run_id, data={"error": str(error)}))
+        return RunResult(run_id, error=error)
+
+    def _interrupted(self, run_id: str) -> RunInterrupted:
+        waiting = {path: q for path, (q, answer) in self.store.questions(run_id).items() if answer is None}
+        shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
+        return RunInterrupted(
+            f"run {run_id} waits for a person. {shown}",
+            remedy=f"Answer with: metier resume {run_id} --answer '{{…}}'.",
+            questions=waiting,
+        )
+
+    async def _ask(self, ask: Ask, on_text: OnText | None) -> tuple[Reply, str]:
+        route = self._router.route(ask)
+        routed = ask if route.variant is None else ask.model_copy(update={"variant": route.variant})
+        reply = await self._backend.reply(routed, on_text=on_text)
+        return reply, route.reason
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to everyone who listens."""
+        for listen in self._listeners:
+            listen(event)
+
+    def _add_batch(
+        self, built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
+    ) -> list[RunRecord]:
+        for task in tasks:
+            if not isinstance(task.input, built.takes):
+                raise RunError(
+                    f"input {task.input!r} is no {built.takes.__name__}", expected=f"what graph {built.name!r} takes"
+                )
+        self._router.assignment.check_roles(built.roles())
+        batch = f"{built.name}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        options = {"assignment": self._router.assignment.model_dump(exclude_defaults=True), **options}
+        runs = [
+            RunRecord(f"{batch}.{index}", batch, task.id, task.input.model_dump_json(), seed)
+            for index, task in enumerate(tasks)
+        ]
+        record = BatchRecord(
+            batch, label or built.name, built.name, built.fingerprint, to_mermaid(built), options, time.time()
+        )
+        self.store.add_batch(record, runs)
+        self._batches.append(batch)
+        return runs
+
+    def _check_resumable(self, built: BuiltGraph, run: RunRecord) -> None:
+        if run.state == "finished":
+            raise ResumeError(f"run {run.id} is finished", expected="a run that is not", remedy="Start a new run.")
+        fingerprint = self.store.batch(run.batch).fingerprint
+        if fingerprint != built.fingerprint:
+            raise ResumeError(
+                f"run {run.id} was started with workflow {fingerprint}, this one is {built.fingerprint}",
+                expected="the same steps, instructions and types",
+                remedy="Undo the change to the workflow, or start a new run.",
+            )
+
+    def _keep_answer(self, run: RunRecord, path: str, answer: Any) -> None:
+        waiting = self.store.questions(run.id)
+        if path not in waiting:
+            raise ResumeError(
+                f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(waiting) or 'none'}"
+            )
+        text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
+        self.store.answer_question(run.id, path, text)
+
+    def _record_totals(self) -> None:
+        if self._totals is not None and self._batches:
+            for engine, totals in self._totals().items():
+                self.store.record_engine_totals(self._batches[-1], f"{engine}@{self._id}", totals)
+
+
+async def _unwrapped(work: Awaitable[Any]) -> Any:
+    """Await, and raise the first error itself rather than the group that task groups wrap it in."""
+    try:
+        return await work
+    except BaseExceptionGroup as group:
+        first: BaseException = group
+        while isinstance(first, BaseExceptionGroup):
+            first = _worst(first.exceptions)
+        if isinstance(first, MetierError):
+            raise first from first.__cause__
+        raise first from group
+
+
+def _worst(errors: Sequence[BaseException]) -> BaseException:
+    """The error to show: one that was not made on purpose hides behind no other."""
+    return next((e for e in errors if not isinstance(e, MetierError | BaseExceptionGroup)), errors[0])
+
+
+def _built(graph: TaskGraph | BuiltGraph) -> BuiltGraph:
+    return graph.build() if isinstance(graph, TaskGraph) else graph
+
+
+def _task_set(inputs: TaskSet | Sequence[BaseModel]) -> TaskSet | None:
+    return inputs if isinstance(inputs, TaskSet) else None

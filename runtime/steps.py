@@ -1,0 +1,333 @@
+"""One step of one run: ask a model or call a function, try again within bounds, and record what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
+from typing import Any, Final
+
+import anyio
+from anyio import to_thread
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ..agents.answers import answer_schema, correction_messages, parse_answer
+from ..agents.backend import OnText
+from ..agents.errors import (
+    AnswerError,
+    EngineDeadError,
+    LimitError,
+    MetierError,
+    ResumeError,
+    StepError,
+    StepTimeoutError,
+)
+from ..agents.messages import Ask, Message, Reply
+from ..agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
+from ..agents.prompts import PROMPT_LAYOUT, render_prompt
+from ..agents.roles import Role
+from .events import Event, EventKind, OnEvent
+from .store import AskRecord, RunStore, StepRecord
+
+__all__ = ["BLOCKED", "RunLimits", "StepRunner"]
+
+
+class _Blocked:
+    """The run waits for a person at this step."""
+
+
+BLOCKED: Final = _Blocked()
+
+AskModel = Callable[[Ask, OnText | None], Awaitable[tuple[Reply, str]]]
+"""Routes an ask, has it answered, and says why it went where it went."""
+
+
+class RunLimits(BaseModel):
+    """What one run may use before it is stopped with LimitError; None is no limit.
+
+    `max_tokens` counts prompt and generated tokens of all asks; `max_seconds_s` is wall time, resumes apart.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_seconds_s: float | None = Field(default=None, gt=0)
+
+
+class StepRunner:
+    """Does the steps of one run: recorded ones are read back, others are done, retried and recorded.
+
+    A reply that does not parse earns one correction ask within the same try. Function steps run in a worker
+    thread unless they are async.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        store: RunStore,
+        ask_model: AskModel,
+        *,
+        on_event: OnEvent | None = None,
+        limits: RunLimits | None = None,
+        seed: int = 0,
+        stream: bool = False,
+        resumed: bool = False,
+    ) -> None:
+        self.run_id = run_id
+        self._store = store
+        self._ask_model = ask_model
+        self._on_event = on_event
+        self._limits = limits or RunLimits()
+        self._seed = seed
+        self._stream = stream
+        self._tokens = 0
+        self._recorded = store.finished_steps(run_id) if resumed else {}
+        self._first_attempt = store.next_attempts(run_id) if resumed else {}
+
+    # --- what the executor calls --------------------------------------------------------------------------
+
+    async def run(self, node: BuiltNode, path: str, inputs: dict[str, Any], round_number: int) -> Any:
+        """Do one role or function step, or read back what is recorded; returns its typed output.
+
+        Raises: AnswerError, StepError, StepTimeoutError, LimitError or EngineError once the tries are used up.
+        """
+        work = node.work
+        assert isinstance(work, RoleWork | FunctionWork)
+        messages = render_prompt(work.role, inputs) if isinstance(work, RoleWork) else None
+        key = _content_key(messages, inputs)
+        gives = node.work.role.gives if isinstance(work, RoleWork) else _item_gives(node)
+        if path in self._recorded:
+            return self._read_back(path, key, gives)
+        role = work.role.name if isinstance(work, RoleWork) else ""
+        step = StepRecord(path, role, "failed", None, key, time.time())
+        self._tell("step_started", path, role)
+        try:
+            output = await self._try(node, path, inputs, messages, round_number, step)
+            step.output, step.state = _to_json(output, gives, path), "done"
+        except BaseException as error:
+            step.error = str(error) or type(error).__name__
+            if isinstance(error, MetierError):
+                self._record(step)
+                self._tell("step_failed", path, role, error=step.error)
+            elif step.asks:
+                # Cancelled: nothing is waited for here, but what the asks cost must not be lost.
+                self._record(step)
+            raise
+        self._record(step)
+        self._tell("step_finished", path, role, output=step.output, seconds=step.finished_at - step.started_at)
+        return output
+
+    def skip(self, node: BuiltNode, path: str, reason: str) -> None:
+        """Note that a step does not run, and why."""
+        self._tell("step_skipped", path, "", reason=reason)
+
+    def ask_person(self, node: BuiltNode, work: PersonWork, path: str, inputs: dict[str, Any]) -> Any:
+        """A person's answer when it is there; otherwise the question is kept and the step is BLOCKED."""
+        asked = self._store.questions(self.run_id).get(path)
+        if asked is None or asked[1] is None:
+            role = Role(node.name.lower(), {n: t.type for n, t in node.inputs.items()}, str, work.question)
+            question = role.render_instructions(inputs)
+            self._store.ask_question(self.run_id, path, question)
+            return BLOCKED
+        return parse_answer(asked[1], node.gives)
+
+    def emit(self, event: Event) -> None:
+        """Pass an event on, with this run's id."""
+        if self._on_event is not None:
+            self._on_event(event.model_copy(update={"run_id": self.run_id}))
+
+    # --- tries --------------------------------------------------------------------------------------------
+
+    async def _try(
+        self,
+        node: BuiltNode,
+        path: str,
+        inputs: dict[str, Any],
+        messages: tuple[Message, ...] | None,
+        round_number: int,
+        step: StepRecord,
+    ) -> Any:
+        for left in range(node.retries, -1, -1):
+            step.tries = node.retries - left + 1
+            try:
+                with anyio.fail_after(node.timeout_s):
+                    if isinstance(node.work, RoleWork):
+                        assert messages is not None
+                        return await self._ask_role(node.work.role, path, messages, round_number, step)
+                    assert isinstance(node.work, FunctionWork)
+                    return await _call(node.work.function, node.name, inputs)
+            except TimeoutError as error:
+                failure: MetierError = StepTimeoutError(
+                    f"step {path!r} took longer than timeout_s={node.timeout_s}, {step.tries} times",
+                    expected="an answer within the time-out",
+                    remedy="Raise timeout_s, lower max_tokens, or give the role a faster variant.",
+                )
+                failure.__cause__ = error
+            except (AnswerError, StepError, EngineDeadError) as error:
+                failure = error
+            if not left:
+                raise failure
+            self._tell("ask_retried", path, step.role, reason=str(failure))
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _ask_role(
+        self, role: Role, path: str, messages: tuple[Message, ...], round_number: int, step: StepRecord
+    ) -> Any:
+        reply = await self._ask(role, path, messages, round_number, step)
+        try:
+            return parse_answer(reply.text, role.gives)
+        except AnswerError as error:
+            step.asks[-1].error = str(error)
+            self._tell("ask_retried", path, role.name, reason=str(error))
+            corrected = correction_messages(messages, reply.text, error)
+        reply = await self._ask(role, path, corrected, round_number, step)
+        try:
+            return parse_answer(reply.text, role.gives)
+        except AnswerError as error:
+            step.asks[-1].error = str(error)
+            raise
+
+    async def _ask(
+        self, role: Role, path: str, messages: tuple[Message, ...], round_number: int, step: StepRecord
+    ) -> Reply:
+        self._check_tokens(path)
+        attempt = self._first_attempt.get(path, 0) + len(step.asks)
+        ask = Ask(
+            run_id=self.run_id,
+            step_path=path,
+            role=role.name,
+            messages=messages,
+            attempt=attempt,
+            round=round_number,
+            answer_schema=_schema(role.gives),
+            max_tokens=role.max_tokens,
+            temperature=role.temperature,
+            top_p=role.top_p,
+            seed=self._ask_seed(path, attempt) if role.temperature > 0 else None,
+            prompt_layout=PROMPT_LAYOUT,
+        )
+        record = AskRecord(attempt, role.name, None, "", PROMPT_LAYOUT, messages, time.time())
+        step.asks.append(record)
+        on_text = partial(self._text, path, role.name) if self._stream else None
+        try:
+            reply, record.reason = await self._ask_model(ask, on_text)
+        except BaseException as error:
+            record.error = str(error) or type(error).__name__
+            record.answered_at = time.time()
+            raise
+        record.answered_at = time.time()
+        record.variant, record.engine = reply.variant, reply.engine
+        record.reply, record.finish_reason, record.usage = reply.text, reply.finish_reason, reply.usage
+        self._tokens += reply.usage.total_tokens
+        if self._on_event is not None:
+            usage = reply.usage.model_dump(exclude_defaults=True)
+            self._tell("ask_finished", path, role.name, variant=reply.variant, **usage)
+        return reply
+
+    def _check_tokens(self, path: str) -> None:
+        limit = self._limits.max_tokens
+        if limit is not None and self._tokens >= limit:
+            raise LimitError(
+                f"run {self.run_id} has used {self._tokens} tokens before step {path!r}",
+                expected=f"at most max_tokens={limit}",
+                remedy="Raise the limit and `metier resume` the run: what was recorded is kept.",
+            )
+
+    def _ask_seed(self, path: str, attempt: int) -> int:
+        digest = hashlib.sha256(f"{self._seed}|{path}|{attempt}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    # --- recording ----------------------------------------------------------------------------------------
+
+    def _read_back(self, path: str, key: str, gives: Any) -> Any:
+        output, recorded_key = self._recorded[path]
+        if recorded_key != key:
+            raise ResumeError(
+                f"step {path!r} of run {self.run_id} was recorded with other inputs than it has now",
+                expected="the same workflow, prompts and function results as when the run was started",
+                remedy="Start a new run, or undo the change to the workflow.",
+            )
+        try:
+            return _adapter(gives).validate_json(output or "null")
+        except ValidationError as error:
+            raise ResumeError(
+                f"the recorded output of step {path!r} is no longer what the step gives: {error}",
+                expected="the answer types the run was started with",
+                remedy="Start a new run.",
+            ) from error
+
+    def _record(self, step: StepRecord) -> None:
+        step.finished_at = time.time()
+        self._store.record_step(self.run_id, step)
+
+    def _tell(self, kind: EventKind, path: str, role: str, **data: Any) -> None:
+        if self._on_event is not None:
+            self._on_event(Event(kind=kind, run_id=self.run_id, step_path=path, role=role, data=data))
+
+    def _text(self, path: str, role: str, text: str) -> None:
+        self._tell("text", path, role, text=text)
+
+
+async def _call(function: Callable[..., Any], name: str, inputs: dict[str, Any]) -> Any:
+    try:
+        if inspect.iscoroutinefunction(function):
+            return await function(**inputs)
+        return await to_thread.run_sync(partial(function, **inputs), abandon_on_cancel=True)
+    except MetierError:
+        raise
+    except Exception as error:
+        raise StepError(
+            f"function step {name!r} raised {type(error).__name__}: {error}",
+            expected="a result of the annotated type",
+            remedy="Mend the function; `metier resume` then goes on from here.",
+        ) from error
+
+
+def _content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    if messages is not None:
+        for message in messages:
+            digest.update(f"{message.role}\0{message.content}\0".encode())
+    else:
+        plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in inputs.items()}
+        digest.update(json.dumps(plain, sort_keys=True, default=_as_json).encode())
+    return digest.hexdigest()[:16]
+
+
+def _as_json(value: Any) -> Any:
+    return _ANYTHING.dump_python(value, mode="json")
+
+
+def _item_gives(node: BuiltNode) -> Any:
+    if node.each is None:
+        return node.gives
+    return node.gives.__args__[0]
+
+
+def _to_json(output: Any, gives: Any, path: str) -> str:
+    if isinstance(output, BaseModel) and type(output) is gives:
+        return output.model_dump_json()
+    try:
+        return _adapter(gives).dump_json(_adapter(gives).validate_python(output)).decode()
+    except (ValidationError, ValueError) as error:
+        raise StepError(
+            f"step {path!r} gave {output!r}: {error}",
+            expected=f"a value of its annotated type {gives!r}",
+            remedy="Return what the annotation says, or correct the annotation.",
+        ) from error
+
+
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+@cache
+def _adapter(gives: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(type(None) if gives is None else gives)
+
+
+@cache
+def _schema(gives: Any) -> dict[str, Any] | None:
+    return answer_schema(gives)

@@ -1,0 +1,386 @@
+"""The run store: every run, step and ask in one SQLite file, so that runs survive and reports need nothing else.
+
+A step is recorded in one transaction together with its asks. Writes happen where they are called, in the event
+loop's thread: a commit in write-ahead mode takes some tens of microseconds, less than handing it to a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ..agents.errors import ResumeError, StoreError
+from ..agents.messages import Message, Usage
+from ..agents.traffic import TrafficRow
+
+__all__ = ["AskRecord", "BatchRecord", "RunRecord", "RunState", "RunStore", "StepRecord", "StepState"]
+
+RunState = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
+StepState = Literal["done", "skipped", "failed"]
+
+USAGE_COLUMNS = tuple(Usage.model_fields)
+
+MIGRATIONS = (
+    """
+    CREATE TABLE batches (
+        id TEXT PRIMARY KEY, label TEXT NOT NULL, graph TEXT NOT NULL, fingerprint TEXT NOT NULL,
+        picture TEXT NOT NULL, options TEXT NOT NULL, created_at REAL NOT NULL);
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY, batch TEXT NOT NULL REFERENCES batches (id), task TEXT, input TEXT NOT NULL,
+        seed INTEGER NOT NULL, state TEXT NOT NULL, output TEXT, error TEXT, score REAL, started_at REAL,
+        finished_at REAL, busy_s REAL NOT NULL DEFAULT 0);
+    CREATE INDEX runs_by_batch ON runs (batch);
+    CREATE TABLE steps (
+        run TEXT NOT NULL REFERENCES runs (id), path TEXT NOT NULL, role TEXT NOT NULL, state TEXT NOT NULL,
+        output TEXT, content_key TEXT NOT NULL, error TEXT, tries INTEGER NOT NULL, started_at REAL NOT NULL,
+        finished_at REAL NOT NULL, PRIMARY KEY (run, path)) WITHOUT ROWID;
+    CREATE TABLE asks (
+        run TEXT NOT NULL REFERENCES runs (id), path TEXT NOT NULL, attempt INTEGER NOT NULL, role TEXT NOT NULL,
+        variant TEXT, reason TEXT NOT NULL, prompt_layout INTEGER NOT NULL, messages TEXT NOT NULL,
+        reply TEXT NOT NULL, finish_reason TEXT NOT NULL, error TEXT, asked_at REAL NOT NULL,
+        answered_at REAL NOT NULL, engine TEXT NOT NULL,
+        prompt_tokens INTEGER, cached_tokens INTEGER, thinking_tokens INTEGER, answer_tokens INTEGER,
+        queue_s REAL, prefill_s REAL, decode_s REAL, cpu_s REAL, swaps INTEGER, swap_s REAL,
+        PRIMARY KEY (run, path, attempt));
+    CREATE TABLE questions (
+        run TEXT NOT NULL REFERENCES runs (id), path TEXT NOT NULL, question TEXT NOT NULL, answer TEXT,
+        PRIMARY KEY (run, path)) WITHOUT ROWID;
+    CREATE TABLE engine_events (at REAL NOT NULL, batch TEXT NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
+    CREATE TABLE engine_totals (
+        batch TEXT NOT NULL, engine TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (batch, engine));
+    """,
+)
+"""Append only: a store written by an older version is brought up to date when it is opened."""
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """Runs that belong together: one `run` or `map` call of one workflow.
+
+    `options` is what is needed to go on after a crash (workflow file, task set, base, assignment, settings);
+    `picture` is the workflow as Mermaid text.
+    """
+
+    id: str
+    label: str
+    graph: str
+    fingerprint: str
+    picture: str
+    options: dict[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run as it stands in the store; `output`, `input` are JSON text."""
+
+    id: str
+    batch: str
+    task: str | None
+    input: str
+    seed: int
+    state: RunState = "waiting"
+    output: str | None = None
+    error: str | None = None
+    score: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    busy_s: float = 0.0
+
+
+@dataclass
+class AskRecord:
+    """One ask of a step, with its reply and what it cost."""
+
+    attempt: int
+    role: str
+    variant: str | None
+    reason: str
+    prompt_layout: int
+    messages: tuple[Message, ...]
+    asked_at: float
+    answered_at: float = 0.0
+    reply: str = ""
+    finish_reason: str = ""
+    error: str | None = None
+    engine: str = ""
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass
+class StepRecord:
+    """One step of a run; `content_key` hashes what it was given, as a check when a run is resumed."""
+
+    path: str
+    role: str
+    state: StepState
+    output: str | None
+    content_key: str
+    started_at: float
+    finished_at: float = 0.0
+    error: str | None = None
+    tries: int = 1
+    asks: list[AskRecord] = field(default_factory=list)
+
+
+class RunStore:
+    """One SQLite file of runs; `":memory:"` keeps them for the session only.
+
+    Raises StoreError when the file cannot be opened, was written by a newer version, or the disk is full.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+        try:
+            if self.path != ":memory:":
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._migrate()
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"the run store {self.path} cannot be opened: {error}",
+                expected="a SQLite file of this program, in a folder that can be written",
+                remedy="Name another file with --store.",
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        self._db.close()
+
+    def _migrate(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise StoreError(
+                f"the run store {self.path} has schema {version}",
+                expected=f"at most {len(MIGRATIONS)}",
+                remedy="Update metier, or name another file with --store.",
+            )
+        for number in range(version, len(MIGRATIONS)):
+            script = f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;"
+            self._db.executescript(script)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise StoreError(
+                f"the run store {self.path} cannot be written: {error}",
+                expected="a writable file on a disk with room",
+                remedy="Make room (or free the file), then `metier resume`: what was recorded is kept.",
+            ) from error
+
+    # --- runs ---------------------------------------------------------------------------------------------
+
+    def add_batch(self, batch: BatchRecord, runs: list[RunRecord]) -> None:
+        """Record a batch and all its runs before the first one starts, so that none is lost in a crash."""
+        columns = list(RunRecord.__dataclass_fields__)
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    batch.id, batch.label, batch.graph, batch.fingerprint, batch.picture,
+                    json.dumps(batch.options), batch.created_at,
+                ),
+            )  # fmt: skip
+            db.executemany(_insert("runs", columns), [[getattr(run, c) for c in columns] for run in runs])
+
+    def end_run(
+        self,
+        run_id: str,
+        state: RunState,
+        *,
+        output: str | None = None,
+        error: str | None = None,
+        busy_s: float = 0.0,
+    ) -> None:
+        """Record how a run ended, or that it waits; seconds add up over resumes."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = ?, output = ?, error = ?, finished_at = ?, busy_s = busy_s + ? WHERE id = ?",
+                (state, output, error, time.time(), busy_s, run_id),
+            )
+
+    def start_run(self, run_id: str) -> None:
+        """Record that a run starts or goes on; its failed steps are forgotten, finished ones kept."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = 'running', error = NULL, started_at = coalesce(started_at, ?) WHERE id = ?",
+                (time.time(), run_id),
+            )
+            db.execute("DELETE FROM steps WHERE run = ? AND state = 'failed'", (run_id,))
+
+    def score_run(self, run_id: str, score: float) -> None:
+        """Record the score of a run's output."""
+        with self._transaction() as db:
+            db.execute("UPDATE runs SET score = ? WHERE id = ?", (score, run_id))
+
+    def run(self, run_id: str) -> RunRecord:
+        """One run; raises ResumeError naming the runs that exist when there is none of that id."""
+        row = self._db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
+        if row is None:
+            known = [r["id"] for r in self._db.execute("SELECT id FROM runs ORDER BY rowid DESC LIMIT 5")]
+            raise ResumeError(
+                f"no run {run_id!r} in {self.path}",
+                expected=f"one of {', '.join(known) or 'none yet'}, …",
+                remedy="Name the store it is in with --store.",
+            )
+        return RunRecord(**dict(row))
+
+    def runs(self, batch: str) -> list[RunRecord]:
+        """All runs of a batch, in the order of their inputs."""
+        rows = self._db.execute("SELECT * FROM runs WHERE batch = ? ORDER BY rowid", (batch,))
+        return [RunRecord(**dict(row)) for row in rows]
+
+    def batch(self, batch_id: str) -> BatchRecord:
+        """One batch; raises ResumeError naming the batches that exist when there is none of that id."""
+        found = [batch for batch in self.batches() if batch.id == batch_id]
+        if not found:
+            known = ", ".join(batch.id for batch in self.batches()[-5:])
+            raise ResumeError(
+                f"no batch {batch_id!r} in {self.path}",
+                expected=f"one of {known or 'none yet'}",
+                remedy="Name the store it is in with --store.",
+            )
+        return found[0]
+
+    def batches(self) -> list[BatchRecord]:
+        """All batches, oldest first."""
+        rows = self._db.execute("SELECT * FROM batches ORDER BY rowid")
+        return [BatchRecord(**{**dict(row), "options": json.loads(row["options"])}) for row in rows]
+
+    # --- steps --------------------------------------------------------------------------------------------
+
+    def record_step(self, run_id: str, step: StepRecord) -> None:
+        """Record one step and its asks in one transaction; a finished step is never overwritten."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO steps VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET state = excluded.state, "
+                "output = excluded.output, content_key = excluded.content_key, error = excluded.error, "
+                "tries = excluded.tries, started_at = excluded.started_at, finished_at = excluded.finished_at "
+                "WHERE steps.state != 'done'",
+                (
+                    run_id, step.path, step.role, step.state, step.output, step.content_key, step.error, step.tries,
+                    step.started_at, step.finished_at,
+                ),
+            )  # fmt: skip
+            for ask in step.asks:
+                db.execute(ASK_INSERT, _ask_values(run_id, step.path, ask))
+
+    def finished_steps(self, run_id: str) -> dict[str, tuple[str | None, str]]:
+        """Path → (output as JSON, content key) of every finished step of a run."""
+        rows = self._db.execute(
+            "SELECT path, output, content_key FROM steps WHERE run = ? AND state = 'done'", (run_id,)
+        )
+        return {row["path"]: (row["output"], row["content_key"]) for row in rows}
+
+    def next_attempts(self, run_id: str) -> dict[str, int]:
+        """Path → first unused attempt number, for steps that a resumed run asks again."""
+        rows = self._db.execute("SELECT path, max(attempt) + 1 AS n FROM asks WHERE run = ? GROUP BY path", (run_id,))
+        return {row["path"]: row["n"] for row in rows}
+
+    # --- questions to people ------------------------------------------------------------------------------
+
+    def ask_question(self, run_id: str, path: str, question: str) -> None:
+        """Keep a question that a run waits for."""
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO questions (run, path, question) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                (run_id, path, question),
+            )
+
+    def questions(self, run_id: str) -> dict[str, tuple[str, str | None]]:
+        """Path → (question, answer as JSON or None) of a run."""
+        rows = self._db.execute("SELECT path, question, answer FROM questions WHERE run = ?", (run_id,))
+        return {row["path"]: (row["question"], row["answer"]) for row in rows}
+
+    def answer_question(self, run_id: str, path: str, answer: str) -> None:
+        """Keep a person's answer (JSON) for when the run is resumed."""
+        with self._transaction() as db:
+            db.execute("UPDATE questions SET answer = ? WHERE run = ? AND path = ?", (answer, run_id, path))
+
+    # --- engines, traffic, reading --------------------------------------------------------------------------
+
+    def record_engine_event(self, batch: str, kind: str, data: dict[str, Any]) -> None:
+        """Keep what an engine did (adapter loaded, evicted, restarted) for the report."""
+        with self._transaction() as db:
+            db.execute("INSERT INTO engine_events VALUES (?, ?, ?, ?)", (time.time(), batch, kind, json.dumps(data)))
+
+    def record_engine_totals(self, batch: str, engine: str, totals: dict[str, Any]) -> None:
+        """Keep an engine's own totals (CPU-seconds, tokens, steps) beside what was charged to asks."""
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO engine_totals VALUES (?, ?, ?)", (batch, engine, json.dumps(totals)))
+
+    def engine_totals(self, batch: str) -> dict[str, dict[str, Any]]:
+        """Engine name → its totals of one batch."""
+        rows = self._db.execute("SELECT engine, data FROM engine_totals WHERE batch = ?", (batch,))
+        return {row["engine"]: json.loads(row["data"]) for row in rows}
+
+    def query(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """Read rows for a report; never used to write."""
+        return self._db.execute(sql, values).fetchall()
+
+    def traffic(self, batch: str | None = None) -> Iterator[TrafficRow]:
+        """What the runs asked and were answered, with the score of their run."""
+        where, values = ("AND runs.batch = ?", (batch,)) if batch else ("", ())
+        rows = self._db.execute(
+            "SELECT asks.*, runs.score AS score FROM asks JOIN runs ON runs.id = asks.run "
+            f"WHERE asks.error IS NULL {where} ORDER BY asks.asked_at, asks.rowid",
+            values,
+        )
+        for row in rows:
+            yield TrafficRow(
+                role=row["role"],
+                messages=tuple(Message.model_validate(m) for m in json.loads(row["messages"])),
+                reply=row["reply"],
+                score=row["score"],
+                run_id=row["run"],
+                step_path=row["path"],
+                variant=row["variant"],
+                prompt_layout=row["prompt_layout"],
+            )
+
+
+_ASK_COLUMNS = [
+    "run", "path", "attempt", "role", "variant", "reason", "prompt_layout", "messages", "reply", "finish_reason",
+    "error", "asked_at", "answered_at", "engine", *USAGE_COLUMNS,
+]  # fmt: skip
+
+
+def _insert(table: str, columns: list[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+
+
+ASK_INSERT = _insert("asks", _ASK_COLUMNS)
+
+
+def _ask_values(run_id: str, path: str, ask: AskRecord) -> list[Any]:
+    messages = json.dumps([{"role": m.role, "content": m.content} for m in ask.messages])
+    return [
+        run_id, path, ask.attempt, ask.role, ask.variant, ask.reason, ask.prompt_layout, messages, ask.reply,
+        ask.finish_reason, ask.error, ask.asked_at, ask.answered_at, ask.engine,
+        *(getattr(ask.usage, column) for column in USAGE_COLUMNS),
+    ]  # fmt: skip
