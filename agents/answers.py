@@ -34,19 +34,13 @@ def parse_answer(text: str, gives: Any) -> Any:
         return model.model_validate_json(text)
     except ValidationError:
         found = _first_object(text)
-        if found is None:
-            reason = "it holds no complete JSON object"
-        else:
-            try:
-                return model.model_validate(found)
-            except ValidationError as inner:
-                error = inner
-            reason = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-        raise AnswerError(
-            f"reply {_shorten(text)!r} is no {type_name(gives)}: {reason}",
-            expected=f"JSON with the fields {', '.join(model.model_fields)}",
-            remedy="Give the role more max_tokens, clearer instructions, or a variant tuned for it.",
-        ) from error
+    if found is None:
+        raise _misfit(text, model, "it holds no complete JSON object")
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise _misfit(text, model, "; ".join(reasons)) from error
 
 
 def split_thinking(text: str, start: str = "<think>", end: str = "</think>") -> tuple[str, str]:
@@ -64,6 +58,14 @@ def correction_messages(messages: tuple[Message, ...], reply: str, error: Answer
         *messages,
         Message(role="assistant", content=_shorten(reply)),
         Message(role="user", content=f"That does not fit: {error.expected}. Write only that."),
+    )
+
+
+def _misfit(text: str, model: type[BaseModel], reason: str) -> AnswerError:
+    return AnswerError(
+        f"reply {_shorten(text)!r} is no {type_name(model)}: {reason}",
+        expected=f"JSON with the fields {', '.join(model.model_fields)}",
+        remedy="Give the role more max_tokens, clearer instructions, or a variant tuned for it.",
     )
 
 

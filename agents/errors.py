@@ -16,7 +16,8 @@ MetierError
 │   ├── StepError          a Python function step raised
 │   ├── StepTimeoutError
 │   ├── LoopLimitError     a loop reached its last round and had to succeed
-│   └── LimitError         a run passed its limit of tokens or seconds
+│   ├── LimitError         a run passed its limit of tokens or seconds
+│   └── RunInterrupted     a run waits for a person's answer
 ├── EngineError            an engine cannot do what it was asked
 │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
 │   ├── EngineDeadError    the engine is gone; the pool restarts it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,7 +23,7 @@ _SEED_LIMIT = 1_000
 
 
 def split_of(text: str) -> Split:
-    """Say which split a question belongs to, by its content alone.
+    """Say which split a text belongs to, by its content alone (about 80/10/10).
 
     Seeds alone do not keep splits apart: a small generator repeats itself under different seeds.
     """
@@ -38,13 +38,15 @@ def reasoning_gym_tasks(
     input_type: type[BaseModel],
     seed: int = 0,
     answer_field: str | None = None,
+    content: Callable[[Mapping[str, Any]], str] | None = None,
     **knobs: Any,
 ) -> TaskSet:
     """Draw `size` different puzzles of one split from a reasoning-gym dataset, scored by its own verifier.
 
     Splits are disjoint twice: each draws from a seed range of its own, and keeps only questions whose content
     hash falls in it (about 80/10/10), so no test question is ever trained on. `seed` (0 to 999) picks another
-    part of the split's seed range. `input_type` is a model with one text field. The final output may be text,
+    part of the split's seed range. `content` says what of an entry decides its split, by default the question:
+    give the core of the puzzle when several datasets word the same one differently. `input_type` is a model with one text field. The final output may be text,
     a number, or a model, read at `answer_field` (by default its last field: workings come before results). A
     task is solved (1.0) when the verifier gives full marks, else 0.0; an answer the verifier cannot read
     scores 0. `knobs` go to the dataset. Each task's `key` is the generator's entry, metadata included.
@@ -67,7 +69,7 @@ def reasoning_gym_tasks(
         entry = gym[drawn]
         drawn += 1
         text = str(entry["question"]).strip()
-        if text in seen or split_of(text) != split:
+        if text in seen or split_of(content(entry) if content else text) != split:
             continue
         seen.add(text)
         tasks.append(Task(id=f"{dataset}-{first + drawn - 1}", input=input_type(**{field: text}), key=entry))

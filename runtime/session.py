@@ -66,6 +66,11 @@ class Session:
         self._id = uuid.uuid4().hex[:6]
         self._batches: list[str] = []
 
+    @property
+    def batch(self) -> str | None:
+        """Id of the batch that was started or resumed last."""
+        return self._batches[-1] if self._batches else None
+
     # --- running ------------------------------------------------------------------------------------------
 
     async def run(

@@ -1,0 +1,77 @@
+"""Load a workflow, and the tasks it is tried on, from a Python file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ..agents.errors import GraphError, TaskSetError
+from ..agents.graph import TaskGraph
+from ..agents.nodes import BuiltGraph
+from ..agents.tasksets import TaskSet
+
+__all__ = ["WorkflowFile", "load_workflow"]
+
+
+class WorkflowFile:
+    """A Python file that defines a TaskGraph (`graph`, or the one named) and, if it has tasks, `tasks`."""
+
+    def __init__(self, path: Path, module: ModuleType, graph: TaskGraph) -> None:
+        self.path = path
+        self.graph: BuiltGraph = graph.build()
+        self._module = module
+
+    def tasks(self, spec: str) -> TaskSet:
+        """The tasks of a spec `split:size` or `split:size:seed`, from the file's `tasks(split, size, seed)`.
+
+        Raises: TaskSetError when the spec cannot be read or the file has no tasks.
+        """
+        make = getattr(self._module, "tasks", None)
+        if not callable(make):
+            raise TaskSetError(
+                f"{self.path} defines no `tasks`",
+                expected="a function tasks(split, size, seed) that returns a TaskSet",
+                remedy="Define it, or give one input with --input.",
+            )
+        split, _, rest = spec.partition(":")
+        size, _, seed = rest.partition(":")
+        if split not in ("train", "tune", "test") or not size.isdigit() or (seed and not seed.isdigit()):
+            raise TaskSetError(
+                f"task spec {spec!r} cannot be read",
+                expected="split:size or split:size:seed, with split train, tune or test",
+                remedy="For example: --tasks test:24.",
+            )
+        tasks = make(split, int(size), int(seed or 0))
+        assert isinstance(tasks, TaskSet)
+        return tasks
+
+
+def load_workflow(reference: str) -> WorkflowFile:
+    """Load `file.py` or `file.py:name`; files beside it can be imported by it.
+
+    Raises: GraphError when the file, or the graph in it, is not there or wrong.
+    """
+    file, _, name = reference.partition(":")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise GraphError(f"no workflow file {file!r}", expected="a Python file that defines `graph`")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    module_name = f"metier_workflow_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    graph = getattr(module, name or "graph", None)
+    if not isinstance(graph, TaskGraph):
+        there = sorted(n for n, v in vars(module).items() if isinstance(v, TaskGraph))
+        raise GraphError(
+            f"{file} has no TaskGraph named {name or 'graph'!r}",
+            expected=f"one of {', '.join(there) or 'none: define graph = TaskGraph(…)'}",
+            remedy="Name it after the file: file.py:name.",
+        )
+    return WorkflowFile(path, module, graph)
