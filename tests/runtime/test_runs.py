@@ -229,9 +229,7 @@ async def test_task_sets_are_scored(store: RunStore) -> None:
     )
     graph = TaskGraph("g", takes=Puzzle, gives=Plan)
     graph.step(planner)
-    async with open_session(
-        backend=ScriptedBackend(default=lambda a: Plan(expression="1")), store=store
-    ) as session:
+    async with open_session(backend=ScriptedBackend(default=lambda a: Plan(expression="1")), store=store) as session:
         results = await session.map(graph, tasks)
         assert [r.score for r in results] == [0, 1, 0, 1]
         assert "2 of 4" in session.report()
@@ -305,7 +303,7 @@ async def test_what_cannot_be_resumed_is_said(store: RunStore) -> None:
 
 async def _stopped(session: Session, graph: TaskGraph) -> str:
     with pytest.raises(LimitError):
-        await session.run(graph, Puzzle(text="x"), limits=RunLimits(max_seconds_s=1e-9))
+        await session.run(graph, Puzzle(text="x"), limits=RunLimits(max_tokens=1))
     assert session.batch is not None
     return session.store.runs(session.batch)[0].id
 

@@ -1,0 +1,40 @@
+# Everything a newcomer types: make demo, make test. `make help` lists the rest.
+EXTRA ?= cpu
+BIN := .venv/bin
+INSTALLED := .venv/.installed-$(EXTRA)
+ROOMS := agents specializers router runtime
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format faults bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+$(INSTALLED): pyproject.toml scripts/install.sh
+	@scripts/install.sh $(EXTRA)
+
+install: $(INSTALLED) ## Build .venv with the engine (EXTRA=gpu for a GPU machine)
+
+demo: $(INSTALLED) ## Solve fresh puzzles with three roles on three variants, and on the bare base beside it
+	@$(BIN)/metier demo
+
+test: $(INSTALLED) check ## Run the whole test suite
+	@$(BIN)/python -m pytest -q
+
+check: $(INSTALLED) ## Lint, types, and the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q . || { echo "run: make format"; exit 1; }
+	@mkdir -p .check/metier && for room in $(ROOMS); do ln -sfn ../../$$room .check/metier/$$room; done
+	@MYPYPATH=.check $(BIN)/mypy $(ROOMS:%=-p metier.%)
+	@$(BIN)/lint-imports --no-cache
+
+format: $(INSTALLED) ## Sort imports and format
+	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
+
+faults: $(INSTALLED) ## Kill campaigns: what survives kill -9 (minutes)
+	@$(BIN)/python -m pytest -q -m faults
+
+bench: $(INSTALLED) ## All benchmarks, paired rounds (tens of minutes)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean: ## Remove what was built here (not the user's cache)
+	@rm -rf .venv .check build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,212 @@
+"""The command line: thin verbs over sessions, recipes and reports."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+
+from ..agents.errors import MetierError, RunInterrupted, SettingsError
+from .workflow_run import RunOptions, list_batches, print_report, resume_run, run_workflow
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    help="Run a team of specialised agents on one open-weights model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True)
+
+Base = Annotated[str, typer.Option("--base", help="Base model: smollm2-135m, a folder, or a Hugging Face id.")]
+Store = Annotated[Path, typer.Option("--store", help="SQLite file of runs.")]
+Report = Annotated[Path | None, typer.Option("--report", help="Write the report here as Markdown.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, such as engine.kv_cache_mib=1024; may be repeated.")
+]
+DEFAULT_STORE = Path("runs/runs.db")
+EXIT_WAITS = 3
+EXIT_INTERRUPTED = 130
+
+
+@app.command(
+    epilog="Example: `metier run examples/solve_and_check.py --tasks test:24 --assignment examples/assignment.yaml`"
+)
+def run(
+    workflow: Annotated[str, typer.Argument(help="file.py, or file.py:name of its TaskGraph.")],
+    tasks: Annotated[str | None, typer.Option(help="split:size[:seed] of the file's tasks, such as test:24.")] = None,
+    input: Annotated[str | None, typer.Option(help="One input as JSON, instead of tasks.")] = None,
+    assignment: Annotated[Path | None, typer.Option(help="Which variant plays which role (YAML).")] = None,
+    base: Base = "smollm2-135m",
+    variants: Annotated[
+        list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="embedded, or supervised in processes of its own.")] = "embedded",
+    concurrency: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop a run that has used this many tokens.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Stop a run after this many seconds.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    store: Store = DEFAULT_STORE,
+    report: Report = None,
+    export_traffic: Annotated[Path | None, typer.Option(help="Write what was asked and answered as JSONL.")] = None,
+    settings: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
+    set: Sets = None,
+) -> None:
+    """Run a workflow on tasks or on one input, record everything, print the report."""
+    options = _options(
+        workflow=workflow,
+        tasks=tasks,
+        input=input,
+        assignment=None if assignment is None else str(assignment.resolve()),
+        base=base,
+        variants=[str(folder.resolve()) for folder in variants or []],
+        engine=engine,
+        concurrency=concurrency,
+        max_tokens=max_tokens,
+        max_seconds=max_seconds,
+        seed=seed,
+        settings=None if settings is None else str(settings.resolve()),
+        overrides=_overrides(set),
+    )
+    anyio.run(run_workflow, options, store, report, export_traffic)
+
+
+@app.command(epilog="Example: `metier resume`, or `metier resume RUN --answer '{\"correct\": true}'`")
+def resume(
+    which: Annotated[str | None, typer.Argument(help="Run or batch; the newest unfinished batch by default.")] = None,
+    answer: Annotated[str | None, typer.Option(help="A person's answer as JSON, for the run that waits.")] = None,
+    at: Annotated[str | None, typer.Option(help="Step that the answer is for, when several wait.")] = None,
+    store: Store = DEFAULT_STORE,
+    report: Report = None,
+) -> None:
+    """Go on with runs that were killed, stopped, failed, or wait for a person; nothing recorded runs again."""
+    anyio.run(resume_run, which, None if answer is None else _json(answer, "--answer"), at, store, report)
+
+
+@app.command("report", epilog="Example: `metier report --store runs/runs.db > report.md`")
+def report_command(
+    batches: Annotated[list[str] | None, typer.Argument(help="Batches to compare; the newest by default.")] = None,
+    store: Store = DEFAULT_STORE,
+    list_all: Annotated[bool, typer.Option("--list", help="List the batches there are.")] = False,
+) -> None:
+    """Print the report of finished or broken runs, from the store alone."""
+    if list_all:
+        list_batches(store)
+    else:
+        print_report(store, batches or [])
+
+
+@app.command(epilog="Example: `metier demo --tasks 24`")
+def demo(
+    tasks: Annotated[int, typer.Option(min=1, help="How many puzzles.")] = 24,
+    skip_base: Annotated[bool, typer.Option(help="Do not run the bare base beside it.")] = False,
+    engine: Annotated[str, typer.Option(help="embedded or supervised.")] = "embedded",
+    store: Store = Path("runs/demo.db"),
+    report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("demo-report.md"),
+) -> None:
+    """Solve fresh puzzles with three roles on three variants of one small model, and on the bare base beside it."""
+    from .demo import run_demo
+
+    anyio.run(run_demo, tasks, skip_base, engine, store, report)
+
+
+@app.command(epilog="Example: `metier make examples/recipes/solver.yaml`")
+def make(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    base: Base = "smollm2-135m",
+    shelf: Annotated[Path | None, typer.Option(help="Folder of variants; the user's own by default.")] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="Where checkpoints of unfinished training are kept.")] = None,
+) -> None:
+    """Make a variant from a recipe; run it again after a crash and it goes on where it stopped."""
+    from .making import make_variant
+
+    make_variant(recipe, base, shelf, work_dir)
+
+
+@app.command(epilog="Example: `metier variants --also examples/variants`")
+def variants(
+    shelf: Annotated[Path | None, typer.Option(help="Folder of variants; the user's own by default.")] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="Folder of variants beside it; may be repeated.")] = None,
+    verify: Annotated[bool, typer.Option(help="Check every file against its hash.")] = False,
+) -> None:
+    """List the variants on the shelf: lineage, size, and what was measured."""
+    from .making import list_variants
+
+    list_variants(shelf, also or [], verify)
+
+
+@app.command(epilog="Example: `metier doctor`")
+def doctor() -> None:
+    """Say what this machine can do, and which parts of the vLLM plugin are active."""
+    from .doctor import examine
+
+    if not examine():
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: `metier graph examples/solve_and_check.py --out picture.png`")
+def graph(
+    workflow: Annotated[str, typer.Argument(help="file.py, or file.py:name of its TaskGraph.")],
+    out: Annotated[Path | None, typer.Option(help="Draw it here: PNG where Graphviz is, else Mermaid text.")] = None,
+) -> None:
+    """Draw a workflow: Mermaid text on the terminal, or a picture."""
+    from ..agents.pictures import to_mermaid, write_picture
+    from .workflow_file import load_workflow
+
+    built = load_workflow(workflow).graph
+    if out is None:
+        sys.stdout.write(to_mermaid(built))
+    else:
+        errors.print(f"wrote {write_picture(built, out)}")
+
+
+def _options(**values: Any) -> RunOptions:
+    try:
+        return RunOptions(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SettingsError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}") from error
+
+
+def _overrides(pairs: list[str] | None) -> dict[str, Any]:
+    values = {}
+    for pair in pairs or []:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise SettingsError(f"--set {pair!r}", expected="name=value, such as engine.kv_cache_mib=1024")
+        values[name] = yaml.safe_load(value)
+    return values
+
+
+def _json(text: str, option: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{option} {text!r} is no JSON: {error}", remedy="Quote it for the shell.") from error
+
+
+def main() -> None:
+    """Entry point: errors on purpose are one line, Ctrl-C stops cleanly, anything else is a traceback."""
+    command: Callable[..., Any] = typer.main.get_command(app)
+    try:
+        command(prog_name="metier")
+    except RunInterrupted as waiting:
+        errors.print(str(waiting), style="yellow", markup=False, soft_wrap=True)
+        sys.exit(EXIT_WAITS)
+    except MetierError as error:
+        errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+    except SystemExit as done:
+        if done.code == EXIT_INTERRUPTED:
+            errors.print("Stopped. What was recorded is kept: go on with `metier resume`.", markup=False)
+        raise

