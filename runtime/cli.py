@@ -51,7 +51,9 @@ def run(
     variants: Annotated[
         list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="embedded, or supervised in processes of its own.")] = "embedded",
+    engine: Annotated[
+        str, typer.Option(help="embedded, supervised (processes of its own), or scripted (the file's fake).")
+    ] = "embedded",
     concurrency: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop a run that has used this many tokens.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Stop a run after this many seconds.")] = None,

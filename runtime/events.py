@@ -20,7 +20,6 @@ EventKind = Literal[
     "step_skipped",
     "step_failed",
     "round_started",
-    "ask_routed",
     "ask_finished",
     "ask_retried",
     "text",

@@ -14,13 +14,13 @@ __all__ = ["render_report"]
 NOTHING = "–"
 
 ROLE_SQL = """
-SELECT asks.role AS role, coalesce(asks.variant, 'base') AS variant, count(*) AS asks,
+SELECT asks.role AS role, coalesce(asks.variant, 'base') AS variant, sum(finish_reason != '') AS asks,
        count(DISTINCT asks.run || '/' || asks.path) AS steps,
        sum(prompt_tokens) AS prompt, sum(cached_tokens) AS cached, sum(thinking_tokens) AS thinking,
        sum(answer_tokens) AS answer, sum(queue_s) AS queue_s, sum(prefill_s) AS prefill_s,
        sum(decode_s) AS decode_s, sum(cpu_s) AS cpu_s, sum(swaps) AS swaps, sum(swap_s) AS swap_s,
-       sum(asks.error IS NOT NULL) AS failed
-FROM asks JOIN runs ON runs.id = asks.run WHERE runs.batch = ? GROUP BY asks.role, asks.variant
+       sum(asks.error IS NOT NULL AND finish_reason != '') AS corrected, sum(finish_reason = '') AS lost
+FROM asks JOIN runs ON runs.id = asks.run WHERE runs.batch = ? GROUP BY asks.role, coalesce(asks.variant, 'base')
 ORDER BY min(asks.asked_at)
 """
 
@@ -98,7 +98,8 @@ def _role_rows(store: RunStore, batch: str) -> list[dict[str, str]]:
                 "variant": r["variant"],
                 "steps": str(r["steps"]),
                 "asks": str(r["asks"]),
-                "corrected": str(r["failed"]),
+                "corrected": str(r["corrected"]),
+                "lost": str(r["lost"]),
                 "prompt tokens": str(r["prompt"]),
                 "cached": f"{r['cached']} ({_percent(r['cached'], r['prompt'])})",
                 "thinking": str(r["thinking"]),
@@ -173,6 +174,8 @@ def _short(value: Any) -> str:
 
 
 _NOTES = [
+    "- *corrected*: replies that did not fit their type; *lost*: asks without a reply (cancelled, timed out, engine"
+    " died).",
     "- *cached*: prompt tokens that came from the engine's prefix cache.",
     "- *CPU-s*: the engine's process CPU seconds, split over the asks of each step; a swap is charged to the ask"
     " that caused it.",

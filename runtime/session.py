@@ -14,10 +14,10 @@ from typing import Any, Literal
 import anyio
 from pydantic import BaseModel, TypeAdapter
 
-from ..agents.backend import Backend, OnText
+from ..agents.backend import Backend
 from ..agents.errors import LimitError, MetierError, ResumeError, RunError, RunInterrupted
 from ..agents.graph import TaskGraph
-from ..agents.messages import Ask, Reply
+from ..agents.messages import Ask
 from ..agents.nodes import BuiltGraph
 from ..agents.pictures import to_mermaid
 from ..agents.tasksets import Task, TaskSet
@@ -242,7 +242,8 @@ class Session:
         steps = StepRunner(
             run_id,
             self.store,
-            self._ask,
+            self._route,
+            self._backend,
             on_event=on_event,
             limits=limits,
             seed=run.seed,
@@ -287,11 +288,9 @@ class Session:
             questions=waiting,
         )
 
-    async def _ask(self, ask: Ask, on_text: OnText | None) -> tuple[Reply, str]:
+    def _route(self, ask: Ask) -> tuple[Ask, str]:
         route = self._router.route(ask)
-        routed = ask if route.variant is None else ask.model_copy(update={"variant": route.variant})
-        reply = await self._backend.reply(routed, on_text=on_text)
-        return reply, route.reason
+        return (ask if route.variant is None else ask.model_copy(update={"variant": route.variant})), route.reason
 
     def emit(self, event: Event) -> None:
         """Hand an event to everyone who listens."""

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..agents.answers import answer_schema, correction_messages, parse_answer
-from ..agents.backend import OnText
+from ..agents.backend import Backend
 from ..agents.errors import (
     AnswerError,
     EngineDeadError,
@@ -41,8 +41,8 @@ class _Blocked:
 
 BLOCKED: Final = _Blocked()
 
-AskModel = Callable[[Ask, OnText | None], Awaitable[tuple[Reply, str]]]
-"""Routes an ask, has it answered, and says why it went where it went."""
+RouteAsk = Callable[[Ask], tuple[Ask, str]]
+"""Gives an ask its variant, and says why."""
 
 
 class RunLimits(BaseModel):
@@ -68,7 +68,8 @@ class StepRunner:
         self,
         run_id: str,
         store: RunStore,
-        ask_model: AskModel,
+        route: RouteAsk,
+        backend: Backend,
         *,
         on_event: OnEvent | None = None,
         limits: RunLimits | None = None,
@@ -78,7 +79,8 @@ class StepRunner:
     ) -> None:
         self.run_id = run_id
         self._store = store
-        self._ask_model = ask_model
+        self._route = route
+        self._backend = backend
         self._on_event = on_event
         self._limits = limits or RunLimits()
         self._seed = seed
@@ -209,22 +211,23 @@ class StepRunner:
             seed=self._ask_seed(path, attempt) if role.temperature > 0 else None,
             prompt_layout=PROMPT_LAYOUT,
         )
-        record = AskRecord(attempt, role.name, None, "", PROMPT_LAYOUT, messages, time.time())
+        ask, reason = self._route(ask)
+        record = AskRecord(attempt, role.name, ask.variant, reason, PROMPT_LAYOUT, messages, time.time())
         step.asks.append(record)
         on_text = partial(self._text, path, role.name) if self._stream else None
         try:
-            reply, record.reason = await self._ask_model(ask, on_text)
+            reply = await self._backend.reply(ask, on_text=on_text)
         except BaseException as error:
             record.error = str(error) or type(error).__name__
             record.answered_at = time.time()
             raise
         record.answered_at = time.time()
-        record.variant, record.engine = reply.variant, reply.engine
+        record.engine = reply.engine
         record.reply, record.finish_reason, record.usage = reply.text, reply.finish_reason, reply.usage
         self._tokens += reply.usage.total_tokens
         if self._on_event is not None:
             usage = reply.usage.model_dump(exclude_defaults=True)
-            self._tell("ask_finished", path, role.name, variant=reply.variant, **usage)
+            self._tell("ask_finished", path, role.name, variant=ask.variant, **usage)
         return reply
 
     def _check_tokens(self, path: str) -> None:

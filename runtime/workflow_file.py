@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from ..agents.backend import ScriptedBackend
 from ..agents.errors import GraphError, TaskSetError
 from ..agents.graph import TaskGraph
 from ..agents.nodes import BuiltGraph
@@ -47,6 +48,22 @@ class WorkflowFile:
         tasks = make(split, int(size), int(seed or 0))
         assert isinstance(tasks, TaskSet)
         return tasks
+
+    def scripted(self) -> ScriptedBackend:
+        """The file's own `scripted()` backend, to try a workflow without a model.
+
+        Raises: GraphError when the file defines none.
+        """
+        make = getattr(self._module, "scripted", None)
+        if not callable(make):
+            raise GraphError(
+                f"{self.path} defines no `scripted`",
+                expected="a function scripted() that returns a ScriptedBackend",
+                remedy="Define it, or use --engine embedded.",
+            )
+        backend = make()
+        assert isinstance(backend, ScriptedBackend)
+        return backend
 
 
 def load_workflow(reference: str) -> WorkflowFile:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
@@ -42,7 +42,7 @@ class RunOptions(BaseModel):
     assignment: str | dict[str, Any] | None = None
     base: str = "smollm2-135m"
     variants: list[str] = []
-    engine: EngineForm = "embedded"
+    engine: EngineForm | Literal["scripted"] = "embedded"
     concurrency: int | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None
@@ -64,7 +64,7 @@ async def run_workflow(options: RunOptions, store: Path, report: Path | None, ex
     inputs = _inputs(file, options)
     options = options.model_copy(update={"workflow": _absolute(options.workflow), "assignment": _read(options)})
     with RunStore(store) as runs:
-        async with _watched(options, runs, file.graph.name, len(inputs)) as session:
+        async with _watched(options, runs, file, len(inputs)) as session:
             results = await session.map(
                 file.graph,
                 inputs,
@@ -97,7 +97,7 @@ async def resume_run(which: str | None, answer: Any, at: str | None, store: Path
         open_runs = [run for run in runs.runs(batch.id) if run.state != "finished"]
         if not open_runs:
             raise ResumeError(f"every run of batch {batch.id} is finished", remedy="See it with `metier report`.")
-        async with _watched(options, runs, file.graph.name, len(open_runs)) as session:
+        async with _watched(options, runs, file, len(open_runs)) as session:
             if answers:
                 assert run_id is not None
                 results = [RunResult(run_id, await session.resume(file.graph, run_id, answers=answers))]
@@ -130,17 +130,19 @@ def _existing(store: Path) -> RunStore:
 
 
 @asynccontextmanager
-async def _watched(options: RunOptions, store: RunStore, title: str, total: int) -> AsyncGenerator[Session]:
+async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, total: int) -> AsyncGenerator[Session]:
     """A session opened from a batch's options, with the live view on."""
     assignment = options.assignment
     if isinstance(assignment, dict):
         assignment = Assignment.model_validate(assignment)
     settings = load_settings(Path(options.settings) if options.settings else None, options.overrides)
-    with LiveView(title, total, errors) as view:
+    with LiveView(file.graph.name, total, errors) as view:
+        scripted = options.engine == "scripted"
         async with open_session(
             base=options.base,
             assignment=assignment,
-            engine=options.engine,
+            backend=file.scripted() if scripted else None,
+            engine="embedded" if options.engine == "scripted" else options.engine,
             variants=options.variants,
             store=store,
             settings=settings,

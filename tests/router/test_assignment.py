@@ -1,0 +1,59 @@
+"""Assignments are files that people edit: what is wrong in one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from metier.agents import Ask, AssignmentError
+from metier.router import Assignment, RoleAssignment, Router, load_assignment
+
+
+def ask(role: str, round_number: int = 1) -> Ask:
+    return Ask(run_id="r", step_path="s", role=role, messages=(), round=round_number)
+
+
+def test_roles_and_rounds_get_their_variant(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "default: base\nroles:\n  planner: p\n  solver: {variant: s, rounds: {2: base}, reason: short}\n"
+    )
+    router = Router(load_assignment(tmp_path / "a.yaml"))
+    assert router.route(ask("planner")).variant == "p"
+    assert router.route(ask("solver")) == router.route(ask("solver"))
+    assert (router.route(ask("solver")).variant, router.route(ask("solver")).reason) == ("s", "short")
+    assert router.route(ask("solver", 2)).variant is None
+    assert router.route(ask("critic")).variant is None
+    assert "not assigned" in router.route(ask("critic")).reason
+    assert router.assignment.variants() == {"p", "s"}
+
+
+def test_the_file_goes_round(tmp_path: Path) -> None:
+    assignment = Assignment(roles={"solver": RoleAssignment(variant="s", rounds={2: "t"}, reason="r")})
+    (tmp_path / "a.yaml").write_text(assignment.to_yaml())
+    assert load_assignment(tmp_path / "a.yaml") == assignment
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("roles: [", "cannot be read"),
+        ("role: {}", "role: Extra inputs"),
+        ("roles: {solver: {varant: x}}", "roles.solver.varant: Extra inputs"),
+        ("roles: {solver: {variant: x, rounds: {0: y}}}", "rounds count from 1, got 0"),
+        ("- a", "expected `roles:`"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(AssignmentError) as caught:
+        load_assignment(tmp_path / "a.yaml")
+    assert says in str(caught.value)
+
+
+def test_unknown_roles_and_missing_files_are_named(tmp_path: Path) -> None:
+    assignment = Assignment(roles={"solvr": RoleAssignment(variant="s")})
+    with pytest.raises(AssignmentError, match="unknown role 'solvr'.*Did you mean 'solver'"):
+        assignment.check_roles(["planner", "solver"])
+    with pytest.raises(AssignmentError, match="cannot be read"):
+        load_assignment(tmp_path / "missing.yaml")

@@ -1,0 +1,66 @@
+"""A workflow file as users write one, with a scripted backend, for the tests of the command line.
+
+With TEST_HANG set to the number of a pipe, the solver writes to it and then waits for ever: the test kills it in
+the middle of a run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+from pydantic import BaseModel
+
+from metier.agents import Ask, Role, ScriptedBackend, Task, TaskGraph, TaskSet
+
+
+class Puzzle(BaseModel):
+    text: str
+
+
+class Plan(BaseModel):
+    expression: str
+
+
+class Answer(BaseModel):
+    value: int
+
+
+class Approval(BaseModel):
+    ok: bool
+
+
+planner = Role("planner", takes=Puzzle, gives=Plan)
+solver = Role("solver", takes=Plan, gives=Answer)
+
+graph = TaskGraph("chain", takes=Puzzle, gives=Answer)
+graph.step(solver, after=graph.step(planner))
+
+asking = TaskGraph("asking", takes=Puzzle, gives=Answer)
+plan = asking.step(planner)
+approve = asking.ask_person(
+    "approve", takes=Plan, gives=Approval, question="Is {{ plan.expression }} fine?", after=plan
+)
+asking.step(solver, after=approve)
+
+
+def tasks(split: str, size: int, seed: int) -> TaskSet:
+    """Task i is solved by the answer i."""
+    made = tuple(Task(str(i), Puzzle(text=str(i)), key=i) for i in range(size))
+    return TaskSet("numbers", "test", made, lambda task, output: float(output.value == task.key))
+
+
+def scripted() -> ScriptedBackend:
+    """Plans repeat the puzzle; the solver is right but for task 1, and hangs at task 3 when told to."""
+
+    async def solve(ask: Ask) -> Answer:
+        number = int(ask.messages[1].content.split("\n")[1])
+        hang = os.environ.get("TEST_HANG")
+        if hang and number == 3:
+            os.write(int(hang), b"here")
+            await anyio.sleep_forever()
+        return Answer(value=-1 if number == 1 else number)
+
+    return ScriptedBackend(
+        {"planner": lambda ask: Plan(expression=ask.messages[1].content.split("\n")[1]), "solver": solve}
+    )
