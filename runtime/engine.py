@@ -1,0 +1,262 @@
+"""What both forms of the engine share: the interface, and the way from an ask to vLLM and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..agents.backend import OnText
+from ..agents.errors import AskRejectedError, EngineError
+from ..agents.messages import Ask, Reply, Usage
+from .engine_settings import EngineSettings
+
+__all__ = [
+    "Engine",
+    "EngineCounters",
+    "EngineRequest",
+    "LoadedAdapter",
+    "OnAbandoned",
+    "ResumedText",
+    "SwapCost",
+    "add_usage",
+    "engine_arguments",
+    "finish_reason",
+    "prompt_token_ids",
+    "rejected",
+    "sampling_params",
+    "stopwatch_usage",
+]
+
+OnAbandoned = Callable[[Ask, Usage], None]
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter as engines know it: its number (`lora_int_id`), its content id, its folder."""
+
+    number: int
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class SwapCost:
+    """What loading or removing an adapter took: wall and CPU seconds."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One ask as an engine gets it. `on_abandoned` hears what an ask that never got its reply has used."""
+
+    ask: Ask
+    adapter: LoadedAdapter | None = None
+    on_abandoned: OnAbandoned | None = None
+
+
+@dataclass(frozen=True)
+class EngineCounters:
+    """What an engine has done since it was ready.
+
+    `cpu_s` is all CPU time of the engine: the sum over replies, plus `abandoned_cpu_s` (per role, asks that
+    were cancelled or failed), plus `overhead_cpu_s` (idle spinning, nobody's work). `start_cpu_s` came before.
+    """
+
+    name: str
+    cpu_s: float = 0.0
+    abandoned_cpu_s: Mapping[str, float] = field(default_factory=dict)
+    overhead_cpu_s: float = 0.0
+    start_s: float = 0.0
+    start_cpu_s: float = 0.0
+    steps: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    asks: int = 0
+    adapter_loads: int = 0
+    adapter_evictions: int = 0
+    restarts: int = 0
+
+
+class Engine(Protocol):
+    """One running vLLM engine, in this process or in processes of its own."""
+
+    name: str
+
+    async def generate(self, request: EngineRequest, on_text: OnText | None = None) -> Reply:
+        """Answer one ask; `on_text` is called in the event loop with each new piece of text.
+
+        Cancelling the call aborts the ask in the engine. Raises: AskRejectedError (this ask cannot be served),
+        EngineDeadError (the engine is gone), EngineError (the engine failed on this ask).
+        """
+        ...
+
+    async def add_adapter(self, adapter: LoadedAdapter) -> SwapCost:
+        """Load an adapter; raises AdapterError, after which its number must not be used again."""
+        ...
+
+    async def remove_adapter(self, adapter: LoadedAdapter) -> SwapCost:
+        """Take an adapter out; no ask may be using it."""
+        ...
+
+    def counters(self) -> EngineCounters:
+        """What the engine has done so far."""
+        ...
+
+    async def close(self) -> None:
+        """Abort what runs and free what can be freed; closing twice is harmless."""
+        ...
+
+
+class ResumedText:
+    """Streams an ask's text once, although a failed engine may write its beginning again.
+
+    What was already passed on is held back from the second attempt. A sampled second attempt may differ from
+    what was streamed; the reply's own text is what counts.
+    """
+
+    def __init__(self, on_text: OnText) -> None:
+        self._on_text = on_text
+        self._passed = 0
+        self._written = 0
+
+    def restart(self) -> None:
+        """The text begins anew."""
+        self._written = 0
+
+    def __call__(self, piece: str) -> None:
+        """Pass on what of `piece` was not passed on before."""
+        self._written += len(piece)
+        fresh = self._written - self._passed
+        if fresh > 0:
+            self._passed = self._written
+            self._on_text(piece[-fresh:])
+
+
+def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, adapters: bool) -> Any:
+    """vLLM's own arguments for an engine on the checkpoint in `weights`.
+
+    Without `adapters` the engine starts with no LoRA layers at all, which is faster at every step.
+    """
+    from vllm.config import StructuredOutputsConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    lora: dict[str, Any] = {}
+    if adapters:
+        # As many on the CPU side as in slots: eviction is decided in AdapterSlots, never behind its back.
+        lora = {
+            "enable_lora": True,
+            "max_loras": settings.adapter_slots,
+            "max_cpu_loras": settings.adapter_slots,
+            "max_lora_rank": settings.slot_rank,
+        }
+    return AsyncEngineArgs(
+        model=str(weights),
+        tokenizer=str(weights),
+        dtype=settings.dtype if dtype == "auto" else dtype,
+        seed=0,
+        max_model_len=min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens),
+        max_num_seqs=settings.max_running,
+        max_num_batched_tokens=max(settings.max_batch_tokens, settings.max_running),
+        kv_cache_memory_bytes=settings.kv_cache_mib << 20,
+        block_size=settings.block_tokens,
+        enable_prefix_caching=True,
+        scheduling_policy="priority",
+        # A step's rows are then those just scheduled, which is what the meter splits its cost over.
+        async_scheduling=False,
+        enforce_eager=settings.eager,
+        tensor_parallel_size=settings.tensor_parallel,
+        disable_log_stats=False,
+        use_tqdm_on_load=False,
+        # Small models pad JSON with newlines for ever if the grammar lets them.
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+        **lora,
+    )
+
+
+def _context_tokens(weights: Path) -> int | None:
+    """The context the model was made for, None where its configuration does not say."""
+    config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    value = config.get("max_position_embeddings", config.get("text_config", {}).get("max_position_embeddings"))
+    return None if value is None else int(value)
+
+
+def sampling_params(ask: Ask, *, stream: bool) -> Any:
+    """vLLM's sampling parameters for an ask; pieces as they come when `stream`, else the whole at the end."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    schema = ask.answer_schema
+    return SamplingParams(
+        max_tokens=ask.max_tokens,
+        temperature=ask.temperature,
+        top_p=ask.top_p,
+        seed=ask.seed,
+        structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def prompt_token_ids(tokenizer: Any, ask: Ask, *, context_tokens: int) -> list[int]:
+    """Token ids of an ask's messages in the model's chat template, with the answer's opening.
+
+    Raises: AskRejectedError when the template refuses the messages or the prompt leaves no room for an answer.
+    """
+    messages = [{"role": m.role, "content": m.content} for m in ask.messages]
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    except Exception as error:  # templates raise whatever their author wrote
+        raise rejected(ask, f"its messages do not fit the model's chat template: {error}") from error
+    if len(ids) >= context_tokens:
+        raise AskRejectedError(
+            f"the prompt of role {ask.role!r} at step {ask.step_path!r} has {len(ids)} tokens",
+            expected=f"fewer than {context_tokens}, the engine's context",
+            remedy="Shorten the inputs, or raise max_model_tokens if the model has the context for it.",
+        )
+    return ids
+
+
+def rejected(ask: Ask, reason: str) -> AskRejectedError:
+    """The error for an ask that vLLM refuses."""
+    return AskRejectedError(
+        f"the ask of role {ask.role!r} at step {ask.step_path!r} is refused: {reason}",
+        expected="a prompt, answer schema and sampling settings the engine can serve",
+        remedy="Change the role's inputs, its answer type or its limits.",
+    )
+
+
+def finish_reason(ask: Ask, reason: str | None) -> Any:
+    """The reply's finish reason; raises EngineError for anything but a natural end."""
+    if reason in ("stop", "length"):
+        return reason
+    raise EngineError(
+        f"the engine ended the ask of role {ask.role!r} at step {ask.step_path!r} with {reason!r}",
+        expected="'stop' or 'length'",
+        remedy="Look at the engine's log; a grammar that rejects the model's own tokens is the usual cause.",
+    )
+
+
+def stopwatch_usage(output: Any, *, submitted_s: float, answer_tokens: int, cpu_s: float) -> Usage:
+    """Usage of a finished request from vLLM's timestamps.
+
+    `submitted_s` is when the ask reached us, on the monotonic clock that vLLM's own timestamps use, so that
+    waiting for the step under way counts as queueing.
+    """
+    stats = output.metrics
+    return Usage(
+        prompt_tokens=len(output.prompt_token_ids),
+        cached_tokens=output.num_cached_tokens or 0,
+        answer_tokens=answer_tokens,
+        queue_s=max(stats.scheduled_ts - submitted_s, 0.0),
+        prefill_s=max(stats.first_token_ts - stats.scheduled_ts, 0.0),
+        decode_s=max(stats.last_token_ts - stats.first_token_ts, 0.0),
+        cpu_s=cpu_s,
+    )
+
+
+def add_usage(usage: Usage, **more: float) -> Usage:
+    """`usage` with amounts added to some of its fields."""
+    return usage.model_copy(update={name: getattr(usage, name) + value for name, value in more.items()})

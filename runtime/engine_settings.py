@@ -1,0 +1,61 @@
+"""How an engine is started: memory, batch and slot sizes, threads, and the bounds on queues and restarts."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["EngineSettings", "SlotRank"]
+
+SlotRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
+
+
+class EngineSettings(BaseModel):
+    """What every engine of a pool is started with; unknown fields and values out of range are refused.
+
+    Sizes: `kv_cache_mib` is the memory of one engine's key-value cache; vLLM would otherwise ask for most of
+    the machine. `max_model_tokens` bounds prompt plus answer (a model with a shorter context lowers it),
+    `max_batch_tokens` the tokens of one step, `max_running` the asks of one step. `block_tokens` is the unit
+    of the prefix cache: vLLM's own 128 on CPU would never let a short prompt hit.
+
+    Adapters: at most `adapter_slots` are resident, each with room for `slot_rank` rows (vLLM's list of ranks).
+    While asks wait for a slot, at most `adapter_pass_asks` others may overtake the first of them with adapters
+    that are already resident.
+
+    Bounds: `ask_queue_limit` asks are inside one engine at a time, the rest wait in the pool in order.
+    A supervised engine has `start_timeout_s` to become ready and `close_timeout_s` to go; one that dies is
+    restarted at most `restart_limit` times within `restart_window_s`.
+
+    Device: `dtype` holds where the variant says `auto`. `threads` is the number of CPU threads, None for all
+    this process may use. `eager` skips torch.compile. `tensor_parallel` passes through to vLLM.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kv_cache_mib: int = Field(default=512, ge=1)
+    max_model_tokens: int = Field(default=2048, ge=16)
+    max_batch_tokens: int = Field(default=2048, ge=16)
+    max_running: int = Field(default=16, ge=1)
+    block_tokens: Literal[16, 32, 64, 128] = 32
+
+    adapter_slots: int = Field(default=4, ge=1)
+    slot_rank: SlotRank = 16
+    adapter_pass_asks: int = Field(default=32, ge=0)
+
+    ask_queue_limit: int = Field(default=1024, ge=1)
+    start_timeout_s: float = Field(default=300.0, gt=0)
+    close_timeout_s: float = Field(default=20.0, gt=0)
+    restart_limit: int = Field(default=3, ge=0)
+    restart_window_s: float = Field(default=600.0, gt=0)
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    eager: bool = True
+    tensor_parallel: int = Field(default=1, ge=1)
+
+    @property
+    def thread_count(self) -> int:
+        """CPU threads an engine computes with."""
+        return self.threads or len(os.sched_getaffinity(0))
