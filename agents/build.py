@@ -111,8 +111,14 @@ def _add_edge(level: Level, draft: Draft, reference: Reference) -> None:
 
 
 def _is_previous_round(level: Level, draft: Draft, reference: Reference) -> bool:
+    """In a loop, a pinned step that runs later, or is only declared later, means that step in the previous round."""
     hops, path = _locate(level, draft, reference)
-    return hops == 0 and level.outer is not None and _reaches(level, draft.name, path[0])
+    if hops or level.outer is None:
+        return False
+    if _reaches(level, draft.name, path[0]):
+        return True
+    order = list(level.drafts)
+    return order.index(path[0]) > order.index(draft.name) and not _reaches(level, path[0], draft.name)
 
 
 def _reaches(level: Level, start: str, end: str) -> bool:
@@ -226,7 +232,7 @@ def _source(level: Level, draft: Draft, reference: Reference) -> tuple[Source, A
         assert isinstance(target.work, LoopDraft)
         target = next(inner for inner in target.work.body if inner.name == name)
     given = reference.gives if isinstance(reference, FieldRef | StepRef) else gives_of(target)
-    if hops == 0 and level.outer is not None and _reaches(level, draft.name, path[0]):
+    if _is_previous_round(level, draft, reference):
         return PreviousRound(0, path, field), given
     return StepOutput(hops, path, field), given
 

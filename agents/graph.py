@@ -261,7 +261,7 @@ def gives_of(draft: Draft) -> Any:
         from .build import function_types
 
         gives = function_types(work)[1]
-    return list[gives] if draft.over is not None else gives
+    return list[gives] if draft.over is not None else gives  # type: ignore[valid-type]
 
 
 def item_type(declared: Any) -> Any | None:

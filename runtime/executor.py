@@ -142,12 +142,13 @@ class Executor:
         return await self._steps.run(node, path, inputs, scope.round)
 
     async def _fan_out(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: str) -> Any:
-        assert node.each is not None
-        items = inputs[node.each]
+        each = node.each
+        assert each is not None
+        items = inputs[each]
         answers: list[Any] = [None] * len(items)
 
         async def run_item(index: int, item: Any) -> None:
-            answers[index] = await self._run_once(node, {**inputs, node.each: item}, scope, f"{path}#{index}")
+            answers[index] = await self._run_once(node, {**inputs, each: item}, scope, f"{path}#{index}")
 
         async with anyio.create_task_group() as tasks:
             for index, item in enumerate(items):

@@ -67,12 +67,12 @@ async def open_session(
             elif on_event is not None:
                 on_event(event)
 
-        totals = None
-        if backend is None:
+        if backend is not None:
+            session = Session(backend, router, store, settings, on_event)
+        else:
             pool = await _open_pool(base, router.assignment, engine, variants, settings, tell)
-            backend = await stack.enter_async_context(pool)
-            totals = pool.totals
-        session = Session(backend, router, store, settings, on_event, totals)
+            await stack.enter_async_context(pool)
+            session = Session(pool, router, store, settings, on_event, pool.totals)
         yield session
 
 

@@ -132,9 +132,8 @@ def _existing(store: Path) -> RunStore:
 @asynccontextmanager
 async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, total: int) -> AsyncGenerator[Session]:
     """A session opened from a batch's options, with the live view on."""
-    assignment = options.assignment
-    if isinstance(assignment, dict):
-        assignment = Assignment.model_validate(assignment)
+    given = options.assignment
+    assignment = Assignment.model_validate(given) if isinstance(given, dict) else given
     settings = load_settings(Path(options.settings) if options.settings else None, options.overrides)
     with LiveView(file.graph.name, total, errors) as view:
         scripted = options.engine == "scripted"

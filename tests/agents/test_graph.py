@@ -40,6 +40,19 @@ def test_previous_round_falls_back_to_what_came_before_the_loop() -> None:
     assert source == PreviousRound(0, ("reviser",), fallback=StepOutput(1, ("writer",)))
 
 
+def test_a_pinned_step_declared_later_means_the_previous_round() -> None:
+    graph = TaskGraph("g", takes=Puzzle, gives=str)
+    writer = Role("writer", takes={"puzzle": Puzzle, "critique": str | None}, gives=str)
+    reader = Role("reader", takes={"draft": str}, gives=str)
+    with graph.loop("rounds", max_rounds=2):
+        draft = graph.step(writer, inputs={"critique": "reader"})
+        graph.step(reader, inputs={"draft": draft})
+    graph.returns(draft)
+    body = graph.build().body["rounds"].work.body  # type: ignore[union-attr]
+    assert body["writer"].sources["critique"] == PreviousRound(0, ("reader",))
+    assert body["reader"].sources["draft"] == StepOutput(0, ("writer",))
+
+
 def test_fan_out_takes_items_of_a_list_field() -> None:
     graph = TaskGraph("g", takes=Puzzle, gives=list[Answer])
     parts = graph.step(splitter)

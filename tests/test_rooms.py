@@ -1,0 +1,34 @@
+"""The four rooms: light to import, with one sorted public list each, and no import the wrong way."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+ROOMS = ["metier.agents", "metier.specializers", "metier.router", "metier.runtime"]
+HEAVY = {"torch", "vllm", "transformers", "peft", "reasoning_gym", "scipy"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_nothing_heavy(room: str) -> None:
+    code = f"import sys, {room}; print(' '.join(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert HEAVY.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_are_sorted_and_there(room: str) -> None:
+    module = importlib.import_module(room)
+    names = module.__all__
+    constants_then_classes_then_functions = sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert names == constants_then_classes_then_functions
+    assert all(hasattr(module, name) for name in names)
+    public = {name for name, value in vars(module).items() if not name.startswith("_") and not _is_module(value)}
+    assert public == set(names)
+
+
+def _is_module(value: object) -> bool:
+    return type(value) is type(sys)
