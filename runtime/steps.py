@@ -100,7 +100,7 @@ class StepRunner:
         assert isinstance(work, RoleWork | FunctionWork)
         messages = render_prompt(work.role, inputs) if isinstance(work, RoleWork) else None
         key = _content_key(messages, inputs)
-        gives = node.work.role.gives if isinstance(work, RoleWork) else _item_gives(node)
+        gives = work.role.gives if isinstance(work, RoleWork) else _item_gives(node)
         if path in self._recorded:
             return self._read_back(path, key, gives)
         role = work.role.name if isinstance(work, RoleWork) else ""
