@@ -89,7 +89,7 @@ async def _open_pool(
     from ..specializers.shelf import Shelf
     from .pool import EnginePool
 
-    shelf = Shelf(settings.shelf, *(Path(folder) for folder in variants))
+    shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
     wanted = {name: shelf.get(name) for name in sorted(assignment.variants())}
     folder = await to_thread.run_sync(find_base, str(base))
 
