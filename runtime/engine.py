@@ -79,7 +79,6 @@ class EngineCounters:
     asks: int = 0
     adapter_loads: int = 0
     adapter_evictions: int = 0
-    restarts: int = 0
 
 
 class Engine(Protocol):
@@ -101,6 +100,10 @@ class Engine(Protocol):
 
     async def remove_adapter(self, adapter: LoadedAdapter) -> SwapCost:
         """Take an adapter out; no ask may be using it."""
+        ...
+
+    def write_off(self, role: str, cpu_s: float) -> None:
+        """Put a swap's CPU seconds, which no reply came to bear, on the role's abandoned account."""
         ...
 
     def counters(self) -> EngineCounters:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import threading
 import time
 import warnings
 from collections import deque
@@ -83,7 +84,7 @@ class InProcessEngine:
         self._mailboxes: dict[int, LoopMailbox] = {}
         self._keys = itertools.count(1)
         self._closed = False
-        self._started = False
+        self._accounts = threading.Lock()  # the swaps are written off by the event loop's thread
         # Below: the stepping thread's.
         self._llm: Any = None
         self._tokenizer: Any = None
@@ -147,6 +148,11 @@ class InProcessEngine:
         """See `Engine.remove_adapter`."""
         self._check_open()
         return await self._in_thread(partial(self._unload_adapter, adapter))
+
+    def write_off(self, role: str, cpu_s: float) -> None:
+        """See `Engine.write_off`."""
+        with self._accounts:
+            self._abandoned = {**self._abandoned, role: self._abandoned.get(role, 0.0) + cpu_s}
 
     def counters(self) -> EngineCounters:
         """See `Engine.counters`; may be a step behind."""
@@ -261,9 +267,7 @@ class InProcessEngine:
         self._thread.lap()  # imports happen once per process and are no engine's own cost
         config = args.create_engine_config()
         try:
-            self._llm = LLMEngine(
-                config, Executor.get_class(config), log_stats=True, multiprocess_mode=False
-            )
+            self._llm = LLMEngine(config, Executor.get_class(config), log_stats=True, multiprocess_mode=False)
         finally:
             # vLLM's CPU worker disables this function for the whole process; training beside us needs it.
             torch.set_num_threads = set_num_threads
@@ -380,14 +384,10 @@ class InProcessEngine:
         self._forget(pending)
         cpu_s = self._meter.take(pending.key)
         tokens = len(pending.token_ids)
-        self._account_abandoned(
-            pending, Usage(prompt_tokens=tokens, answer_tokens=pending.answer_tokens, cpu_s=cpu_s)
-        )
+        self._account_abandoned(pending, Usage(prompt_tokens=tokens, answer_tokens=pending.answer_tokens, cpu_s=cpu_s))
 
     def _account_abandoned(self, pending: _Pending, usage: Usage) -> None:
-        role = pending.request.ask.role
-        # A new dict each time: other threads copy it while we write.
-        self._abandoned = {**self._abandoned, role: self._abandoned.get(role, 0.0) + usage.cpu_s}
+        self.write_off(pending.request.ask.role, usage.cpu_s)
         if pending.request.on_abandoned is not None:
             pending.mailbox.post(partial(pending.request.on_abandoned, pending.request.ask, usage))
 
@@ -445,6 +445,7 @@ class InProcessEngine:
         except Exception as error:
             # vLLM keeps a half-loaded adapter registered and would answer "loaded" the next time.
             self._llm.remove_lora(adapter.number)
+            self._meter.charge_overhead(self._thread.lap())
             raise _adapter_refused(adapter, str(error)) from error
         if not loaded:
             raise _adapter_refused(adapter, "it answers that nothing was loaded")
@@ -514,5 +515,3 @@ def _adapter_refused(adapter: LoadedAdapter, reason: str) -> AdapterError:
         expected="an adapter made for this base, of a rank the slots have room for",
         remedy="Verify the variant, or make it again with `metier make`.",
     )
-
-

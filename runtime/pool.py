@@ -1,0 +1,347 @@
+"""One engine per distinct engine half of the variants in use; itself a backend."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from ..agents.backend import OnText
+from ..agents.errors import AdapterError, EngineDeadError, EngineError
+from ..agents.messages import Ask, Reply, Usage
+from ..specializers.variant import EngineSpec, Variant
+from .adapter_slots import AdapterLease, AdapterSlots
+from .engine import (
+    Engine,
+    EngineCounters,
+    EngineRequest,
+    LoadedAdapter,
+    OnAbandoned,
+    ResumedText,
+    SwapCost,
+    add_usage,
+)
+from .engine_settings import EngineSettings
+from .events import Event, EventKind, OnEvent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+__all__ = ["EnginePool", "Resolve", "StartEngine"]
+
+Resolve = Callable[[str], tuple[Variant, Path]]
+StartEngine = Callable[["EngineStart"], Any]
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """What one engine of a pool is started with; `weights` is the checkpoint folder."""
+
+    name: str
+    weights: Path
+    dtype: str
+    adapters: bool
+    settings: EngineSettings
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the asks of one variant go: the engine, and the adapter they need there."""
+
+    start: EngineStart
+    variant: Variant | None = None
+    adapter: Path | None = None
+
+
+@dataclass(eq=False)
+class _Running:
+    engine: Engine
+    slots: AdapterSlots
+
+
+@dataclass(eq=False)
+class _Seat:
+    """The place of one engine half: the engine that runs there now, and those that died there."""
+
+    start: EngineStart
+    room: anyio.Semaphore
+    changing: anyio.Lock = field(default_factory=anyio.Lock)
+    running: _Running | None = None
+    deaths: deque[float] = field(default_factory=deque)
+    past: list[EngineCounters] = field(default_factory=list)
+    dead: list[Engine] = field(default_factory=list)
+    restarts: int = 0
+
+
+class EnginePool:
+    """The engines of a session. Start it with `async with`; engines start when first asked, or by `warm`.
+
+    `base` is the base checkpoint's folder; `resolve` turns a variant's name or content id into its record and
+    folder. `supervised` engines live in processes of their own: one that dies is started again and the asks
+    it was working on are asked again, adapters included. `adapters=False` says that no variant in use has an
+    adapter: engines then start without LoRA layers, which is faster.
+
+    `on_abandoned(ask, usage)` hears what asks have used that never got a reply (cancelled, failed, or asked
+    again after a death); it may be called more than once for an ask, and the amounts add up.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        resolve: Resolve,
+        settings: EngineSettings | None = None,
+        *,
+        supervised: bool = False,
+        adapters: bool = True,
+        on_event: OnEvent | None = None,
+        on_abandoned: OnAbandoned | None = None,
+        start_engine: StartEngine | None = None,
+    ) -> None:
+        self._base = base
+        self._resolve = resolve
+        self._settings = settings or EngineSettings()
+        self._adapters = adapters
+        self._on_event = on_event or (lambda event: None)
+        self._on_abandoned = on_abandoned
+        self._start_engine = start_engine or (_start_supervised if supervised else _start_in_process)
+        self._seats: dict[EngineStart, _Seat] = {}
+        self._targets: dict[str | None, _Target] = {}
+        self._fingerprint: str | None = None
+        self._closed = False
+
+    async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
+        """See `Backend.reply`: the ask's variant decides engine and adapter.
+
+        Raises: UnknownVariantError, AdapterError (adapter of another base, layout or rank, or damaged),
+        AskRejectedError, EngineError; EngineDeadError when the engine keeps dying.
+        """
+        target = await self._target(ask.variant)
+        self._check_layout(ask, target)
+        seat = self._seat(target.start)
+        streamed = None if on_text is None else ResumedText(on_text)
+        async with seat.room:
+            while True:
+                running = await self._running(seat)
+                try:
+                    return await self._ask(running, target, ask, streamed)
+                except EngineDeadError:
+                    self._bury(seat, running)
+                    if streamed is not None:
+                        streamed.restart()
+
+    async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
+        """Start the engines of these variants now, and check their adapters."""
+        for name in variants:
+            target = await self._target(name)
+            await self._running(self._seat(target.start))
+
+    def counters(self) -> list[EngineCounters]:
+        """What every engine has done, those that have died included."""
+        return [
+            counters
+            for seat in self._seats.values()
+            for counters in (*seat.past, *([seat.running.engine.counters()] if seat.running else []))
+        ]
+
+    def totals(self) -> dict[str, dict[str, Any]]:
+        """Engine name → its counters added up over restarts, for reports and the store.
+
+        `cpu_s` is the engine's whole CPU time; replies' `cpu_s`, `abandoned_cpu_s` (per role) and
+        `overhead_cpu_s` add up to it.
+        """
+        totals: dict[str, dict[str, Any]] = {}
+        for counters in self.counters():
+            row = asdict(counters)
+            name, abandoned = row.pop("name"), row.pop("abandoned_cpu_s")
+            total = totals.setdefault(name, {key: 0 for key in row} | {"restarts": 0, "abandoned_cpu_s": {}})
+            for key, value in row.items():
+                total[key] += value
+            for role, cpu_s in abandoned.items():
+                total["abandoned_cpu_s"][role] = total["abandoned_cpu_s"].get(role, 0.0) + cpu_s
+        for seat in self._seats.values():
+            if seat.start.name in totals:
+                totals[seat.start.name]["restarts"] += seat.restarts
+        return totals
+
+    async def close(self) -> None:
+        """Close every engine; asks still under way fail. Closing twice is harmless."""
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            for seat in self._seats.values():
+                await self._close_dead(seat)
+                if seat.running is not None:
+                    running, seat.running = seat.running, None
+                    await running.engine.close()
+                    seat.past.append(running.engine.counters())
+
+    async def __aenter__(self) -> EnginePool:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    # -- from variant to engine --------------------------------------------------------------------------
+
+    async def _target(self, name: str | None) -> _Target:
+        target = self._targets.get(name)
+        if target is None:
+            target = self._targets[name] = await self._find_target(name)
+        return target
+
+    async def _find_target(self, name: str | None) -> _Target:
+        if name is None:
+            return _Target(self._engine_start(EngineSpec(base=""), self._base))
+        variant, folder = self._resolve(name)
+        weights = self._base
+        if variant.engine.weights != "base":
+            owner = folder if variant.engine.weights == variant.id else self._resolve(variant.engine.weights)[1]
+            weights = owner / "weights"
+        start = self._engine_start(variant.engine, weights)
+        if variant.ask.adapter is None:
+            return _Target(start, variant)
+        if not self._adapters:
+            raise AdapterError(
+                f"variant {variant.name!r} has an adapter, and the pool was opened without any",
+                expected="variants without adapters",
+                remedy="Name the variant in the assignment before the session opens.",
+            )
+        await anyio.to_thread.run_sync(self._check_adapter, variant, folder / "adapter", weights)
+        return _Target(start, variant, folder / "adapter")
+
+    def _engine_start(self, spec: EngineSpec, weights: Path) -> EngineStart:
+        name = spec.weights if spec.dtype == "auto" else f"{spec.weights}-{spec.dtype}"
+        return EngineStart(name, weights, spec.dtype, self._adapters, self._settings)
+
+    def _check_adapter(self, variant: Variant, folder: Path, weights: Path) -> None:
+        """Everything that can be wrong with an adapter, before an engine sees it (in a worker thread)."""
+        from ..specializers.adapter_check import check_adapter
+        from ..specializers.base_model import base_fingerprint
+
+        if self._fingerprint is None:
+            self._fingerprint = base_fingerprint(self._base)
+        if variant.base != self._fingerprint:
+            raise AdapterError(
+                f"variant {variant.name!r} was made for base {variant.base}",
+                expected=f"base {self._fingerprint}, which this session serves",
+                remedy="Open the session with the variant's own base, or make the variant again on this one.",
+            )
+        check_adapter(folder, weights, slot_rank=self._settings.slot_rank)
+
+    def _check_layout(self, ask: Ask, target: _Target) -> None:
+        variant = target.variant
+        if target.adapter is None or variant is None or variant.prompt_layout == ask.prompt_layout:
+            return
+        raise AdapterError(
+            f"variant {variant.name!r} was trained with prompt layout {variant.prompt_layout}",
+            expected=f"layout {ask.prompt_layout}, in which role {ask.role!r} asks",
+            remedy="Make the variant again with this version of metier.",
+        )
+
+    # -- engines -----------------------------------------------------------------------------------------
+
+    def _seat(self, start: EngineStart) -> _Seat:
+        seat = self._seats.get(start)
+        if seat is None:
+            seat = self._seats[start] = _Seat(start, anyio.Semaphore(self._settings.ask_queue_limit))
+        return seat
+
+    async def _running(self, seat: _Seat) -> _Running:
+        """The engine of a seat, started or started again if need be."""
+        if seat.running is not None:
+            return seat.running
+        async with seat.changing:
+            if seat.running is None:
+                await self._close_dead(seat)
+                self._check_may_start(seat)
+                began_s = time.monotonic()
+                self._tell("engine_starting", engine=seat.start.name)
+                engine: Engine = await self._start_engine(seat.start)
+                seat.running = _Running(engine, self._slots(engine))
+                kind: EventKind = "engine_restarted" if seat.past else "engine_ready"
+                seat.restarts += bool(seat.past)
+                self._tell(kind, engine=seat.start.name, seconds=round(time.monotonic() - began_s, 2))
+            return seat.running
+
+    def _check_may_start(self, seat: _Seat) -> None:
+        if self._closed:
+            raise EngineError("the engine pool is closed", expected="an open session")
+        settings = self._settings
+        while seat.deaths and seat.deaths[0] < time.monotonic() - settings.restart_window_s:
+            seat.deaths.popleft()
+        if len(seat.deaths) > settings.restart_limit:
+            raise EngineDeadError(
+                f"engine {seat.start.name!r} died {len(seat.deaths)} times in {settings.restart_window_s:.0f} s",
+                expected=f"at most {settings.restart_limit} restarts",
+                remedy="Look at what kills it (memory is the usual cause: lower kv_cache_mib or max_running).",
+            )
+
+    def _bury(self, seat: _Seat, running: _Running) -> None:
+        """Note a death once, however many asks bring the news."""
+        if seat.running is running:
+            seat.running = None
+            seat.deaths.append(time.monotonic())
+            seat.past.append(running.engine.counters())
+            seat.dead.append(running.engine)
+
+    async def _close_dead(self, seat: _Seat) -> None:
+        while seat.dead:
+            await seat.dead.pop().close()
+
+    def _slots(self, engine: Engine) -> AdapterSlots:
+        def on_move(kind: Any, adapter: LoadedAdapter, cost: SwapCost) -> None:
+            self._tell(kind, adapter=adapter.id, engine=engine.name, seconds=round(cost.wall_s, 4))
+
+        return AdapterSlots(
+            self._settings.adapter_slots,
+            load=engine.add_adapter,
+            unload=engine.remove_adapter,
+            pass_limit=self._settings.adapter_pass_asks,
+            on_move=on_move,
+        )
+
+    async def _ask(self, running: _Running, target: _Target, ask: Ask, on_text: ResumedText | None) -> Reply:
+        if target.adapter is None or target.variant is None:
+            return await running.engine.generate(EngineRequest(ask, on_abandoned=self._on_abandoned), on_text)
+        async with self._lease(running, target.variant, target.adapter, ask) as lease:
+            request = EngineRequest(ask, lease.adapter, self._on_abandoned)
+            reply = await running.engine.generate(request, on_text)
+            usage = add_usage(reply.usage, swaps=lease.swaps, swap_s=lease.swap_s, cpu_s=lease.cpu_s)
+            lease.swaps, lease.cpu_s = 0, 0.0  # charged
+            return reply.model_copy(update={"usage": usage})
+
+    @asynccontextmanager
+    async def _lease(self, running: _Running, variant: Variant, path: Path, ask: Ask) -> AsyncGenerator[AdapterLease]:
+        async with running.slots.use(variant.id, path) as lease:
+            try:
+                yield lease
+            finally:
+                if lease.swaps:  # no reply came to bear it
+                    running.engine.write_off(ask.role, lease.cpu_s)
+                    if self._on_abandoned is not None:
+                        self._on_abandoned(ask, Usage(swaps=lease.swaps, swap_s=lease.swap_s, cpu_s=lease.cpu_s))
+
+    def _tell(self, kind: EventKind, **data: Any) -> None:
+        self._on_event(Event(kind=kind, data=data))
+
+
+async def _start_in_process(start: EngineStart) -> Engine:
+    from .inprocess_engine import InProcessEngine
+
+    return await InProcessEngine.start(
+        start.weights, start.settings, adapters=start.adapters, dtype=start.dtype, name=start.name
+    )
+
+
+async def _start_supervised(start: EngineStart) -> Engine:
+    from .supervised_engine import SupervisedEngine
+
+    return await SupervisedEngine.start(
+        start.weights, start.settings, adapters=start.adapters, dtype=start.dtype, name=start.name
+    )
