@@ -1,14 +1,18 @@
 """A workflow file as users write one, with a scripted backend, for the tests of the command line.
 
 With TEST_HANG set to the number of a pipe, the solver writes to it and then waits for ever: the test kills it in
-the middle of a run.
+the middle of a run. With TEST_DIE_AT set to n, the process
+kills itself (-9) at its n-th ask.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 
 import anyio
+import anyio.lowlevel
 from pydantic import BaseModel
 
 from metier.agents import Ask, Role, ScriptedBackend, Task, TaskGraph, TaskSet
@@ -53,7 +57,18 @@ def tasks(split: str, size: int, seed: int) -> TaskSet:
 def scripted() -> ScriptedBackend:
     """Plans repeat the puzzle; the solver is right but for task 1, and hangs at task 3 when told to."""
 
+    die_at = int(os.environ.get("TEST_DIE_AT", 0))
+    asked = itertools.count(1)
+
+    def plan(ask: Ask) -> Plan:
+        if next(asked) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Plan(expression=ask.messages[1].content.split("\n")[1])
+
     async def solve(ask: Ask) -> Answer:
+        if next(asked) == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await anyio.lowlevel.checkpoint()
         number = int(ask.messages[1].content.split("\n")[1])
         hang = os.environ.get("TEST_HANG")
         if hang and number == 3:
@@ -61,6 +76,4 @@ def scripted() -> ScriptedBackend:
             await anyio.sleep_forever()
         return Answer(value=-1 if number == 1 else number)
 
-    return ScriptedBackend(
-        {"planner": lambda ask: Plan(expression=ask.messages[1].content.split("\n")[1]), "solver": solve}
-    )
+    return ScriptedBackend({"planner": plan, "solver": solve})
