@@ -1,0 +1,33 @@
+"""How variants of one base model are made and kept: base models, recipes, training, and the shelf.
+
+Importing this loads neither torch nor transformers; training and conversion import them when they start.
+"""
+
+from .adapter_check import AdapterFacts, check_adapter, check_variant
+from .base_model import base_fingerprint, cache_folder, check_base, find_base
+from .produce import produce
+from .recipe import ProgramData, Recipe, TrafficData, load_recipe
+from .shelf import Shelf
+from .training import Progress, TrainingSettings
+from .variant import AskSpec, EngineSpec, Variant
+
+__all__ = [
+    "AdapterFacts",
+    "AskSpec",
+    "EngineSpec",
+    "ProgramData",
+    "Progress",
+    "Recipe",
+    "Shelf",
+    "TrafficData",
+    "TrainingSettings",
+    "Variant",
+    "base_fingerprint",
+    "cache_folder",
+    "check_adapter",
+    "check_base",
+    "check_variant",
+    "find_base",
+    "load_recipe",
+    "produce",
+]

@@ -1,0 +1,73 @@
+"""The methods a recipe may name: what each is given, what it returns, and where it lives."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ..agents.errors import RecipeError
+from ..agents.traffic import TrafficRow
+from .training import Progress
+from .variant import AskSpec
+
+__all__ = ["METHODS", "Job", "Made", "Method", "find_method"]
+
+# Method name → module of this package that defines METHOD; imported when a recipe names it.
+METHODS = {"lora": ".lora"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a method is given.
+
+    `model` is the checkpoint folder to start from and `adapter` the parent's adapter folder, if it has one.
+    Results go to `out` (as `adapter/` or `weights/`), checkpoints to `work_dir`; `fingerprint` covers recipe,
+    data, base and parent.
+    """
+
+    model: Path
+    base_name: str
+    adapter: Path | None
+    rows: Sequence[TrafficRow]
+    seed: int
+    out: Path
+    work_dir: Path
+    fingerprint: str
+    on_progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a method returns: the new ask half, what it measured, and its log, one entry per step."""
+
+    ask: AskSpec
+    card: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a variant: its settings as a pydantic model, and the function that does it."""
+
+    settings: type[BaseModel]
+    make: Callable[[Any, Job], Made]
+
+
+def find_method(name: str) -> Method:
+    """Import the method of that name; raises RecipeError that lists those there are."""
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        raise RecipeError(
+            f"there is no method {name!r}",
+            expected=f"one of {', '.join(sorted(METHODS))}",
+            remedy=f"Did you mean {close[0]!r}?" if close else "Correct the method's name.",
+        )
+    method = import_module(METHODS[name], __package__).METHOD
+    assert isinstance(method, Method)
+    return method

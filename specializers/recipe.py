@@ -1,0 +1,252 @@
+"""Recipes: what a variant is made from, checked whole when loaded.
+
+A recipe file is YAML:
+
+    name: solver
+    parent: base                      # or the name or id of a variant on the shelf
+    seed: 0
+    data:
+      program: ../puzzles.py:solver_rows   # or  traffic: rows.jsonl
+      size: 6000                           # or  role: solver, min_score: 1.0
+    methods:
+      - method: lora
+        rank: 8
+
+Paths are relative to the recipe's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import inspect
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationError,
+    field_validator,
+)
+
+from ..agents.errors import RecipeError, TaskSetError
+from ..agents.traffic import TrafficRow, read_traffic
+from .methods import find_method
+
+__all__ = ["ProgramData", "Recipe", "TrafficData", "data_fingerprint", "load_recipe", "read_rows"]
+
+
+class TrafficData(BaseModel):
+    """Rows from a traffic file: those of `role` (all roles when None) that scored at least `min_score`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    traffic: str
+    role: str | None = None
+    min_score: float = Field(default=1.0, ge=0.0, le=1.0)
+
+
+class ProgramData(BaseModel):
+    """Rows from a Python function, `file.py:function`, called as `function(size=…, seed=…)`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    program: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")
+    size: int = Field(ge=1)
+
+
+def _kind_of_data(data: Any) -> str | None:
+    keys = data if isinstance(data, Mapping) else type(data).model_fields if isinstance(data, BaseModel) else ()
+    return next((kind for kind in ("traffic", "program") if kind in keys), None)
+
+
+class Recipe(BaseModel):
+    """One variant in the making: parent, seed, data, and the methods to apply in order.
+
+    `folder` is where relative paths start; it is no part of the recipe's identity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    parent: str = "base"
+    seed: int = Field(default=0, ge=0)
+    data: Annotated[
+        Annotated[TrafficData, Tag("traffic")] | Annotated[ProgramData, Tag("program")],
+        Discriminator(_kind_of_data),
+    ]
+    methods: tuple[SerializeAsAny[BaseModel], ...] = Field(min_length=1)
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _as_settings(cls, methods: Any) -> Any:
+        if not isinstance(methods, list | tuple):
+            return methods
+        return tuple(_method_settings(m, f"methods[{i}]") for i, m in enumerate(methods))
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises: RecipeError that names the file, the field, its value, what was expected, and for a misspelt field
+    the closest name there is.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}", remedy="Correct the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}", remedy="Correct the file.") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} holds {type(content).__name__}", expected="fields and values")
+    if "folder" in content:
+        raise RecipeError(f"recipe {path}: unknown field 'folder'", remedy="Remove it.")
+    try:
+        return Recipe.model_validate({**content, "folder": path.parent})
+    except ValidationError as error:
+        raise _as_recipe_error(error, Recipe, f"recipe {path}: ") from error
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error
+
+
+def read_rows(recipe: Recipe) -> list[TrafficRow]:
+    """Read or generate the recipe's training rows, in a fixed order.
+
+    Raises: RecipeError when the file, the function or what it gives cannot be used, or no row is left.
+    """
+    data = recipe.data
+    rows = _traffic_rows(recipe, data) if isinstance(data, TrafficData) else _program_rows(recipe, data)
+    if not rows:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: data {data.model_dump()} gives no rows",
+            expected="at least one row",
+            remedy="Check the role's name and min_score, or what the program yields.",
+        )
+    return rows
+
+
+def data_fingerprint(rows: Iterable[TrafficRow]) -> str:
+    """Name of training data by content: 16 hex digits over what is trained on, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.model_dump_json(include={"role", "messages", "reply", "prompt_layout"}).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _traffic_rows(recipe: Recipe, data: TrafficData) -> list[TrafficRow]:
+    path = recipe.folder / data.traffic
+    if not path.is_file():
+        raise RecipeError(
+            f"recipe {recipe.name!r}: data.traffic {data.traffic!r} is no file",
+            expected=f"a traffic file at {path}",
+            remedy="Write one with `metier run --export-traffic`, or correct the path.",
+        )
+    try:
+        return [
+            row
+            for row in read_traffic(path)
+            if data.role in (None, row.role) and (row.score is not None and row.score >= data.min_score)
+        ]
+    except TaskSetError as error:
+        raise RecipeError(error.problem, expected=error.expected, remedy=error.remedy) from error
+
+
+def _program_rows(recipe: Recipe, data: ProgramData) -> list[TrafficRow]:
+    where = f"recipe {recipe.name!r}: data.program {data.program!r}"
+    file, _, name = data.program.partition(":")
+    path = recipe.folder / file
+    if not path.is_file():
+        raise RecipeError(f"{where}: no such file", expected=f"a Python file at {path}")
+    spec = importlib.util.spec_from_file_location(f"metier_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        function = getattr(module, name, None)
+        if not callable(function):
+            functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")]
+            raise RecipeError(
+                f"{where}: {file} has no function {name!r}",
+                expected=f"one of {', '.join(functions) or 'none'}",
+                remedy=_did_you_mean(name, functions) or "Correct the function's name.",
+            )
+        rows = list(function(size=data.size, seed=recipe.seed))
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"{where} raised {type(error).__name__}: {error}",
+            expected="a function of size and seed that yields TrafficRow",
+            remedy="Correct the program, or install what it needs.",
+        ) from error
+    wrong = next((row for row in rows if not isinstance(row, TrafficRow)), None)
+    if wrong is not None:
+        raise RecipeError(f"{where} yields {type(wrong).__name__}", expected="TrafficRow")
+    return rows
+
+
+def _method_settings(method: Any, where: str) -> BaseModel:
+    if isinstance(method, BaseModel):
+        return method
+    if not isinstance(method, Mapping) or "method" not in method:
+        raise RecipeError(f"{where} is {method!r}", expected="fields with a `method`", remedy="Write `- method: lora`.")
+    settings = find_method(str(method["method"])).settings
+    try:
+        return settings.model_validate(dict(method))
+    except ValidationError as error:
+        raise _as_recipe_error(error, settings, f"{where}.") from error
+
+
+def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str) -> RecipeError:
+    first = error.errors(include_url=False)[0]
+    location = [part for part in first["loc"] if part not in ("traffic", "program") or part == first["loc"][-1]]
+    if len(first["loc"]) > 1 and first["loc"][1] in ("traffic", "program"):
+        # Pydantic puts the tag of the chosen kind into the path; it is not in the file.
+        location = [first["loc"][0], *first["loc"][2:]]
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        return RecipeError(
+            f"{prefix}{path}: unknown field with value {first['input']!r}",
+            expected=f"one of {', '.join(known)}",
+            remedy=_did_you_mean(str(location[-1]), known) or "Remove it.",
+        )
+    if first["type"] == "missing":
+        return RecipeError(f"{prefix}{path}: missing", expected="a value", remedy="Add the field.")
+    if first["type"].startswith("union_tag"):
+        return RecipeError(
+            f"{prefix}{path}: {first['input']!r} names no source of rows",
+            expected="`traffic: file.jsonl` or `program: file.py:function`",
+        )
+    return RecipeError(f"{prefix}{path}: {first['input']!r}", expected=first["msg"], remedy="Correct the value.")
+
+
+def _fields_at(model: type[BaseModel], location: list[Any]) -> list[str]:
+    found: list[type[BaseModel]] = [model]
+    for part in location:
+        found = [inner for m in found if part in m.model_fields for inner in _models(m.model_fields[part].annotation)]
+    return [name for m in found for name, field in m.model_fields.items() if not field.exclude]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [model for inner in get_args(annotation) for model in _models(inner)]
+    return []
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""

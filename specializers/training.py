@@ -1,0 +1,321 @@
+"""The plain training loop: answer tokens only, batches of like length, resumable at any kill.
+
+torch is imported inside the functions, so that settings and recipes load without it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..agents.errors import TrainingError
+from ..agents.traffic import TrafficRow
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "EncodedRow",
+    "Progress",
+    "TrainingSettings",
+    "answer_loss",
+    "encode_rows",
+    "learning_rate_at",
+    "multiplies_bfloat16",
+    "plan_batches",
+    "shared_start",
+    "train",
+]
+
+# Rows are sorted by length within pools of this many batches: enough to pad little, few enough to stay mixed.
+_POOL_BATCHES = 16
+
+
+class TrainingSettings(BaseModel):
+    """Settings every trained method shares; a method adds its own.
+
+    `learning_rate` is the peak, reached after `warmup_steps` and then lowered to zero by `schedule`. `dtype` is
+    that of the wide matrix products: `auto` is bfloat16 where the processor multiplies it natively (2x faster
+    on such a CPU), else float32; what is trained, and on CPU the residual stream, stays float32. Rows longer
+    than `max_row_tokens` are an error.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=300, ge=1)
+    batch_rows: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0.0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(default=20, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    clip_norm: float = Field(default=1.0, gt=0.0)
+    max_row_tokens: int = Field(default=1024, ge=8)
+    checkpoint_steps: int = Field(default=25, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run is; `loss` is nats per answer token of this step, `eta_s` an estimate in seconds."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One training row as token ids; the loss covers `tokens[prompt_tokens:]`."""
+
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+
+
+def encode_rows(rows: Sequence[TrafficRow], tokenizer: Any, *, max_row_tokens: int) -> list[EncodedRow]:
+    """Tokenise rows exactly as an engine prompts: chat template, generation prompt, reply, end of turn.
+
+    Prompt and reply are tokenised apart, because that is where an engine starts to generate.
+    Raises: TrainingError for no rows, or a row longer than `max_row_tokens`.
+    """
+    if not rows:
+        raise TrainingError(
+            "the training data has no rows",
+            expected="at least one row",
+            remedy="Check the recipe's `data`: its role, its min_score, or its program's size.",
+        )
+    encoded = []
+    for number, row in enumerate(rows, 1):
+        prompt = tokenizer.apply_chat_template(
+            [message.model_dump() for message in row.messages],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        answer = tokenizer(row.reply, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        if len(prompt) + len(answer) > max_row_tokens:
+            raise TrainingError(
+                f"training row {number} has {len(prompt) + len(answer)} tokens",
+                expected=f"at most max_row_tokens={max_row_tokens}",
+                remedy="Raise max_row_tokens in the recipe, or leave such rows out.",
+            )
+        encoded.append(EncodedRow((*prompt, *answer), len(prompt)))
+    return encoded
+
+
+def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: int) -> list[list[int]]:
+    """Choose the rows of every step: shuffled epochs, batches of like length, the same for the same seed.
+
+    Returns `steps` lists of row indices, each of `batch_rows` (all rows when there are fewer).
+    """
+    rng = random.Random(seed)
+    batch_rows = min(batch_rows, len(lengths))
+    plan: list[list[int]] = []
+    while len(plan) < steps:
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        epoch: list[list[int]] = []
+        pool = batch_rows * _POOL_BATCHES
+        for start in range(0, len(order), pool):
+            near = sorted(order[start : start + pool], key=lambda i: lengths[i])
+            # A last, smaller batch would weigh its rows more than others: it waits for the next epoch.
+            epoch += [near[i : i + batch_rows] for i in range(0, len(near) - batch_rows + 1, batch_rows)]
+        rng.shuffle(epoch)
+        plan += epoch
+    return plan[:steps]
+
+
+def learning_rate_at(step: int, settings: TrainingSettings) -> float:
+    """Learning rate of a step, counted from 0."""
+    warmup = min(settings.warmup_steps, settings.steps - 1)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, settings.steps - warmup)
+    factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
+    return settings.learning_rate * factor[settings.schedule]
+
+
+def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, device: str = "cpu") -> torch.Tensor:
+    """Mean cross-entropy over the answer tokens of a batch, in nats; a scalar that can be differentiated.
+
+    What all prompts start with is computed once, and its keys and values are shared by the rows (gradients add
+    up): the same loss for a third less work on prompts of one role. Rows are padded between that start and
+    their rest, so that answers end in the same column, and logits are needed for the last columns only.
+    """
+    import torch
+
+    shared = shared_start(rows)
+    rest = [row.tokens[shared:] for row in rows]
+    width = max(map(len, rest))
+    keep = max(len(row.tokens) - row.prompt_tokens for row in rows)
+    tokens = torch.full((len(rows), width), pad_token)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), keep), -100)
+    for i, (row, tail) in enumerate(zip(rows, rest, strict=True)):
+        tokens[i, width - len(tail) :] = torch.tensor(tail)
+        mask[i, width - len(tail) :] = 1
+        answer = row.tokens[row.prompt_tokens :]
+        labels[i, keep - len(answer) :] = torch.tensor(answer)
+    positions = (shared + mask.cumsum(1) - 1).clamp(min=0)
+    cache = None
+    if shared:
+        start = torch.tensor([rows[0].tokens[:shared]], device=device)
+        cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(rows))
+        mask = torch.cat([torch.ones((len(rows), shared), dtype=torch.long), mask], dim=1)
+    output = model(
+        input_ids=tokens.to(device),
+        attention_mask=mask.to(device),
+        position_ids=positions.to(device),
+        past_key_values=cache,
+        logits_to_keep=min(keep + 1, width),
+        use_cache=bool(shared),
+    )
+    logits = output.logits[:, -keep - 1 : -1].float()  # [rows, keep, vocabulary]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), ignore_index=-100)
+
+
+def shared_start(rows: Sequence[EncodedRow]) -> int:
+    """How many tokens all rows start with, leaving each at least its last prompt token.
+
+    That token must be computed per row, because the first answer token is predicted from it.
+    """
+    most = min(row.prompt_tokens for row in rows) - 1
+    for at in range(most):
+        if len({row.tokens[at] for row in rows}) > 1:
+            return at
+    return max(0, most)
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the processor multiplies bfloat16 natively; emulated, it is slower than float32."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"))
+
+
+def train(
+    model: Any,
+    rows: Sequence[EncodedRow],
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    pad_token: int,
+    checkpoint: Path,
+    job: str,
+    device: str = "cpu",
+    autocast: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train the parameters of `model` that require gradients, and return the log: one entry per step.
+
+    `checkpoint` is a safetensors file, replaced whole every `checkpoint_steps`; when it exists and was written
+    by the same `job` (a fingerprint of recipe, data and base), training goes on from it and ends, on CPU, with
+    the weights an uninterrupted run gives: batches and random states depend only on seed and step.
+    Raises: TrainingError when the loss is not finite (the checkpoint before it stays), or the checkpoint is of
+    another job.
+    """
+    import torch
+
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+    )
+    log = _load_checkpoint(checkpoint, job, names, parameters, optimizer) if checkpoint.exists() else []
+    plan = plan_batches(
+        [len(row.tokens) for row in rows], batch_rows=settings.batch_rows, steps=settings.steps, seed=seed
+    )
+    began, first = time.monotonic(), len(log)
+    model.train()
+    for step in range(first, settings.steps):
+        torch.manual_seed(seed * 1_000_003 + step)
+        rate = learning_rate_at(step, settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            loss = answer_loss(model, [rows[i] for i in plan[step]], pad_token=pad_token, device=device)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            raise TrainingError(
+                f"step {step + 1} of {settings.steps}: loss {loss.item()}, gradient norm {norm.item()}",
+                expected="finite numbers",
+                remedy=f"Lower learning_rate={settings.learning_rate} or raise warmup_steps; "
+                f"the checkpoint before this step is kept.",
+            )
+        optimizer.step()
+        log.append({"step": step + 1, "loss": round(loss.item(), 6), "learning_rate": round(rate, 9)})
+        if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == settings.steps:
+            _save_checkpoint(checkpoint, job, names, parameters, optimizer, log)
+        if on_progress is not None:
+            per_step = (time.monotonic() - began) / (step + 1 - first)
+            on_progress(Progress(step + 1, settings.steps, loss.item(), rate, per_step * (settings.steps - step - 1)))
+    return log
+
+
+def _save_checkpoint(
+    path: Path,
+    job: str,
+    names: Sequence[str],
+    parameters: Sequence[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    log: list[dict[str, float]],
+) -> None:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in zip(names, parameters, strict=True):
+        state = optimizer.state[parameter]
+        tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
+        tensors[f"mean.{name}"] = state["exp_avg"].cpu().contiguous()
+        tensors[f"square.{name}"] = state["exp_avg_sq"].cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={"job": job, "log": json.dumps(log)})
+    part.replace(path)
+
+
+def _load_checkpoint(
+    path: Path,
+    job: str,
+    names: Sequence[str],
+    parameters: Sequence[torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> list[dict[str, float]]:
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    remedy = f"Delete {path} to start over."
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("job") != job:
+                raise TrainingError(f"checkpoint {path} belongs to another job", expected=f"job {job}", remedy=remedy)
+            log: list[dict[str, float]] = json.loads(metadata["log"])
+            with torch.no_grad():
+                for name, parameter in zip(names, parameters, strict=True):
+                    parameter.copy_(file.get_tensor(f"weight.{name}"))
+                    optimizer.state[parameter] = {
+                        "step": torch.tensor(float(len(log))),
+                        "exp_avg": file.get_tensor(f"mean.{name}").to(parameter.device),
+                        "exp_avg_sq": file.get_tensor(f"square.{name}").to(parameter.device),
+                    }
+    except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+        raise TrainingError(
+            f"checkpoint {path} cannot be read: {error}", expected="one that this job wrote", remedy=remedy
+        ) from error
+    return log
