@@ -153,7 +153,7 @@ class Shelf:
             else "Make it with `metier make recipe.yaml`, or list them with `metier variants`.",
         )
 
-    def _found(self) -> list[tuple[Variant, Path]]:
+    def _found(self) -> Sequence[tuple[Variant, Path]]:
         own = _variant_folders(self.folder)
         own.sort(key=lambda folder: (-folder.stat().st_mtime_ns, folder.name))
         others = [folder for place in self.also for folder in _variant_folders(place)]
