@@ -56,7 +56,7 @@ class ThreadFamilyClock:
 
     def _rename(self) -> bool:
         libc = ctypes.CDLL(None, use_errno=True)
-        return libc.prctl(_PR_SET_NAME, self._name.encode(), 0, 0, 0) == 0
+        return bool(libc.prctl(_PR_SET_NAME, self._name.encode(), 0, 0, 0) == 0)
 
     def _is_member(self, tid: int) -> bool:
         if tid == threading.get_native_id():

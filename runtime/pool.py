@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["EnginePool", "Resolve", "StartEngine"]
 
 Resolve = Callable[[str], tuple[Variant, Path]]
-StartEngine = Callable[["EngineStart"], Any]
+StartEngine = Callable[["EngineStart"], Awaitable[Engine]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,6 @@ class EnginePool:
         self._start_engine = start_engine or (_start_supervised if supervised else _start_in_process)
         self._seats: dict[EngineStart, _Seat] = {}
         self._targets: dict[str | None, _Target] = {}
-        self._fingerprint: str | None = None
         self._closed = False
 
     async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
@@ -212,7 +211,7 @@ class EnginePool:
                 expected="variants without adapters",
                 remedy="Name the variant in the assignment before the session opens.",
             )
-        await anyio.to_thread.run_sync(self._check_adapter, variant, folder / "adapter", weights)
+        await anyio.to_thread.run_sync(self._check_adapter, variant, folder, weights)
         return _Target(start, variant, folder / "adapter")
 
     def _engine_start(self, spec: EngineSpec, weights: Path) -> EngineStart:
@@ -221,18 +220,13 @@ class EnginePool:
 
     def _check_adapter(self, variant: Variant, folder: Path, weights: Path) -> None:
         """Everything that can be wrong with an adapter, before an engine sees it (in a worker thread)."""
-        from ..specializers.adapter_check import check_adapter
-        from ..specializers.base_model import base_fingerprint
+        from ..specializers.adapter_check import check_adapter, check_variant
 
-        if self._fingerprint is None:
-            self._fingerprint = base_fingerprint(self._base)
-        if variant.base != self._fingerprint:
-            raise AdapterError(
-                f"variant {variant.name!r} was made for base {variant.base}",
-                expected=f"base {self._fingerprint}, which this session serves",
-                remedy="Open the session with the variant's own base, or make the variant again on this one.",
-            )
-        check_adapter(folder, weights, slot_rank=self._settings.slot_rank)
+        if weights == self._base:
+            check_variant(variant, folder, weights, slot_rank=self._settings.slot_rank)
+        else:
+            # The variant brings weights of its own (pruned, say): its adapter has to fit those.
+            check_adapter(folder / "adapter", weights, slot_rank=self._settings.slot_rank)
 
     def _check_layout(self, ask: Ask, target: _Target) -> None:
         variant = target.variant

@@ -24,8 +24,7 @@ class ScheduledRows:
     def watch(self, scheduler: Any) -> None:
         """Listen to `scheduler.schedule`; raises PluginError when it is not the method we know."""
         schedule = getattr(scheduler, "schedule", None)
-        known = schedule is not None and list(inspect.signature(schedule).parameters) == ["throttle_prefills"]
-        if not known:
+        if schedule is None or list(inspect.signature(schedule).parameters) != ["throttle_prefills"]:
             raise PluginError(
                 f"{type(scheduler).__name__}.schedule is not the method the meter listens to",
                 expected="schedule(throttle_prefills)",

