@@ -57,12 +57,16 @@ class Assignment(BaseModel):
             return roles
         return {role: {"variant": v} if isinstance(v, str) else v for role, v in roles.items()}
 
-    def variants(self) -> set[str]:
-        """Every variant that may be asked for; the base is not one."""
+    def names(self) -> list[str | None]:
+        """Everything that may be asked for, in a stable order: variants by name, None for the base."""
         named = {self.default}
         for role in self.roles.values():
             named |= {role.variant, *role.rounds.values()}
-        return named - {BASE}
+        return [None if name == BASE else name for name in sorted(named)]
+
+    def variants(self) -> set[str]:
+        """Every variant that may be asked for; the base is not one."""
+        return {name for name in self.names() if name is not None}
 
     def check_roles(self, roles: Iterable[str]) -> None:
         """Raise AssignmentError when a role is assigned that the workflow does not have."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from anyio import to_thread
 
 from ..agents.backend import Backend
 from ..agents.errors import SettingsError
+from ..agents.messages import Ask, Usage
 from ..router.assignment import Assignment, load_assignment
 from ..router.route import Router
 from .events import Event, OnEvent
@@ -19,6 +20,7 @@ from .settings import Settings, load_settings
 from .store import RunStore
 
 if TYPE_CHECKING:
+    from ..specializers.variant import Variant
     from .pool import EnginePool
 
 __all__ = ["EngineForm", "open_session"]
@@ -70,8 +72,9 @@ async def open_session(
         if backend is not None:
             session = Session(backend, router, store, settings, on_event)
         else:
-            pool = await _open_pool(base, router.assignment, engine, variants, settings, tell)
+            pool = await _open_pool(base, router.assignment, engine, variants, settings, tell, store.record_abandoned)
             await stack.enter_async_context(pool)
+            await pool.warm(router.assignment.names())
             session = Session(pool, router, store, settings, on_event, pool.totals)
         yield session
 
@@ -83,6 +86,7 @@ async def _open_pool(
     variants: Iterable[str | Path],
     settings: Settings,
     on_event: OnEvent,
+    on_abandoned: Callable[[Ask, Usage], None],
 ) -> EnginePool:
     # Imported here: sessions on another backend need none of it.
     from ..specializers.base_model import find_base
@@ -93,8 +97,16 @@ async def _open_pool(
     wanted = {name: shelf.get(name) for name in sorted(assignment.variants())}
     folder = await to_thread.run_sync(find_base, str(base))
 
-    def resolve(name: str) -> Any:
+    def resolve(name: str) -> tuple[Variant, Path]:
         variant = wanted.get(name) or shelf.get(name)
         return variant, shelf.path(variant)
 
-    return EnginePool(folder, resolve, settings.engine, supervised=engine == "supervised", on_event=on_event)
+    return EnginePool(
+        folder,
+        resolve,
+        settings.engine,
+        supervised=engine == "supervised",
+        adapters=any(variant.ask.adapter for variant in wanted.values()),
+        on_event=on_event,
+        on_abandoned=on_abandoned,
+    )

@@ -20,7 +20,13 @@ SELECT asks.role AS role, coalesce(asks.variant, 'base') AS variant, sum(finish_
        sum(answer_tokens) AS answer, sum(queue_s) AS queue_s, sum(prefill_s) AS prefill_s,
        sum(decode_s) AS decode_s, sum(cpu_s) AS cpu_s, sum(swaps) AS swaps, sum(swap_s) AS swap_s,
        sum(asks.error IS NOT NULL AND finish_reason != '') AS corrected, sum(finish_reason = '') AS lost
-FROM asks JOIN runs ON runs.id = asks.run WHERE runs.batch = ? GROUP BY asks.role, coalesce(asks.variant, 'base')
+FROM (
+    SELECT run, path, role, variant, finish_reason, error, asked_at, prompt_tokens, cached_tokens, thinking_tokens,
+           answer_tokens, queue_s, prefill_s, decode_s, cpu_s, swaps, swap_s FROM asks
+    UNION ALL
+    SELECT run, path, role, variant, NULL, NULL, NULL, prompt_tokens, cached_tokens, thinking_tokens,
+           answer_tokens, queue_s, prefill_s, decode_s, cpu_s, swaps, swap_s FROM abandoned
+) AS asks JOIN runs ON runs.id = asks.run WHERE runs.batch = ? GROUP BY asks.role, coalesce(asks.variant, 'base')
 ORDER BY min(asks.asked_at)
 """
 

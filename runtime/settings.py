@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from platformdirs import user_cache_dir
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..agents.errors import SettingsError
+from ..specializers.base_model import cache_folder
 from .engine_settings import EngineSettings
 from .steps import RunLimits
 
-__all__ = ["Settings", "cache_folder", "load_settings"]
+__all__ = ["Settings", "load_settings"]
 
 ENVIRONMENT_PREFIX = "METIER_"
 OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_KERNEL"}
@@ -41,11 +41,6 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=16, ge=1, le=10_000)
     limits: RunLimits = RunLimits()
     engine: EngineSettings = EngineSettings()
-
-
-def cache_folder() -> Path:
-    """Where the base model, the shelf and compiled kernels are kept: METIER_CACHE, else the user's cache."""
-    return Path(os.environ.get("METIER_CACHE") or user_cache_dir("metier"))
 
 
 def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from ..agents.errors import ResumeError, StoreError
-from ..agents.messages import Message, Usage
+from ..agents.messages import Ask, Message, Usage
 from ..agents.traffic import TrafficRow
 
 __all__ = ["AskRecord", "BatchRecord", "RunRecord", "RunState", "RunStore", "StepRecord", "StepState"]
@@ -48,6 +48,10 @@ MIGRATIONS = (
         prompt_tokens INTEGER, cached_tokens INTEGER, thinking_tokens INTEGER, answer_tokens INTEGER,
         queue_s REAL, prefill_s REAL, decode_s REAL, cpu_s REAL, swaps INTEGER, swap_s REAL,
         PRIMARY KEY (run, path, attempt));
+    CREATE TABLE abandoned (
+        run TEXT NOT NULL REFERENCES runs (id), path TEXT NOT NULL, attempt INTEGER NOT NULL, role TEXT NOT NULL,
+        variant TEXT, prompt_tokens INTEGER, cached_tokens INTEGER, thinking_tokens INTEGER, answer_tokens INTEGER,
+        queue_s REAL, prefill_s REAL, decode_s REAL, cpu_s REAL, swaps INTEGER, swap_s REAL);
     CREATE TABLE questions (
         run TEXT NOT NULL REFERENCES runs (id), path TEXT NOT NULL, question TEXT NOT NULL, answer TEXT,
         PRIMARY KEY (run, path)) WITHOUT ROWID;
@@ -302,6 +306,15 @@ class RunStore:
         """Path → first unused attempt number, for steps that a resumed run asks again."""
         rows = self._db.execute("SELECT path, max(attempt) + 1 AS n FROM asks WHERE run = ? GROUP BY path", (run_id,))
         return {row["path"]: row["n"] for row in rows}
+
+    def record_abandoned(self, ask: Ask, usage: Usage) -> None:
+        """Keep what an ask has used that never got its reply, so that the roles' sums stay the engine's."""
+        with self._transaction() as db:
+            db.execute(
+                _insert("abandoned", ["run", "path", "attempt", "role", "variant", *USAGE_COLUMNS]),
+                [ask.run_id, ask.step_path, ask.attempt, ask.role, ask.variant]
+                + [getattr(usage, column) for column in USAGE_COLUMNS],
+            )
 
     # --- questions to people ------------------------------------------------------------------------------
 

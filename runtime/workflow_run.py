@@ -220,7 +220,7 @@ def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path |
         errors.print(f"output: {output.model_dump_json() if isinstance(output, BaseModel) else output}", markup=False)
     elif failed:
         raise RunError(
-            f"{len(failed)} of {len(results)} runs failed; the first: {failed[0]}",
+            f"{len(failed)} of {len(results)} runs failed; the first: {failed[0].problem}",
             remedy=f"Go on with them: metier resume {batch}.",
         )
 

@@ -1,0 +1,83 @@
+"""What `metier make` and `metier variants` do: recipes with a progress bar, and the shelf as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..specializers.recipe import load_recipe
+from ..specializers.shelf import Shelf
+from ..specializers.variant import Variant
+from .settings import load_settings
+
+__all__ = ["list_variants", "make_variant"]
+
+console = Console(stderr=True)
+LINES = 20
+"""Lines of progress where there is no terminal to draw a bar on."""
+
+
+def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | None) -> None:
+    """Make a variant and say what came of it; see `metier make --help`."""
+    from ..specializers.produce import produce
+
+    loaded = load_recipe(recipe)
+    folder = shelf or load_settings().shelf
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task(f"making {loaded.name}", total=None)
+
+        def show(progress: Any) -> None:
+            bars.update(
+                bar,
+                total=progress.steps,
+                completed=progress.step,
+                description=f"making {loaded.name}, loss {progress.loss:.3f}",
+            )
+            if not console.is_terminal and progress.step % max(1, progress.steps // LINES) == 0:
+                console.print(
+                    f"{loaded.name}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "
+                    f"{progress.eta_s:.0f} s left",
+                    markup=False,
+                )
+
+        if not console.is_terminal:
+            console.print(f"making {loaded.name} on {base}: reading data", markup=False)
+        variant = produce(loaded, shelf=Shelf(folder), base=base, on_progress=show, work_dir=work_dir)
+    console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {Shelf(folder).path(variant)}", markup=False)
+    _show([variant], Shelf(folder))
+
+
+def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
+    """Print the shelf as a table; with `verify`, check every file first."""
+    place = Shelf(shelf or load_settings().shelf, also=also)
+    found = place.list()
+    if verify:
+        for variant in found:
+            place.verify(variant)
+        console.print(f"{len(found)} variants verified: every file has the hash of its record.", markup=False)
+    if not found:
+        console.print(f"No variants in {place.folder}. Make one: metier make RECIPE.yaml", markup=False)
+        return
+    _show(found, place)
+
+
+def _show(variants: list[Variant], shelf: Shelf) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("name", "id", "parent", "method", "adapter", "MB", "measured"):
+        table.add_column(head, overflow="fold")
+    for v in variants:
+        size = sum(f.stat().st_size for f in shelf.path(v).rglob("*") if f.is_file()) / 1e6
+        methods = "+".join(m["method"] for m in v.recipe.get("methods", [])) or "–"
+        adapter = f"{v.ask.adapter} r{v.ask.rank}" if v.ask.adapter else "–"
+        measured = ", ".join(f"{k} {_number(x)}" for k, x in v.card.items() if isinstance(x, int | float | str))
+        table.add_row(v.name, v.id, v.parent or "base", methods, adapter, f"{size:.1f}", measured)
+    Console().print(table)
+
+
+def _number(value: float | int | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
