@@ -1,0 +1,609 @@
+// Multi-LoRA on the CPU: y[t] += B_s (A_s x[t]) for every token t, where s is the adapter slot of that token.
+//
+// One call per linear layer does everything that vLLM's torch path spreads over a dozen small operators: gather the
+// rows of each adapter, multiply by A (shrink), multiply by B (expand) and add to the base layer's output. Rows
+// without an adapter are not in the plan of the step at all, so they are never touched.
+//
+// Layouts. A of a slot is packed "lanes last": all slices of a merged layer (q, k, v) side by side, one lane per
+// row of A, padded to a multiple of 16. On machines with AVX512-BF16 two neighbouring input features share a 32-bit
+// word, as the dot-product instruction wants them. B of a slot is packed [rank, width] per slice, so that both products
+// stream through memory. Only the rows an adapter really has are packed: the cost follows its rank, not the slot's.
+//
+// Sums are kept in fp32 and y is rounded once. Token gates (T-REX) fit between `shrink` and `expand`: they map the lanes
+// of one token to as many lanes as B has columns.
+
+#include <ATen/core/Tensor.h>
+#include <omp.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int64_t kLane = 16;     // lanes of one vector register of fp32
+constexpr int kTileRows = 8;      // rows of one slot that share the loads of A and B
+constexpr int64_t kTailFree = 32; // output columns handled per inner step
+constexpr size_t kMaxLayers = size_t{1} << 16;
+constexpr size_t kMaxSteps = size_t{1} << 10;
+constexpr int64_t kSerialBytes = 16 << 10; // below this much weight traffic waking the other threads costs more
+
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t vec_u32 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t vec_u16 __attribute__((vector_size(32), aligned(2), may_alias));
+
+inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<vec*>(p) = v; }
+
+inline vec load(const uint16_t* p) {
+  const vec_u32 wide = __builtin_convertvector(*reinterpret_cast<const vec_u16*>(p), vec_u32) << 16;
+  return reinterpret_cast<const vec&>(wide);
+}
+
+inline void store(uint16_t* p, vec v) {
+#ifdef __AVX512BF16__
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#else
+  // Round to nearest, ties to even; NaN and infinity keep their upper half.
+  vec_u32 bits = reinterpret_cast<const vec_u32&>(v);
+  const vec_u32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  const auto special = (bits & 0x7f800000u) == 0x7f800000u;
+  bits = special ? bits | ((bits & 0xffffu) != 0u ? vec_u32{} + 0x10000u : vec_u32{}) : rounded;
+  *reinterpret_cast<vec_u16*>(p) = __builtin_convertvector(bits >> 16, vec_u16);
+#endif
+}
+
+inline float to_float(float v) { return v; }
+inline float to_float(uint16_t v) {
+  const uint32_t bits = uint32_t{v} << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+// ---- what a step, a slot and a layer are -----------------------------------------------------------------------
+
+struct Tile {
+  int32_t slot;
+  int32_t first; // position in Step::order
+  int32_t rows;
+};
+
+// The plan of one engine step, shared by all layers of one engine.
+struct Step {
+  int64_t tokens = 0;
+  std::vector<int32_t> order; // token numbers, grouped by slot, base rows left out
+  std::vector<Tile> tiles;
+};
+
+struct Slice {
+  int64_t column = 0; // first output column
+  int64_t width = 0;
+  int64_t lane = 0;   // first lane of A's product
+  int64_t rank = 0;   // columns of B; zero when the adapter leaves this slice alone
+  size_t b_offset = 0;
+};
+
+struct Slot {
+  int64_t lanes = 0; // padded; zero when the adapter leaves this layer alone
+  std::vector<Slice> slices;
+  std::vector<float> a_f32;     // [d_in, lanes]
+  std::vector<uint32_t> a_bf16; // [d_in / 2, lanes], two features a word
+  std::vector<float> b_f32;     // per slice [rank, padded width]
+  std::vector<uint16_t> b_bf16;
+};
+
+struct Layer {
+  Step* step;
+  int64_t d_in;
+  std::vector<int64_t> widths;
+  bool bf16;
+  std::vector<Slot> slots;
+};
+
+// Fixed tables: an engine that starts in another thread must not move the entries of one that runs.
+std::array<std::atomic<Layer*>, kMaxLayers> g_layers{};
+std::array<std::atomic<Step*>, kMaxSteps> g_steps{};
+std::mutex g_create;
+
+template <typename Table>
+int64_t place(Table& table, typename Table::value_type::value_type entry, const char* what) {
+  const std::lock_guard<std::mutex> guard(g_create);
+  for (size_t i = 0; i < table.size(); ++i) {
+    if (table[i].load(std::memory_order_relaxed) == nullptr) {
+      table[i].store(entry, std::memory_order_release);
+      return static_cast<int64_t>(i);
+    }
+  }
+  TORCH_CHECK(false, "no room for another LoRA ", what, ": ", table.size(), " are open in this process");
+}
+
+template <typename Table>
+auto& find(Table& table, int64_t id, const char* what) {
+  TORCH_CHECK(id >= 0 && id < static_cast<int64_t>(table.size()), "no LoRA ", what, " has the number ", id);
+  auto* entry = table[id].load(std::memory_order_acquire);
+  TORCH_CHECK(entry != nullptr, "LoRA ", what, " ", id, " is closed");
+  return *entry;
+}
+
+int64_t padded(int64_t n) { return (n + kLane - 1) / kLane * kLane; }
+
+// ---- shrink: lanes = A x ---------------------------------------------------------------------------------------
+
+// Rows x (16 * Blocks) sums over features [from, to). `Unroll` splits the sum into independent chains when there are
+// too few rows to hide the latency of the multiply-add.
+template <int Rows, int Blocks, int Unroll>
+inline void shrink_block(
+    const float* const* x, const float* a, int64_t lanes, int64_t from, int64_t to, float* out, int64_t out_stride) {
+  vec sum[Unroll][Rows][Blocks] = {};
+  int64_t k = from;
+  for (; k + Unroll <= to; k += Unroll)
+    for (int u = 0; u < Unroll; ++u)
+      for (int b = 0; b < Blocks; ++b) {
+        const vec w = load(a + (k + u) * lanes + b * kLane);
+        for (int r = 0; r < Rows; ++r) sum[u][r][b] += w * x[r][k + u];
+      }
+  for (; k < to; ++k)
+    for (int b = 0; b < Blocks; ++b) {
+      const vec w = load(a + k * lanes + b * kLane);
+      for (int r = 0; r < Rows; ++r) sum[0][r][b] += w * x[r][k];
+    }
+  for (int r = 0; r < Rows; ++r)
+    for (int b = 0; b < Blocks; ++b) {
+      for (int u = 1; u < Unroll; ++u) sum[0][r][b] += sum[u][r][b];
+      store(out + r * out_stride + b * kLane, sum[0][r][b]);
+    }
+}
+
+#ifdef __AVX512BF16__
+template <int Rows, int Blocks, int Unroll>
+inline void shrink_block(
+    const uint32_t* const* x, const uint32_t* a, int64_t lanes, int64_t from, int64_t to, float* out, int64_t out_stride) {
+  __m512 sum[Unroll][Rows][Blocks];
+  for (int u = 0; u < Unroll; ++u)
+    for (int r = 0; r < Rows; ++r)
+      for (int b = 0; b < Blocks; ++b) sum[u][r][b] = _mm512_setzero_ps();
+  int64_t k = from;
+  for (; k + Unroll <= to; k += Unroll)
+    for (int u = 0; u < Unroll; ++u)
+      for (int b = 0; b < Blocks; ++b) {
+        const __m512bh w = (__m512bh)_mm512_loadu_si512(a + (k + u) * lanes + b * kLane);
+        for (int r = 0; r < Rows; ++r)
+          sum[u][r][b] = _mm512_dpbf16_ps(sum[u][r][b], w, (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r][k + u])));
+      }
+  for (; k < to; ++k)
+    for (int b = 0; b < Blocks; ++b) {
+      const __m512bh w = (__m512bh)_mm512_loadu_si512(a + k * lanes + b * kLane);
+      for (int r = 0; r < Rows; ++r)
+        sum[0][r][b] = _mm512_dpbf16_ps(sum[0][r][b], w, (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r][k])));
+    }
+  for (int r = 0; r < Rows; ++r)
+    for (int b = 0; b < Blocks; ++b) {
+      for (int u = 1; u < Unroll; ++u) sum[0][r][b] = _mm512_add_ps(sum[0][r][b], sum[u][r][b]);
+      _mm512_storeu_ps(out + r * out_stride + b * kLane, sum[0][r][b]);
+    }
+}
+#endif
+
+template <int Rows, typename X>
+void shrink_rows(const X* const* x, const X* a, int64_t lanes, int64_t from, int64_t to, float* out) {
+  constexpr int kUnroll = Rows == 1 ? 4 : (Rows <= 3 ? 2 : 1);
+  int64_t lane = 0;
+  for (; lane + 2 * kLane <= lanes; lane += 2 * kLane)
+    shrink_block<Rows, 2, kUnroll>(x, a + lane, lanes, from, to, out + lane, lanes);
+  if (lane < lanes) shrink_block<Rows, 1, 2 * kUnroll>(x, a + lane, lanes, from, to, out + lane, lanes);
+}
+
+// ---- expand: y += B lanes --------------------------------------------------------------------------------------
+
+template <int Rows, typename Y>
+inline void expand_tail(
+    const float* lanes_of, int64_t lanes, const Y* b, int64_t stride, int64_t rank, Y* const* y, int64_t from, int64_t to) {
+  for (int64_t c = from; c < to; c += kLane) {
+    const int64_t n = std::min(kLane, to - c);
+    for (int r = 0; r < Rows; ++r) {
+      Y edge[kLane] = {};
+      std::copy_n(y[r] + c, n, edge);
+      vec sum = load(edge);
+      for (int64_t j = 0; j < rank; ++j) sum += load(b + j * stride + c) * lanes_of[r * lanes + j];
+      store(edge, sum);
+      std::copy_n(edge, n, y[r] + c);
+    }
+  }
+}
+
+// Columns [from, to) of one slice; `y` points at the slice's first column of each row.
+template <int Rows, typename Y>
+void expand_rows(
+    const float* lanes_of, int64_t lanes, const Y* b, int64_t stride, int64_t rank, Y* const* y, int64_t from, int64_t to) {
+  int64_t c = from;
+  for (; c + kTailFree <= to; c += kTailFree) {
+    vec sum[Rows][2];
+    for (int r = 0; r < Rows; ++r)
+      for (int h = 0; h < 2; ++h) sum[r][h] = load(y[r] + c + h * kLane);
+    for (int64_t j = 0; j < rank; ++j) {
+      const vec w0 = load(b + j * stride + c), w1 = load(b + j * stride + c + kLane);
+      for (int r = 0; r < Rows; ++r) {
+        const float v = lanes_of[r * lanes + j];
+        sum[r][0] += w0 * v;
+        sum[r][1] += w1 * v;
+      }
+    }
+    for (int r = 0; r < Rows; ++r)
+      for (int h = 0; h < 2; ++h) store(y[r] + c + h * kLane, sum[r][h]);
+  }
+  expand_tail<Rows>(lanes_of, lanes, b, stride, rank, y, c, to);
+}
+
+// ---- one tile: rows of one slot --------------------------------------------------------------------------------
+
+template <typename Y>
+struct Rows {
+  const Y* x;
+  int64_t x_stride;
+  Y* y;
+  int64_t y_stride;
+};
+
+// Calls f with the number of rows as a compile-time constant, so that the sums stay in registers.
+template <typename F>
+inline void with_rows(int rows, F&& f) {
+  switch (rows) {
+    case 1: f(std::integral_constant<int, 1>{}); break;
+    case 2: f(std::integral_constant<int, 2>{}); break;
+    case 3: f(std::integral_constant<int, 3>{}); break;
+    case 4: f(std::integral_constant<int, 4>{}); break;
+    case 5: f(std::integral_constant<int, 5>{}); break;
+    case 6: f(std::integral_constant<int, 6>{}); break;
+    case 7: f(std::integral_constant<int, 7>{}); break;
+    default: f(std::integral_constant<int, kTileRows>{}); break;
+  }
+}
+
+void shrink_tile(
+    const Layer& layer, const Slot& slot, const int32_t* order, int rows, Rows<float> data, double from, double to, float* out) {
+  const float* x[kTileRows];
+  for (int r = 0; r < rows; ++r) x[r] = data.x + order[r] * data.x_stride;
+  const auto k0 = static_cast<int64_t>(from * layer.d_in), k1 = static_cast<int64_t>(to * layer.d_in);
+  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.a_f32.data(), slot.lanes, k0, k1, out); });
+}
+
+void shrink_tile(
+    const Layer& layer, const Slot& slot, const int32_t* order, int rows, Rows<uint16_t> data, double from, double to, float* out) {
+#ifdef __AVX512BF16__
+  const uint32_t* x[kTileRows];
+  for (int r = 0; r < rows; ++r) x[r] = reinterpret_cast<const uint32_t*>(data.x + order[r] * data.x_stride);
+  const auto k0 = static_cast<int64_t>(from * (layer.d_in / 2)), k1 = static_cast<int64_t>(to * (layer.d_in / 2));
+  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.a_bf16.data(), slot.lanes, k0, k1, out); });
+#else
+  static thread_local std::vector<float> wide;
+  wide.resize(static_cast<size_t>(rows * layer.d_in));
+  const float* x[kTileRows];
+  for (int r = 0; r < rows; ++r) {
+    float* row = wide.data() + r * layer.d_in;
+    const uint16_t* source = data.x + order[r] * data.x_stride;
+    for (int64_t k = 0; k < layer.d_in; ++k) row[k] = to_float(source[k]);
+    x[r] = row;
+  }
+  const auto k0 = static_cast<int64_t>(from * layer.d_in), k1 = static_cast<int64_t>(to * layer.d_in);
+  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.a_f32.data(), slot.lanes, k0, k1, out); });
+#endif
+}
+
+inline const float* b_of(const Slot& slot, const float*) { return slot.b_f32.data(); }
+inline const uint16_t* b_of(const Slot& slot, const uint16_t*) { return slot.b_bf16.data(); }
+
+// Columns [from, to) of the whole output, as shares of each slice, so that threads get equal work.
+template <typename Y>
+void expand_tile(const Slot& slot, const int32_t* order, int rows, Rows<Y> data, double from, double to, const float* lanes) {
+  for (const Slice& slice : slot.slices) {
+    if (slice.rank == 0) continue;
+    Y* y[kTileRows];
+    for (int r = 0; r < rows; ++r) y[r] = data.y + order[r] * data.y_stride + slice.column;
+    const auto edge = [&](double share) {
+      const auto column = static_cast<int64_t>(share * slice.width);
+      return share >= 1.0 ? slice.width : column / kTailFree * kTailFree;
+    };
+    const Y* b = b_of(slot, static_cast<const Y*>(nullptr)) + slice.b_offset;
+    with_rows(rows, [&](auto n) {
+      expand_rows<n()>(
+          lanes + slice.lane, slot.lanes, b, padded(slice.width), slice.rank, y, edge(from), edge(to));
+    });
+  }
+}
+
+// ---- one layer -------------------------------------------------------------------------------------------------
+
+template <typename Y>
+void run(const Layer& layer, Rows<Y> data) {
+  const Step& step = *layer.step;
+  const int32_t* order = step.order.data();
+  int64_t most_lanes = 0, bytes = 0;
+  for (const Tile& tile : step.tiles) {
+    const Slot& slot = layer.slots[tile.slot];
+    most_lanes = std::max(most_lanes, slot.lanes);
+    bytes += static_cast<int64_t>(
+        (slot.a_bf16.size() + slot.a_f32.size() + slot.b_f32.size()) * 4 + slot.b_bf16.size() * 2);
+  }
+  if (most_lanes == 0) return;
+  const auto tiles = static_cast<int64_t>(step.tiles.size());
+  const int64_t sums = kTileRows * most_lanes;
+  const int threads = omp_in_parallel() || bytes < kSerialBytes ? 1 : omp_get_max_threads();
+  static thread_local std::vector<float> scratch;
+
+  if (threads == 1 || tiles >= 4 * threads) {
+    // Many tiles: each thread takes whole ones, nobody waits for anybody.
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const Tile& tile = step.tiles[t];
+      const Slot& slot = layer.slots[tile.slot];
+      if (slot.lanes == 0) continue;
+      if (static_cast<int64_t>(scratch.size()) < sums) scratch.resize(sums);
+      shrink_tile(layer, slot, order + tile.first, tile.rows, data, 0.0, 1.0, scratch.data());
+      expand_tile(slot, order + tile.first, tile.rows, data, 0.0, 1.0, scratch.data());
+    }
+    return;
+  }
+
+  // Few tiles (decode): every thread sums over its share of the input features of each tile, then, when all partial
+  // sums are there, adds its share of the output columns.
+  if (static_cast<int64_t>(scratch.size()) < threads * tiles * sums) scratch.resize(threads * tiles * sums);
+  float* const shared = scratch.data();
+#pragma omp parallel num_threads(threads)
+  {
+    const int me = omp_get_thread_num(), team = omp_get_num_threads();
+    const double from = static_cast<double>(me) / team, to = static_cast<double>(me + 1) / team;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const Tile& tile = step.tiles[t];
+      const Slot& slot = layer.slots[tile.slot];
+      if (slot.lanes == 0) continue;
+      shrink_tile(layer, slot, order + tile.first, tile.rows, data, from, to, shared + (t * team + me) * sums);
+    }
+#pragma omp barrier
+    float lanes[kTileRows * 64];
+    std::vector<float> wide_lanes(sums > kTileRows * 64 ? sums : 0);
+    float* const total = sums > kTileRows * 64 ? wide_lanes.data() : lanes;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const Tile& tile = step.tiles[t];
+      const Slot& slot = layer.slots[tile.slot];
+      if (slot.lanes == 0) continue;
+      const int64_t used = tile.rows * slot.lanes;
+      const float* part = shared + t * team * sums;
+      for (int64_t i = 0; i < used; i += kLane) {
+        vec sum = load(part + i);
+        for (int other = 1; other < team; ++other) sum += load(part + other * sums + i);
+        store(total + i, sum);
+      }
+      expand_tile(slot, order + tile.first, tile.rows, data, from, to, total);
+    }
+  }
+}
+
+// ---- operators -------------------------------------------------------------------------------------------------
+
+int64_t lora_step_open() {
+  return place(g_steps, new Step(), "step plan");
+}
+
+void lora_step_close(int64_t step) {
+  const std::lock_guard<std::mutex> guard(g_create);
+  TORCH_CHECK(step >= 0 && step < static_cast<int64_t>(kMaxSteps), "no LoRA step plan has the number ", step);
+  delete g_steps[step].exchange(nullptr);
+}
+
+// `slots`: int64 [tokens], the adapter slot of each token, negative for the base model.
+void lora_step_plan(int64_t step_id, const at::Tensor& slots) {
+  Step& step = find(g_steps, step_id, "step plan");
+  TORCH_CHECK(slots.dim() == 1 && slots.is_contiguous() && slots.scalar_type() == at::kLong, "slots: int64 [tokens]");
+  const int64_t* slot_of = slots.const_data_ptr<int64_t>();
+  step.tokens = slots.numel();
+  step.order.clear();
+  step.tiles.clear();
+  int64_t most = -1;
+  for (int64_t t = 0; t < step.tokens; ++t) most = std::max(most, slot_of[t]);
+  for (int64_t slot = 0; slot <= most; ++slot) {
+    const auto first = static_cast<int32_t>(step.order.size());
+    for (int64_t t = 0; t < step.tokens; ++t)
+      if (slot_of[t] == slot) step.order.push_back(static_cast<int32_t>(t));
+    const auto end = static_cast<int32_t>(step.order.size());
+    for (int32_t at = first; at < end; at += kTileRows)
+      step.tiles.push_back({static_cast<int32_t>(slot), at, std::min<int32_t>(kTileRows, end - at)});
+  }
+}
+
+int64_t lora_layer_open(int64_t step, int64_t d_in, at::IntArrayRef widths, int64_t slots, bool bf16) {
+  TORCH_CHECK(d_in > 0 && (!bf16 || d_in % 2 == 0) && slots > 0 && !widths.empty(), "d_in, widths and slots of a LoRA layer");
+  auto layer = std::make_unique<Layer>();
+  layer->step = &find(g_steps, step, "step plan");
+  layer->d_in = d_in;
+  layer->widths.assign(widths.begin(), widths.end());
+  layer->bf16 = bf16;
+  layer->slots.resize(slots);
+  const int64_t id = place(g_layers, layer.get(), "layer");
+  layer.release();
+  return id;
+}
+
+void lora_layer_close(int64_t layer) {
+  const std::lock_guard<std::mutex> guard(g_create);
+  TORCH_CHECK(layer >= 0 && layer < static_cast<int64_t>(kMaxLayers), "no LoRA layer has the number ", layer);
+  delete g_layers[layer].exchange(nullptr);
+}
+
+// a[i]: [rank_i, d_in], b[i]: [widths[i], rank_i]; rank_i = 0 leaves slice i alone.
+void lora_layer_set_slot(int64_t layer_id, int64_t slot_id, at::TensorList a, at::TensorList b) {
+  Layer& layer = find(g_layers, layer_id, "layer");
+  const size_t slices = layer.widths.size();
+  TORCH_CHECK(slot_id >= 0 && slot_id < static_cast<int64_t>(layer.slots.size()), "no slot ", slot_id);
+  TORCH_CHECK(a.size() == slices && b.size() == slices, "one A and one B per slice, which are ", slices);
+  const auto dtype = layer.bf16 ? at::kBFloat16 : at::kFloat;
+  Slot slot;
+  int64_t lanes = 0, column = 0;
+  size_t b_size = 0;
+  for (size_t i = 0; i < slices; ++i) {
+    TORCH_CHECK(
+        a[i].dim() == 2 && b[i].dim() == 2 && a[i].size(1) == layer.d_in && b[i].size(0) == layer.widths[i] &&
+            a[i].size(0) == b[i].size(1) && a[i].scalar_type() == dtype && b[i].scalar_type() == dtype &&
+            a[i].is_contiguous() && b[i].is_contiguous(),
+        "slice ", i, ": A [rank, ", layer.d_in, "] and B [", layer.widths[i], ", rank], contiguous, of the layer's dtype");
+    Slice slice;
+    slice.column = column;
+    slice.width = layer.widths[i];
+    slice.lane = lanes;
+    slice.rank = a[i].size(0);
+    slice.b_offset = b_size;
+    slot.slices.push_back(slice);
+    lanes += slice.rank;
+    column += slice.width;
+    b_size += static_cast<size_t>(slice.rank * padded(slice.width));
+  }
+  slot.lanes = padded(lanes);
+#ifdef __AVX512BF16__
+  const bool pairs = layer.bf16;
+#else
+  const bool pairs = false;
+#endif
+  if (pairs) slot.a_bf16.assign(static_cast<size_t>(layer.d_in / 2 * slot.lanes), 0);
+  else slot.a_f32.assign(static_cast<size_t>(layer.d_in * slot.lanes), 0.0f);
+  if (layer.bf16) slot.b_bf16.assign(b_size, 0);
+  else slot.b_f32.assign(b_size, 0.0f);
+  const auto pack = [&](auto zero, auto& b_packed) {
+    using T = decltype(zero);
+    for (size_t i = 0; i < slices; ++i) {
+      const Slice& slice = slot.slices[i];
+      const auto* from_a = static_cast<const T*>(a[i].const_data_ptr());
+      const auto* from_b = static_cast<const T*>(b[i].const_data_ptr());
+      for (int64_t j = 0; j < slice.rank; ++j) {
+        const int64_t lane = slice.lane + j;
+        for (int64_t k = 0; k < layer.d_in; ++k) {
+          const T value = from_a[j * layer.d_in + k];
+          if (!pairs) slot.a_f32[k * slot.lanes + lane] = to_float(value);
+          else slot.a_bf16[k / 2 * slot.lanes + lane] |= static_cast<uint32_t>(value) << (k % 2 * 16);
+        }
+        for (int64_t c = 0; c < slice.width; ++c)
+          b_packed[slice.b_offset + j * padded(slice.width) + c] = from_b[c * slice.rank + j];
+      }
+    }
+  };
+  if (layer.bf16) pack(uint16_t{0}, slot.b_bf16);
+  else pack(float{0}, slot.b_f32);
+  layer.slots[slot_id] = std::move(slot);
+}
+
+// Operators inside the model take numbers as int64 tensors of one element: a plain integer would be compiled into the graph,
+// and a graph that is kept on disk would then name another engine's layers.
+int64_t number_in(const at::Tensor& number) {
+  TORCH_CHECK(number.numel() == 1 && number.scalar_type() == at::kLong, "a number is one int64");
+  return *number.const_data_ptr<int64_t>();
+}
+
+// y [tokens, sum(widths)] += LoRA of x [tokens, d_in]; leading dimensions are flattened.
+void lora_linear(at::Tensor& y, const at::Tensor& x, const at::Tensor& layer_number) {
+  const Layer& layer = find(g_layers, number_in(layer_number), "layer");
+  const Step& step = *layer.step;
+  if (step.tiles.empty()) return;
+  const int64_t d_in = x.size(-1), d_out = y.size(-1);
+  const int64_t tokens = x.numel() / d_in;
+  TORCH_CHECK(tokens == step.tokens, "the LoRA plan is for ", step.tokens, " tokens, the layer got ", tokens);
+  const auto dtype = layer.bf16 ? at::kBFloat16 : at::kFloat;
+  TORCH_CHECK(
+      d_in == layer.d_in && y.numel() == tokens * d_out && x.scalar_type() == dtype && y.scalar_type() == dtype,
+      "the layer got other shapes or another dtype than it was opened with");
+  const auto flat = [](const at::Tensor& t) { return t.dim() == 2 ? t.stride(1) == 1 : t.is_contiguous(); };
+  TORCH_CHECK(flat(x) && flat(y), "rows of x and y must be contiguous");
+  const int64_t x_stride = x.dim() == 2 ? x.stride(0) : d_in, y_stride = y.dim() == 2 ? y.stride(0) : d_out;
+  if (layer.bf16) {
+    run<uint16_t>(
+        layer,
+        {static_cast<const uint16_t*>(x.const_data_ptr()), x_stride, static_cast<uint16_t*>(y.mutable_data_ptr()), y_stride});
+  } else {
+    run<float>(layer, {x.const_data_ptr<float>(), x_stride, y.mutable_data_ptr<float>(), y_stride});
+  }
+}
+
+// y [tokens, d] += B_s A_s[id] for embeddings: a [slots, vocab, rank], b [slots, 1, d, rank], used [slots] (uint8).
+// Adapters of embeddings are rare: the loop is plain, and costs nothing when no slot in use has one.
+template <typename T>
+void embed(const Step& step, at::Tensor& y, const int64_t* ids, const at::Tensor& a, const at::Tensor& b, const uint8_t* used) {
+  const int64_t d = y.size(-1), vocab = a.size(1), rank = a.size(2);
+  auto* out = static_cast<T*>(y.mutable_data_ptr());
+  for (const Tile& tile : step.tiles) {
+    if (!used[tile.slot]) continue;
+    const T* a_slot = static_cast<const T*>(a.const_data_ptr()) + tile.slot * vocab * rank;
+    const T* b_slot = static_cast<const T*>(b.const_data_ptr()) + tile.slot * d * rank;
+    for (int32_t r = 0; r < tile.rows; ++r) {
+      const int32_t token = step.order[tile.first + r];
+      TORCH_CHECK(ids[token] >= 0 && ids[token] < vocab, "token id ", ids[token], " is outside the vocabulary");
+      const T* row = a_slot + ids[token] * rank;
+      for (int64_t c = 0; c < d; ++c) {
+        float sum = to_float(out[token * d + c]);
+        for (int64_t j = 0; j < rank; ++j) sum += to_float(row[j]) * to_float(b_slot[c * rank + j]);
+        vec all = vec{} + sum;
+        T edge[kLane];
+        store(edge, all);
+        out[token * d + c] = edge[0];
+      }
+    }
+  }
+}
+
+void lora_embedding(
+    at::Tensor& y, const at::Tensor& ids, const at::Tensor& a, const at::Tensor& b, const at::Tensor& used,
+    const at::Tensor& step_number) {
+  const Step& step = find(g_steps, number_in(step_number), "step plan");
+  if (step.tiles.empty()) return;
+  const auto* flags = used.const_data_ptr<uint8_t>();
+  if (std::none_of(step.tiles.begin(), step.tiles.end(), [&](const Tile& tile) { return flags[tile.slot] != 0; })) return;
+  TORCH_CHECK(ids.numel() == step.tokens, "the LoRA plan is for ", step.tokens, " tokens, the embedding got ", ids.numel());
+  TORCH_CHECK(y.is_contiguous() && a.is_contiguous() && b.is_contiguous() && ids.is_contiguous(), "contiguous tensors");
+  TORCH_CHECK(y.scalar_type() == a.scalar_type() && y.scalar_type() == b.scalar_type(), "one dtype");
+  std::vector<int64_t> wide;
+  const int64_t* id_of;
+  if (ids.scalar_type() == at::kInt) {
+    wide.assign(ids.const_data_ptr<int32_t>(), ids.const_data_ptr<int32_t>() + ids.numel());
+    id_of = wide.data();
+  } else {
+    id_of = ids.const_data_ptr<int64_t>();
+  }
+  if (y.scalar_type() == at::kBFloat16) embed<uint16_t>(step, y, id_of, a, b, flags);
+  else embed<float>(step, y, id_of, a, b, flags);
+}
+
+void lora_linear_meta(at::Tensor&, const at::Tensor&, const at::Tensor&) {}
+void lora_embedding_meta(
+    at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&) {}
+
+} // namespace
+
+TORCH_LIBRARY(metier, m) {
+  m.def("lora_step_open() -> int", lora_step_open);
+  m.def("lora_step_close(int step) -> ()", lora_step_close);
+  m.def("lora_step_plan(int step, Tensor slots) -> ()");
+  m.def("lora_layer_open(int step, int d_in, int[] widths, int slots, bool bf16) -> int", lora_layer_open);
+  m.def("lora_layer_close(int layer) -> ()", lora_layer_close);
+  m.def("lora_layer_set_slot(int layer, int slot, Tensor[] a, Tensor[] b) -> ()");
+  m.def("lora_linear(Tensor(a!) y, Tensor x, Tensor layer) -> ()");
+  m.def("lora_embedding(Tensor(a!) y, Tensor ids, Tensor a, Tensor b, Tensor used, Tensor step) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(metier, CPU, m) {
+  m.impl("lora_step_plan", lora_step_plan);
+  m.impl("lora_layer_set_slot", lora_layer_set_slot);
+  m.impl("lora_linear", lora_linear);
+  m.impl("lora_embedding", lora_embedding);
+}
+
+TORCH_LIBRARY_IMPL(metier, Meta, m) {
+  m.impl("lora_linear", lora_linear_meta);
+  m.impl("lora_embedding", lora_embedding_meta);
+}

