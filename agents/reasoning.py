@@ -39,6 +39,7 @@ def reasoning_gym_tasks(
     seed: int = 0,
     answer_field: str | None = None,
     content: Callable[[Mapping[str, Any]], str] | None = None,
+    keep: Callable[[Mapping[str, Any]], bool] | None = None,
     **knobs: Any,
 ) -> TaskSet:
     """Draw `size` different puzzles of one split from a reasoning-gym dataset, scored by its own verifier.
@@ -46,7 +47,8 @@ def reasoning_gym_tasks(
     Splits are disjoint twice: each draws from a seed range of its own, and keeps only questions whose content
     hash falls in it (about 80/10/10), so no test question is ever trained on. `seed` (0 to 999) picks another
     part of the split's seed range. `content` says what of an entry decides its split, by default the question:
-    give the core of the puzzle when several datasets word the same one differently.
+    give the core of the puzzle when several datasets word the same one differently. `keep` may turn entries
+    down, such as those whose answer a generator gets wrong.
 
     `input_type` is a model with one text field. The final output may be text, a number, or a model, read at
     `answer_field` (by default its last field: workings come before results). A task is solved (1.0) when the
@@ -72,6 +74,8 @@ def reasoning_gym_tasks(
         drawn += 1
         text = str(entry["question"]).strip()
         if text in seen or split_of(content(entry) if content else text) != split:
+            continue
+        if keep is not None and not keep(entry):
             continue
         seen.add(text)
         tasks.append(Task(id=f"{dataset}-{first + drawn - 1}", input=input_type(**{field: text}), key=entry))

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ..agents.errors import MetierError, RunInterrupted, SettingsError
-from .workflow_run import RunOptions, list_batches, print_report, resume_run, run_workflow
+from .opening import EngineForm
+from .workflow_run import AnyEngine, RunOptions, list_batches, print_report, resume_run, run_workflow
 
 __all__ = ["main"]
 
@@ -52,7 +53,7 @@ def run(
         list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="embedded, supervised (processes of its own), or scripted (the file's fake).")
+        AnyEngine, typer.Option(help="In this process, in processes of its own, or the file's fake.")
     ] = "embedded",
     concurrency: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop a run that has used this many tokens.")] = None,
@@ -112,7 +113,7 @@ def report_command(
 def demo(
     tasks: Annotated[int, typer.Option(min=1, help="How many puzzles.")] = 24,
     skip_base: Annotated[bool, typer.Option(help="Do not run the bare base beside it.")] = False,
-    engine: Annotated[str, typer.Option(help="embedded or supervised.")] = "embedded",
+    engine: Annotated[EngineForm, typer.Option(help="In this process, or in processes of its own.")] = "embedded",
     store: Store = Path("runs/demo.db"),
     report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("demo-report.md"),
 ) -> None:

@@ -38,6 +38,8 @@ KERNEL_SOURCE = Path(__file__).with_name("lora_cpu_kernel.cpp")
 
 _PACKED_DTYPES = (torch.bfloat16, torch.float32)
 
+_operators_trusted = False
+
 
 # ---- the C++ operators ------------------------------------------------------------------------------------------
 
@@ -47,6 +49,8 @@ def load_operators() -> str:
 
     Compiles them on the first use on a machine, then checks them against the torch path before they are trusted.
     """
+    global _operators_trusted
+    _operators_trusted = False
     if os.environ.get("METIER_LORA_KERNEL") == "0":
         return "METIER_LORA_KERNEL=0"
     try:
@@ -57,6 +61,7 @@ def load_operators() -> str:
     except (PluginError, OSError, RuntimeError) as error:
         log.warning("metier: the C++ LoRA operators are not used, the slower torch path is: %s", error)
         return str(error)
+    _operators_trusted = True
     return ""
 
 
@@ -108,7 +113,7 @@ class GroupedPunicaCPU(PunicaWrapperCPU):
     def __init__(self, max_num_batched_tokens: int, max_batches: int, device: Any, **kwargs: Any) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self.step: int | None = None
-        if hasattr(torch.ops.metier, "lora_step_open"):
+        if _operators_trusted:
             self.step = torch.ops.metier.lora_step_open()
             weakref.finalize(self, torch.ops.metier.lora_step_close, self.step)
         self.head_slots: set[int] = set()

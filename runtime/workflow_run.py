@@ -18,7 +18,7 @@ from ..agents.tasksets import TaskSet
 from ..agents.traffic import write_traffic
 from ..router.assignment import Assignment, load_assignment
 from .live import LiveView
-from .opening import EngineForm, open_session
+from .opening import open_session
 from .report import render_report
 from .session import RunResult, Session
 from .settings import load_settings
@@ -26,8 +26,9 @@ from .steps import RunLimits
 from .store import BatchRecord, RunStore
 from .workflow_file import WorkflowFile, load_workflow
 
-__all__ = ["RunOptions", "list_batches", "print_report", "resume_run", "run_workflow"]
+__all__ = ["AnyEngine", "RunOptions", "list_batches", "print_report", "resume_run", "run_workflow"]
 
+AnyEngine = Literal["embedded", "supervised", "scripted"]
 errors = Console(stderr=True)
 
 
@@ -42,7 +43,7 @@ class RunOptions(BaseModel):
     assignment: str | dict[str, Any] | None = None
     base: str = "smollm2-135m"
     variants: list[str] = []
-    engine: EngineForm | Literal["scripted"] = "embedded"
+    engine: AnyEngine = "embedded"
     concurrency: int | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None

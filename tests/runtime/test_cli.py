@@ -104,7 +104,6 @@ def test_a_person_is_asked_and_answers(tmp_path: Path) -> None:
         (("run", f"{WORKFLOW}:nope", "--tasks", "test:1"), "no TaskGraph named 'nope'; expected one of asking, graph"),
         (("run", WORKFLOW, "--tasks", "tests:1"), "TaskSetError: task spec 'tests:1' cannot be read"),
         (("run", WORKFLOW, "--input", '{"txt": "4"}'), 'Field required; expected {"text": …}'),
-        (("run", WORKFLOW, "--tasks", "test:1", "--engine", "remote"), "SettingsError: --engine"),
         (("run", WORKFLOW, "--tasks", "test:1", "--set", "x"), "SettingsError: --set 'x'; expected name=value"),
         (("run", WORKFLOW, "--tasks", "test:1", "--engine", "scripted", "--max-tokens", "0"), "SettingsError: limits"),
         (("run", WORKFLOW, "--tasks", "test:1", "--assignment", "a.yaml"), "AssignmentError: the assignment"),

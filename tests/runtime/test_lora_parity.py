@@ -43,17 +43,43 @@ class Row:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str | None, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str | None, Path]]:
     """The tiny base under None, and each adapter under its name."""
     root = tmp_path_factory.mktemp("parity")
+    with pytest.MonkeyPatch.context() as environment:
+        # Compiled models of this test go away with it.
+        environment.setenv("VLLM_CACHE_ROOT", str(root / "cache"))
+        yield write_folders(root)
+
+
+def write_folders(root: Path) -> dict[str | None, Path]:
     base = write_tiny_llama(root / "base")
     adapters = {name: write_random_lora(root / name, base, **made) for name, made in ADAPTERS.items()}
     return {None: base, **adapters}
 
 
-@pytest.fixture(scope="module", params=["eager", "compiled"])
+@pytest.fixture(scope="module", params=["eager", "compiled", "reloaded"])
 def rows(request: pytest.FixtureRequest, folders: dict[str | None, Path]) -> list[Row]:
-    """One batch on one engine: every prompt on the base and on each of the four adapters, all slots filled."""
+    """The answers to one batch, by an engine that runs eagerly, has just compiled, or found itself compiled on disk.
+
+    The third engine of this process has its adapters in other slots and its layers under other numbers than the second:
+    if any of that were compiled in, it would answer with another adapter.
+    """
+    if request.param == "eager":
+        return answers(folders, list(ADAPTERS), eager=True)
+    compiled = answers(folders, list(ADAPTERS), eager=False)
+    if request.param == "compiled":
+        return compiled
+    from vllm.compilation.counter import compilation_counter
+
+    loaded = compilation_counter.num_aot_artifacts_loaded
+    reloaded = answers(folders, list(reversed(ADAPTERS)), eager=False)
+    assert compilation_counter.num_aot_artifacts_loaded == loaded + 1
+    return reloaded
+
+
+def answers(folders: dict[str | None, Path], slots: list[str], *, eager: bool) -> list[Row]:
+    """One batch on one engine: every prompt on the base and on each adapter, all slots filled in the order given."""
     import_vllm(threads=2, in_process=True)
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
@@ -61,9 +87,9 @@ def rows(request: pytest.FixtureRequest, folders: dict[str | None, Path]) -> lis
     llm = LLM(
         str(folders[None]),
         dtype="float32",
-        enforce_eager=request.param == "eager",
+        enforce_eager=eager,
         enable_lora=True,
-        max_loras=len(ADAPTERS),
+        max_loras=len(slots),
         max_lora_rank=16,
         max_model_len=256,
         max_num_seqs=16,
@@ -72,13 +98,13 @@ def rows(request: pytest.FixtureRequest, folders: dict[str | None, Path]) -> lis
         kv_cache_memory_bytes=16 << 20,
         seed=0,
     )
-    requests = {name: LoRARequest(name, i + 1, str(folders[name])) for i, name in enumerate(ADAPTERS)}
+    requests = {name: LoRARequest(name, i + 1, str(folders[name])) for i, name in enumerate(slots)}
+    # The last slot holds an adapter: where stock vLLM gives base rows that adapter, the parity below would fail.
     for adapter in requests.values():
         assert llm.llm_engine.add_lora(adapter)
-    # The last slot holds an adapter: where stock vLLM gives base rows that adapter, this test fails.
     tokenizer = llm.get_tokenizer()
     asked = [(name, tokenizer(text)["input_ids"]) for text in PROMPTS for name in (None, *ADAPTERS)]
-    answers = llm.generate(
+    outputs = llm.generate(
         [{"prompt_token_ids": prompt} for _, prompt in asked],
         SamplingParams(temperature=0.0, max_tokens=STEPS, ignore_eos=True, logprobs=TOP),
         lora_request=[requests[name] if name else None for name, _ in asked],
@@ -88,10 +114,10 @@ def rows(request: pytest.FixtureRequest, folders: dict[str | None, Path]) -> lis
         Row(
             name,
             prompt,
-            list(answer.outputs[0].token_ids),
-            [{token: entry.logprob for token, entry in step.items()} for step in answer.outputs[0].logprobs],
+            list(output.outputs[0].token_ids),
+            [{token: entry.logprob for token, entry in step.items()} for step in output.outputs[0].logprobs],
         )
-        for (name, prompt), answer in zip(asked, answers, strict=True)
+        for (name, prompt), output in zip(asked, outputs, strict=True)
     ]
 
 
