@@ -328,14 +328,12 @@ def install() -> str:
     """
     reason = load_operators()
     wrapper = f"{GroupedPunicaCPU.__module__}.{GroupedPunicaCPU.__qualname__}"
-    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: wrapper)  # type: ignore[method-assign, assignment]
+    CpuPlatform.get_punica_wrapper = classmethod(lambda cls: wrapper)
     LoRAModelManager.activate_adapter = _patched_activate_adapter(LoRAModelManager.activate_adapter)
     BaseLayerWithLoRA.set_mapping = _patched_set_mapping(BaseLayerWithLoRA.set_mapping)
     BaseLinearLayerWithLoRA._apply_lora_to_output = _patched_apply_lora(BaseLinearLayerWithLoRA._apply_lora_to_output)
     VocabParallelEmbeddingWithLoRA.forward = _patched_embedding_forward(VocabParallelEmbeddingWithLoRA.forward)
     if reason:
         return f"active, without the C++ operators ({reason})"
-    CpuPlatform.check_and_update_config = classmethod(  # type: ignore[method-assign, assignment]
-        _patched_check_config(CpuPlatform.check_and_update_config)
-    )
+    CpuPlatform.check_and_update_config = classmethod(_patched_check_config(CpuPlatform.check_and_update_config))
     return "active"
