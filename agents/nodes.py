@@ -161,9 +161,7 @@ class BuiltGraph:
 
     def roles(self) -> dict[str, Role]:
         """Every role that plays somewhere in the workflow, by name."""
-        return {
-            node.work.role.name: node.work.role for _, node in self.walk() if isinstance(node.work, RoleWork)
-        }
+        return {node.work.role.name: node.work.role for _, node in self.walk() if isinstance(node.work, RoleWork)}
 
     def walk(self) -> Iterator[tuple[str, BuiltNode]]:
         """Every node of every level with its path, outer ones first."""
@@ -191,9 +189,7 @@ def _describe(path: str, node: BuiltNode) -> str:
     work = node.work
     match work:
         case RoleWork(role):
-            kind = (
-                f"role {role.name}: {role.instructions} ({role.max_tokens}, {role.temperature}, {role.top_p})"
-            )
+            kind = f"role {role.name}: {role.instructions} ({role.max_tokens}, {role.temperature}, {role.top_p})"
         case FunctionWork(function):
             kind = f"function {function.__module__}.{function.__qualname__}"
         case PersonWork(question):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from .store import BatchRecord, RunStore
+from .store import RunStore
+from .store_records import BatchRecord
 
 __all__ = ["render_report"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import uuid
@@ -15,19 +14,20 @@ import anyio
 from pydantic import BaseModel, TypeAdapter
 
 from ..agents.backend import Backend
-from ..agents.errors import LimitError, MetierError, ResumeError, RunError, RunInterrupted
+from ..agents.errors import LimitError, MetierError, RunInterrupted
 from ..agents.graph import TaskGraph
 from ..agents.messages import Ask
 from ..agents.nodes import BuiltGraph
-from ..agents.pictures import to_mermaid
 from ..agents.tasksets import Task, TaskSet
 from ..router.route import Router
+from .batches import check_resumable, keep_answer, new_batch, waiting_for_person
 from .events import Event, OnEvent
 from .executor import Executor
 from .report import render_report
 from .settings import Settings
 from .steps import BLOCKED, RunLimits, StepRunner
-from .store import BatchRecord, RunRecord, RunStore
+from .store import RunStore
+from .store_records import RunRecord
 
 __all__ = ["RunResult", "Session"]
 
@@ -123,9 +123,9 @@ class Session:
         """
         built = _built(graph)
         run = self.store.run(run_id)
-        self._check_resumable(built, run)
+        check_resumable(self.store, built, run)
         for path, answer in (answers or {}).items():
-            self._keep_answer(run, path, answer)
+            keep_answer(self.store, built, run, path, answer)
         value = built.takes.model_validate_json(run.input)
         self._batches.append(run.batch)
         result = await self._run_one(built, run, value, None, resumed=True)
@@ -147,7 +147,7 @@ class Session:
         built = _built(graph)
         open_runs = [run for run in self.store.runs(batch) if run.state != "finished"]
         for run in open_runs:
-            self._check_resumable(built, run)
+            check_resumable(self.store, built, run)
         tasks = [Task(run.task or "", built.takes.model_validate_json(run.input)) for run in open_runs]
         if inputs is not None:
             by_id = {task.id: task for task in inputs}
@@ -261,7 +261,7 @@ class Session:
                     remedy="Raise the limit and resume the run: what was recorded is kept.",
                 )
             if output is BLOCKED:
-                raise self._interrupted(run_id)
+                raise waiting_for_person(self.store, run_id)
         except MetierError as error:
             return self._end_badly(run_id, error, time.monotonic() - began)
         text = TypeAdapter(built.gives).dump_json(output).decode()
@@ -279,15 +279,6 @@ class Session:
             self.emit(Event(kind="run_failed", run_id=run_id, data={"error": str(error)}))
         return RunResult(run_id, error=error)
 
-    def _interrupted(self, run_id: str) -> RunInterrupted:
-        waiting = {path: q for path, (q, answer) in self.store.questions(run_id).items() if answer is None}
-        shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
-        return RunInterrupted(
-            f"run {run_id} waits for a person. {shown}",
-            remedy=f"Answer with: metier resume {run_id} --answer '{{…}}'.",
-            questions=waiting,
-        )
-
     def _route(self, ask: Ask) -> tuple[Ask, str]:
         route = self._router.route(ask)
         return (ask if route.variant is None else ask.model_copy(update={"variant": route.variant})), route.reason
@@ -300,44 +291,13 @@ class Session:
     def _add_batch(
         self, built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
     ) -> list[RunRecord]:
-        for task in tasks:
-            if not isinstance(task.input, built.takes):
-                raise RunError(
-                    f"input {task.input!r} is no {built.takes.__name__}", expected=f"what graph {built.name!r} takes"
-                )
-        self._router.assignment.check_roles(built.roles())
-        batch = f"{built.name}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-        options = {"assignment": self._router.assignment.model_dump(exclude_defaults=True), **options}
-        runs = [
-            RunRecord(f"{batch}.{index}", batch, task.id, task.input.model_dump_json(), seed)
-            for index, task in enumerate(tasks)
-        ]
-        record = BatchRecord(
-            batch, label or built.name, built.name, built.fingerprint, to_mermaid(built), options, time.time()
-        )
-        self.store.add_batch(record, runs)
-        self._batches.append(batch)
+        assignment = self._router.assignment
+        assignment.check_roles(built.roles())
+        options = {"assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
+        batch, runs = new_batch(built, tasks, seed, label, options)
+        self.store.add_batch(batch, runs)
+        self._batches.append(batch.id)
         return runs
-
-    def _check_resumable(self, built: BuiltGraph, run: RunRecord) -> None:
-        if run.state == "finished":
-            raise ResumeError(f"run {run.id} is finished", expected="a run that is not", remedy="Start a new run.")
-        fingerprint = self.store.batch(run.batch).fingerprint
-        if fingerprint != built.fingerprint:
-            raise ResumeError(
-                f"run {run.id} was started with workflow {fingerprint}, this one is {built.fingerprint}",
-                expected="the same steps, instructions and types",
-                remedy="Undo the change to the workflow, or start a new run.",
-            )
-
-    def _keep_answer(self, run: RunRecord, path: str, answer: Any) -> None:
-        waiting = self.store.questions(run.id)
-        if path not in waiting:
-            raise ResumeError(
-                f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(waiting) or 'none'}"
-            )
-        text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
-        self.store.answer_question(run.id, path, text)
 
     def _record_totals(self) -> None:
         if self._totals is not None and self._batches:

@@ -20,7 +20,7 @@ from .steps import RunLimits
 __all__ = ["Settings", "load_settings"]
 
 ENVIRONMENT_PREFIX = "METIER_"
-OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_KERNEL"}
+OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_LORA_KERNEL"}
 """Variables of ours that are switches of their own, not fields."""
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, Final
 
 import anyio
-from anyio import to_thread
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..agents.answers import answer_schema, correction_messages, parse_answer
+from ..agents.answers import correction_messages, parse_answer
 from ..agents.backend import Backend
 from ..agents.errors import (
     AnswerError,
@@ -30,7 +27,9 @@ from ..agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ..agents.prompts import PROMPT_LAYOUT, render_prompt
 from ..agents.roles import Role
 from .events import Event, EventKind, OnEvent
-from .store import AskRecord, RunStore, StepRecord
+from .step_values import call_function, content_key, gives_each, output_json, schema_of, type_adapter
+from .store import RunStore
+from .store_records import AskRecord, StepRecord
 
 __all__ = ["BLOCKED", "RunLimits", "StepRunner"]
 
@@ -99,8 +98,8 @@ class StepRunner:
         work = node.work
         assert isinstance(work, RoleWork | FunctionWork)
         messages = render_prompt(work.role, inputs) if isinstance(work, RoleWork) else None
-        key = _content_key(messages, inputs)
-        gives = work.role.gives if isinstance(work, RoleWork) else _item_gives(node)
+        key = content_key(messages, inputs)
+        gives = work.role.gives if isinstance(work, RoleWork) else gives_each(node)
         if path in self._recorded:
             return self._read_back(path, key, gives)
         role = work.role.name if isinstance(work, RoleWork) else ""
@@ -108,7 +107,7 @@ class StepRunner:
         self._tell("step_started", path, role)
         try:
             output = await self._try(node, path, inputs, messages, round_number, step)
-            step.output, step.state = _to_json(output, gives, path), "done"
+            step.output, step.state = output_json(output, gives, path), "done"
         except BaseException as error:
             step.error = str(error) or type(error).__name__
             if isinstance(error, MetierError):
@@ -160,7 +159,7 @@ class StepRunner:
                         assert messages is not None
                         return await self._ask_role(node.work.role, path, messages, round_number, step)
                     assert isinstance(node.work, FunctionWork)
-                    return await _call(node.work.function, node.name, inputs)
+                    return await call_function(node.work.function, node.name, inputs)
             except TimeoutError as error:
                 failure: MetierError = StepTimeoutError(
                     f"step {path!r} took longer than timeout_s={node.timeout_s}, {step.tries} times",
@@ -204,7 +203,7 @@ class StepRunner:
             messages=messages,
             attempt=attempt,
             round=round_number,
-            answer_schema=_schema(role.gives),
+            answer_schema=schema_of(role.gives),
             max_tokens=role.max_tokens,
             temperature=role.temperature,
             top_p=role.top_p,
@@ -254,7 +253,7 @@ class StepRunner:
                 remedy="Start a new run, or undo the change to the workflow.",
             )
         try:
-            return _adapter(gives).validate_json(output or "null")
+            return type_adapter(gives).validate_json(output or "null")
         except ValidationError as error:
             raise ResumeError(
                 f"the recorded output of step {path!r} is no longer what the step gives: {error}",
@@ -272,65 +271,3 @@ class StepRunner:
 
     def _text(self, path: str, role: str, text: str) -> None:
         self._tell("text", path, role, text=text)
-
-
-async def _call(function: Callable[..., Any], name: str, inputs: dict[str, Any]) -> Any:
-    try:
-        if inspect.iscoroutinefunction(function):
-            return await function(**inputs)
-        return await to_thread.run_sync(partial(function, **inputs), abandon_on_cancel=True)
-    except MetierError:
-        raise
-    except Exception as error:
-        raise StepError(
-            f"function step {name!r} raised {type(error).__name__}: {error}",
-            expected="a result of the annotated type",
-            remedy="Mend the function; `metier resume` then goes on from here.",
-        ) from error
-
-
-def _content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) -> str:
-    digest = hashlib.sha256()
-    if messages is not None:
-        for message in messages:
-            digest.update(f"{message.role}\0{message.content}\0".encode())
-    else:
-        plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in inputs.items()}
-        digest.update(json.dumps(plain, sort_keys=True, default=_as_json).encode())
-    return digest.hexdigest()[:16]
-
-
-def _as_json(value: Any) -> Any:
-    return _ANYTHING.dump_python(value, mode="json")
-
-
-def _item_gives(node: BuiltNode) -> Any:
-    if node.each is None:
-        return node.gives
-    return node.gives.__args__[0]
-
-
-def _to_json(output: Any, gives: Any, path: str) -> str:
-    if isinstance(output, BaseModel) and type(output) is gives:
-        return output.model_dump_json()
-    try:
-        return _adapter(gives).dump_json(_adapter(gives).validate_python(output)).decode()
-    except (ValidationError, ValueError) as error:
-        raise StepError(
-            f"step {path!r} gave {output!r}: {error}",
-            expected=f"a value of its annotated type {gives!r}",
-            remedy="Return what the annotation says, or correct the annotation.",
-        ) from error
-
-
-_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
-
-
-@cache
-def _adapter(gives: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(type(None) if gives is None else gives)
-
-
-@cache
-def _schema(gives: Any) -> dict[str, Any] | None:
-    return answer_schema(gives)

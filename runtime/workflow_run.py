@@ -23,7 +23,8 @@ from .report import render_report
 from .session import RunResult, Session
 from .settings import load_settings
 from .steps import RunLimits
-from .store import BatchRecord, RunStore
+from .store import RunStore
+from .store_records import BatchRecord
 from .workflow_file import WorkflowFile, load_workflow
 
 __all__ = ["AnyEngine", "RunOptions", "list_batches", "print_report", "resume_run", "run_workflow"]

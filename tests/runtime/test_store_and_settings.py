@@ -9,7 +9,7 @@ import pytest
 
 from metier.agents import Message, ResumeError, ScriptedBackend, SettingsError, StoreError, TaskGraph
 from metier.runtime import RunStore, load_settings, open_session
-from metier.runtime.store import MIGRATIONS, AskRecord, BatchRecord, RunRecord, StepRecord
+from metier.runtime.store_records import MIGRATIONS, AskRecord, BatchRecord, RunRecord, StepRecord
 
 from ..agents.workflow import Plan, Puzzle, planner
 
