@@ -94,11 +94,7 @@ class SteppedLLM:
     def dismantle(self) -> None:
         """Abort everything and free this engine's memory, leaving vLLM's process-wide state to the others."""
         self._thread.detach(self)
-        for pending in [*self._live.values(), *self._held, *self._suspects]:
-            self._fail(pending, engine_closed(self._name))
-            pending.mailbox.flush()
-        self._held.clear()
-        self._suspects.clear()
+        self._fail_all(engine_closed(self._name))
         llm, self._llm, self._tokenizer = self._llm, None, None
         if llm is None:
             return
@@ -119,6 +115,16 @@ class SteppedLLM:
     def has_work(self) -> bool:
         """See `Steppable`."""
         return bool(self._live or self._suspects or self._held)
+
+    def give_up(self, error: Exception) -> None:
+        """See `Steppable`."""
+        self._fail_all(
+            EngineError(
+                f"engine {self._name!r} stopped on {error!r}",
+                expected="an engine that steps",
+                remedy="Report it, with the traceback in the log; open a new session meanwhile.",
+            )
+        )
 
     def charge_idle(self, cpu_s: float) -> None:
         """See `Steppable`."""
@@ -246,6 +252,13 @@ class SteppedLLM:
         """End an ask with an error; what it used stays on its role's account."""
         self._write_off(pending)
         pending.mailbox.post(partial(pending.promise.fail, error))
+
+    def _fail_all(self, error: MetierError) -> None:
+        for pending in [*self._live.values(), *self._held, *self._suspects]:
+            self._fail(pending, error)
+            pending.mailbox.flush()
+        self._held.clear()
+        self._suspects.clear()
 
     def _write_off(self, pending: PendingAsk) -> None:
         if pending.gone:

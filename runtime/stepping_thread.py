@@ -27,6 +27,10 @@ class Steppable(Protocol):
         """Advance all running asks by one token, or part of a prompt. Must not raise."""
         ...
 
+    def give_up(self, error: Exception) -> None:
+        """Fail every ask: this engine will not be stepped again."""
+        ...
+
     def charge_idle(self, cpu_s: float) -> None:
         """Take CPU seconds used between work (OpenMP workers spin for a while after a step)."""
         ...
@@ -105,12 +109,17 @@ class SteppingThread:
         self._clock = ThreadFamilyClock()
         self._read_s = self._clock.read()
         while True:
-            busy = [engine for engine in self._engines if engine.has_work()]
-            if not self._run_jobs(wait=not busy):
+            if not self._run_jobs(wait=not any(engine.has_work() for engine in self._engines)):
                 return
-            for engine in busy:
+            for engine in [engine for engine in self._engines if engine.has_work()]:
                 self._last = engine
-                engine.step()
+                try:
+                    engine.step()
+                except Exception as error:
+                    # Not a failed step, those are dealt with; a fault of our own. The other engines go on.
+                    _log.exception("an engine's step went wrong outside vLLM")
+                    self.detach(engine)
+                    engine.give_up(error)
 
     def _run_jobs(self, *, wait: bool) -> bool:
         """Run what is queued; with `wait`, sleep until there is something. False when told to stop."""
