@@ -1,0 +1,203 @@
+"""The pool: which engine and adapter an ask gets, what is refused, and what happens when an engine dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from metier.agents.errors import AdapterError, EngineDeadError
+from metier.agents.messages import Ask, Reply, Usage
+from metier.runtime.engine import EngineCounters, EngineRequest, LoadedAdapter, SwapCost
+from metier.runtime.events import Event
+from metier.runtime.pool import EnginePool, EngineStart
+from metier.specializers.variant import EngineSpec, Variant
+from tests.runtime.conftest import TINY
+
+pytestmark = pytest.mark.anyio
+
+MakeAsk = Callable[..., Ask]
+Variants = dict[str, tuple[Variant, Path]]
+
+
+class FakeEngine:
+    """Answers with its own name and the adapter's; dies on the asks whose role says so, once each."""
+
+    def __init__(self, start: EngineStart, deadly: set[str]) -> None:
+        self.name, self.start, self.deadly = start.name, start, deadly
+        self.adapters: set[str] = set()
+        self.dead = self.closed = False
+        self.written_off = 0.0
+
+    async def generate(self, request: EngineRequest, on_text: Any = None) -> Reply:
+        await anyio.lowlevel.checkpoint()
+        if request.ask.role in self.deadly:
+            self.deadly.discard(request.ask.role)
+            self.dead = True
+            if on_text is not None:
+                on_text("half of ")
+        if self.dead:
+            raise EngineDeadError("engine killed")
+        if request.adapter is not None:
+            assert request.adapter.id in self.adapters
+        if on_text is not None:
+            on_text("half of it")
+        return Reply(text=f"{self.name}:{request.adapter.id if request.adapter else '-'}", usage=Usage(cpu_s=1.0))
+
+    async def add_adapter(self, adapter: LoadedAdapter) -> SwapCost:
+        await anyio.lowlevel.checkpoint()
+        if self.dead:
+            raise EngineDeadError("engine killed")
+        self.adapters.add(adapter.id)
+        return SwapCost(0.5, 0.25)
+
+    async def remove_adapter(self, adapter: LoadedAdapter) -> SwapCost:
+        self.adapters.remove(adapter.id)
+        return SwapCost(0.5, 0.25)
+
+    def write_off(self, role: str, cpu_s: float) -> None:
+        self.written_off += cpu_s
+
+    def counters(self) -> EngineCounters:
+        return EngineCounters(name=self.name, cpu_s=2.0, abandoned_cpu_s={"x": 1.0}, steps=10)
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Started:
+    """Starts fake engines and keeps them."""
+
+    def __init__(self, deadly: set[str] | None = None) -> None:
+        self.engines: list[FakeEngine] = []
+        self.deadly = deadly or set()
+
+    async def __call__(self, start: EngineStart) -> FakeEngine:
+        await anyio.lowlevel.checkpoint()
+        self.engines.append(FakeEngine(start, self.deadly))
+        return self.engines[-1]
+
+
+async def test_one_engine_per_engine_half(tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk) -> None:
+    record, folder = tiny_variants["lora0"]
+    precise = record.model_copy(
+        update={"id": "f" * 16, "name": "precise", "engine": EngineSpec(base=record.base, dtype="float32")}
+    )
+    variants = {**tiny_variants, "precise": (precise, folder)}
+    started = Started()
+    async with EnginePool(tiny_base, variants.__getitem__, TINY, start_engine=started) as pool:
+        replies = [await pool.reply(make_ask(variant=v)) for v in (None, "lora0", "lora1", "precise", "lora0")]
+    assert [reply.text for reply in replies] == [
+        "base:-",
+        f"base:{0:016x}",
+        f"base:{1:016x}",
+        f"base-float32:{'f' * 16}",
+        f"base:{0:016x}",
+    ]
+    assert [reply.usage.swaps for reply in replies] == [0, 1, 1, 1, 0]
+    assert replies[1].usage.cpu_s == 1.25 and replies[1].usage.swap_s == 0.5
+    assert [engine.start.dtype for engine in started.engines] == ["auto", "float32"]
+    assert all(engine.closed for engine in started.engines)
+
+
+async def test_adapter_of_another_base_is_refused(tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk) -> None:
+    record, folder = tiny_variants["lora0"]
+    foreign = record.model_copy(update={"base": "0" * 16})
+    started = Started()
+    async with EnginePool(tiny_base, lambda name: (foreign, folder), TINY, start_engine=started) as pool:
+        with pytest.raises(AdapterError, match="was made for base 0000"):
+            await pool.reply(make_ask(variant="lora0"))
+    assert not started.engines
+
+
+async def test_adapter_of_another_prompt_layout_is_refused(
+    tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
+) -> None:
+    async with EnginePool(tiny_base, tiny_variants.__getitem__, TINY, start_engine=Started()) as pool:
+        with pytest.raises(AdapterError, match="prompt layout 1; expected layout 2"):
+            await pool.reply(make_ask(variant="lora0", prompt_layout=2))
+        assert (await pool.reply(make_ask(prompt_layout=2))).text == "base:-"
+
+
+async def test_adapter_above_the_slot_rank_is_refused(
+    tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
+) -> None:
+    settings = TINY.model_copy(update={"slot_rank": 1})
+    async with EnginePool(tiny_base, tiny_variants.__getitem__, settings, start_engine=Started()) as pool:
+        with pytest.raises(AdapterError, match="rank"):
+            await pool.reply(make_ask(variant="lora0"))
+
+
+async def test_adapter_in_a_pool_without_adapters_is_refused(
+    tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
+) -> None:
+    started = Started()
+    pool = EnginePool(tiny_base, tiny_variants.__getitem__, TINY, adapters=False, start_engine=started)
+    async with pool:
+        await pool.warm()
+        with pytest.raises(AdapterError, match="opened without any"):
+            await pool.reply(make_ask(variant="lora0"))
+    assert [engine.start.adapters for engine in started.engines] == [False]
+
+
+async def test_death_of_an_engine_costs_no_ask(tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk) -> None:
+    events: list[Event] = []
+    started = Started(deadly={"unlucky"})
+    pool = EnginePool(tiny_base, tiny_variants.__getitem__, TINY, on_event=events.append, start_engine=started)
+    replies: dict[int, Reply] = {}
+    pieces: list[str] = []
+
+    async def one(number: int) -> None:
+        role = "unlucky" if number == 7 else "solver"
+        on_text = pieces.append if number == 7 else None
+        variant = f"lora{number % 4}"
+        replies[number] = await pool.reply(make_ask(role=role, variant=variant), on_text=on_text)
+
+    async with pool:
+        async with anyio.create_task_group() as group:
+            for number in range(20):
+                group.start_soon(one, number)
+    assert {n: r.text for n, r in replies.items()} == {n: f"base:{n % 4:016x}" for n in range(20)}
+    assert "".join(pieces) == "half of it"
+    assert len(started.engines) == 2 and started.engines[0].closed
+    assert [event.kind for event in events].count("engine_restarted") == 1
+    totals = pool.totals()["base"]
+    assert (totals["restarts"], totals["cpu_s"], totals["abandoned_cpu_s"]) == (1, 4.0, {"x": 2.0})
+
+
+async def test_engine_that_keeps_dying_is_given_up(tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk) -> None:
+    class Mortal(set[str]):
+        def discard(self, role: str) -> None:
+            pass
+
+    started = Started(deadly=Mortal({"cursed"}))
+    settings = TINY.model_copy(update={"restart_limit": 2})
+    async with EnginePool(tiny_base, tiny_variants.__getitem__, settings, start_engine=started) as pool:
+        with pytest.raises(EngineDeadError, match=r"died 3 times in 600 s; expected at most 2 restarts"):
+            await pool.reply(make_ask(role="cursed"))
+    assert len(started.engines) == 3
+
+
+@pytest.mark.engine
+async def test_more_adapters_than_slots_give_the_replies_they_give_alone(
+    tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
+) -> None:
+    names = [None, *tiny_variants]
+    replies: dict[int, Reply] = {}
+    async with EnginePool(tiny_base, tiny_variants.__getitem__, TINY) as pool:
+
+        async def one(number: int) -> None:
+            replies[number] = await pool.reply(make_ask(f"Add {number}.", variant=names[number % 6], max_tokens=20))
+
+        async with anyio.create_task_group() as group:
+            for number in range(36):
+                group.start_soon(one, number)
+        for number in range(6):
+            alone = await pool.reply(make_ask(f"Add {number}.", variant=names[number], max_tokens=20))
+            assert alone.text == replies[number].text
+        totals = pool.totals()["base"]
+    assert sum(reply.usage.swaps for reply in replies.values()) >= 5
+    assert totals["adapter_loads"] - totals["adapter_evictions"] == TINY.adapter_slots
