@@ -25,6 +25,7 @@ EventKind = Literal[
     "text",
     "adapter_loaded",
     "adapter_evicted",
+    "preparing",
     "engine_starting",
     "engine_ready",
     "engine_restarted",

@@ -88,9 +88,12 @@ class LiveView:
                 self._count_ask(event)
             case "ask_retried" if event.role:
                 self._role(event).retried += 1
-            case "adapter_loaded" | "adapter_evicted" | "engine_starting" | "engine_ready" | "engine_restarted":
-                shown = " ".join(f"{k}={v}" for k, v in event.data.items() if not isinstance(v, dict))
-                self.last = f"{event.kind.replace('_', ' ')} {shown}"
+            case "preparing" | "engine_starting" | "engine_ready" | "engine_restarted":
+                self._note(event)
+                if not self._console.is_terminal:
+                    self._console.print(f"{self.title}: {self.last}", markup=False)
+            case "adapter_loaded" | "adapter_evicted":
+                self._note(event)
             case _:
                 return
         self._maybe_print_line()
@@ -102,6 +105,10 @@ class LiveView:
         role.cached_tokens += data.get("cached_tokens", 0)
         role.output_tokens += data.get("answer_tokens", 0) + data.get("thinking_tokens", 0)
         role.swaps += data.get("swaps", 0)
+
+    def _note(self, event: Event) -> None:
+        shown = " ".join(str(v) if k == "what" else f"{k}={v}" for k, v in event.data.items())
+        self.last = shown if event.kind == "preparing" else f"{event.kind.replace('_', ' ')} {shown}"
 
     def _role(self, event: Event) -> RoleCount:
         return self.roles.setdefault(event.role, RoleCount())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from anyio import to_thread
+from anyio import from_thread, to_thread
 
 from ..agents.backend import Backend
 from ..agents.errors import SettingsError
@@ -95,7 +96,11 @@ async def _open_pool(
 
     shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
     wanted = {name: shelf.get(name) for name in sorted(assignment.variants())}
-    folder = await to_thread.run_sync(find_base, str(base))
+
+    def say(what: str) -> None:
+        from_thread.run_sync(on_event, Event(kind="preparing", data={"what": what}))
+
+    folder = await to_thread.run_sync(partial(find_base, str(base), progress=say))
 
     def resolve(name: str) -> tuple[Variant, Path]:
         variant = wanted.get(name) or shelf.get(name)
