@@ -111,7 +111,9 @@ class Shelf:
         """Add measurements to a variant's card (its identity stays) and return the new record."""
         record, folder = self._find(variant if isinstance(variant, str) else variant.id)
         changed = record.model_copy(update={"card": {**record.card, **card}})
+        added = folder.stat().st_mtime_ns
         _write_record(folder, changed)
+        os.utime(folder, ns=(added, added))  # when it was added decides what its name means
         return changed
 
     def remove(self, variant: Variant | str) -> None:

@@ -136,6 +136,14 @@ def test_measurements_change_the_card_only(tmp_path: Path) -> None:
     shelf.verify("solver")
 
 
+def test_measuring_an_older_variant_does_not_make_it_the_latest(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    old = put(shelf, "solver", text="old")
+    new = put(shelf, "solver", text="new")
+    shelf.annotate(old, {"accuracy": 0.9})
+    assert shelf.get("solver").id == new.id
+
+
 def test_a_shelf_that_cannot_be_written_loses_nothing(tmp_path: Path) -> None:
     (tmp_path / "shelf").write_text("a file where the shelf should be")
     staging = stage(tmp_path / "staging")
