@@ -13,7 +13,8 @@ from pydantic import Field
 
 from ..agents.errors import RecipeError, TrainingError
 from .methods import Job, Made, Method
-from .training import TrainingSettings, encode_rows, multiplies_bfloat16, train
+from .training import TrainingSettings, multiplies_bfloat16, train
+from .training_batches import encode_rows
 from .variant import AskSpec
 
 __all__ = ["METHOD", "LoraSettings", "make_lora"]

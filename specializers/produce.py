@@ -13,7 +13,8 @@ from typing import Any
 
 from ..agents.errors import RecipeError, TrainingError, VariantError
 from ..agents.prompts import PROMPT_LAYOUT
-from .base_model import BUNDLED, base_fingerprint, find_base
+from .base_model import base_fingerprint, find_base
+from .bundled_model import BUNDLED
 from .file_lock import exclusive
 from .methods import Job, Made, find_method
 from .recipe import Recipe, data_fingerprint, read_rows

