@@ -62,8 +62,8 @@ Terms = list[tuple[int, list[int]]]  # 3*14-2 is [(1, [3, 14]), (-1, [2])]
 # ---- puzzles ----------------------------------------------------------------------------------------------
 
 
-def puzzle_tasks(split: Split, size: int, seed: int = 0) -> TaskSet:
-    """Mix leg counting, chain sums and basic arithmetic in equal parts.
+def puzzle_tasks(split: Split, size: int, seed: int = 0, shares: tuple[int, int, int] = (1, 1, 1)) -> TaskSet:
+    """Mix leg counting, chain sums and basic arithmetic, in equal parts or by `shares`.
 
     Splits share no expression, so a sum that one dataset words for training is in no other's test. Puzzles that
     are scored are only those whose key is right: without parentheses, basic_arithmetic (reasoning-gym 0.1.25)
@@ -88,7 +88,7 @@ def puzzle_tasks(split: Split, size: int, seed: int = 0) -> TaskSet:
             reasoning_gym_tasks(
                 dataset,
                 split=split,
-                size=-(-size // len(knobs)),
+                size=-(-size * shares[part] // sum(shares)),
                 input_type=Puzzle,
                 seed=len(knobs) * seed + part,
                 content=lambda entry: write_terms(right_terms(entry)),
@@ -201,9 +201,12 @@ def misread(terms: Terms, rng: random.Random) -> Terms:
 
 
 def planner_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
-    """Expressions for puzzles; a third of the rows come after a rejected attempt, with the critic's reason."""
+    """Expressions for puzzles; a third of the rows come after a rejected attempt, with the critic's reason.
+
+    Most are about legs: how many each animal has is what takes learning, sums are only copied.
+    """
     rng = random.Random(seed)
-    for task in puzzle_tasks(split, size, seed):
+    for task in puzzle_tasks(split, size, seed, shares=(3, 1, 1)):
         terms = right_terms(task.key)
         if rng.random() < 0.65:
             yield _row(planner, {"puzzle": task.input, "verdict": None}, Plan(expression=write_terms(terms)))
@@ -230,7 +233,7 @@ def solver_rows(size: int, seed: int, split: Split = "train") -> Iterator[Traffi
 def critic_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
     """Checks of right answers and of plausible mistakes; the critic works the puzzle out before it judges."""
     rng = random.Random(seed)
-    for task in puzzle_tasks(split, size, seed):
+    for task in puzzle_tasks(split, size, seed, shares=(2, 1, 1)):
         terms = right_terms(task.key)
         tried = reorder(terms) if rng.random() < 0.25 else terms
         answer = work_out(tried) if rng.random() < 0.5 else plausible_mistake(tried, rng)
