@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-__all__ = ["ThreadFamilyClock"]
+__all__ = ["ProcessesClock", "ThreadFamilyClock"]
 
 _PR_SET_NAME = 15
 _TASKS = Path("/proc/self/task")
@@ -65,3 +65,31 @@ class ThreadFamilyClock:
             return (_TASKS / str(tid) / "comm").read_text().strip() == self._name
         except OSError:
             return False
+
+
+class ProcessesClock:
+    """CPU time of several processes together, by their ids; those that have ended keep their last reading.
+
+    Linux lets one process read another's CPU clock to the nanosecond; elsewhere, and for a process that is
+    gone, the last reading stays.
+    """
+
+    def __init__(self, pids: tuple[int, ...]) -> None:
+        self._readings = dict.fromkeys(pids, 0.0)
+        self._last_s = 0.0
+
+    def read(self) -> float:
+        """CPU seconds of all of them since each began."""
+        for pid in self._readings:
+            # The kernel's name for the clock of a process: its id, inverted, over three flag bits.
+            try:
+                self._readings[pid] = time.clock_gettime((~pid << 3) | 2)
+            except OSError:
+                continue
+        return sum(self._readings.values())
+
+    def lap(self) -> float:
+        """CPU seconds since the last lap."""
+        now = self.read()
+        lap, self._last_s = now - self._last_s, now
+        return lap

@@ -31,6 +31,7 @@ _DEFAULTS = {
 def engine_environment(*, threads: int, in_process: bool) -> dict[str, str]:
     """Environment variables of a process that will hold an engine, or a part of one.
 
+    `in_process` keeps scheduler and model together, without vLLM's worker process in between.
     A variable that only tunes and that the user has set already keeps the user's value.
     """
     chosen = {name: os.environ.get(name, value) for name, value in _DEFAULTS.items()}
