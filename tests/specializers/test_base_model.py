@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from tests.tiny_model import write_tiny_llama
 
 
 @pytest.fixture
-def bundled(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bundled(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package that bundles a model named `fake`; converting it copies the tiny base."""
     package = tmp_path / "packages" / "fake_model_package"
     package.mkdir(parents=True)
@@ -49,6 +51,21 @@ def test_a_bundled_model_is_converted_once(tmp_path: Path, bundled: Path, tiny_b
     assert find_base("fake", cache_dir=cache, progress=said.append) == folder
     assert len(said) == 1
     assert [p.name for p in folder.parent.iterdir() if p.is_dir()] == ["fake"]
+
+
+def test_several_at_once_convert_once(tmp_path: Path, bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[Path] = []
+    copy = bundled_model._dequantise
+
+    def count(source: Path, folder: Path) -> None:
+        converted.append(folder)
+        copy(source, folder)
+
+    monkeypatch.setattr(bundled_model, "_dequantise", count)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: find_base("fake", cache_dir=tmp_path / "cache"), range(4)))
+    assert len(converted) == 1
+    assert len(set(found)) == 1
 
 
 def test_a_conversion_that_was_killed_is_done_again(tmp_path: Path, bundled: Path) -> None:
