@@ -17,7 +17,7 @@ from ..agents.errors import MetierError, StepError
 from ..agents.messages import Message
 from ..agents.nodes import BuiltNode
 
-__all__ = ["call_function", "content_key", "gives_each", "output_json", "schema_of", "type_adapter"]
+__all__ = ["call_function", "content_key", "gives_each", "schema_of", "type_adapter", "typed_output"]
 
 
 async def call_function(function: Callable[..., Any], name: str, inputs: dict[str, Any]) -> Any:
@@ -59,12 +59,16 @@ def gives_each(node: BuiltNode) -> Any:
     return node.gives.__args__[0]
 
 
-def output_json(output: Any, gives: Any, path: str) -> str:
-    """A step's output as JSON; raises StepError when it is not what the step gives."""
+def typed_output(output: Any, gives: Any, path: str) -> tuple[Any, str]:
+    """A step's output as the type it gives, and as JSON; raises StepError when it is not of that type.
+
+    A run and its resumption then see the same value, whatever a function returned.
+    """
     if isinstance(output, BaseModel) and type(output) is gives:
-        return output.model_dump_json()
+        return output, output.model_dump_json()
     try:
-        return type_adapter(gives).dump_json(type_adapter(gives).validate_python(output)).decode()
+        typed = type_adapter(gives).validate_python(output)
+        return typed, type_adapter(gives).dump_json(typed).decode()
     except (ValidationError, ValueError) as error:
         raise StepError(
             f"step {path!r} gave {output!r}: {error}",

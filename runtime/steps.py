@@ -27,7 +27,7 @@ from ..agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ..agents.prompts import PROMPT_LAYOUT, render_prompt
 from ..agents.roles import Role
 from .events import Event, EventKind, OnEvent
-from .step_values import call_function, content_key, gives_each, output_json, schema_of, type_adapter
+from .step_values import call_function, content_key, gives_each, schema_of, type_adapter, typed_output
 from .store import RunStore
 from .store_records import AskRecord, StepRecord
 
@@ -107,7 +107,8 @@ class StepRunner:
         self._tell("step_started", path, role)
         try:
             output = await self._try(node, path, inputs, messages, round_number, step)
-            step.output, step.state = output_json(output, gives, path), "done"
+            output, step.output = typed_output(output, gives, path)
+            step.state = "done"
         except BaseException as error:
             step.error = str(error) or type(error).__name__
             if isinstance(error, MetierError):
