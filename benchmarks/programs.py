@@ -38,7 +38,9 @@ class Brief(BaseModel):
     text: str
 
 
-planner = Role("planner", takes=Brief, gives=str, instructions="Plan the work in short steps.", max_tokens=TOKENS_PER_ASK)
+planner = Role(
+    "planner", takes=Brief, gives=str, instructions="Plan the work in short steps.", max_tokens=TOKENS_PER_ASK
+)
 solver = Role(
     "solver",
     takes={"brief": Brief, "plan": str, "critique": str | None},
@@ -81,7 +83,10 @@ async def compare(options: argparse.Namespace, folder: Path) -> None:
     """Open both sessions, then measure them in turn."""
     adapters = write_adapters(folder, options.base, options.rank)
     assigned = Assignment(roles={role: RoleAssignment(variant=name) for role, name in adapters.items()})
-    settings = load_settings(None, {"shelf": str(folder / "shelf"), "engine.adapter_slots": len(adapters), "engine.slot_rank": options.slot_rank})
+    settings = load_settings(
+        None,
+        {"shelf": str(folder / "shelf"), "engine.adapter_slots": len(adapters), "engine.slot_rank": options.slot_rank},
+    )
     briefs = [Brief(text=f"Describe {TOPICS[i % len(TOPICS)]}, number {i}.") for i in range(options.programs)]
     async with AsyncExitStack() as stack:
         sessions = {}
@@ -98,7 +103,10 @@ async def compare(options: argparse.Namespace, folder: Path) -> None:
                 measured = await measure(sessions[label], fresh, options.concurrency)
                 if number:  # the first round warms up
                     results[label].append(measured)
-                print(f"round {number} {label}: {measured[0]:.1f} s, {measured[1]:.1f} CPU-s, {measured[2]} tokens", flush=True)
+                print(
+                    f"round {number} {label}: {measured[0]:.1f} s, {measured[1]:.1f} CPU-s, {measured[2]} tokens",
+                    flush=True,
+                )
     print_table(results, options)
 
 
