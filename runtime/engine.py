@@ -118,8 +118,8 @@ class Engine(Protocol):
 class ResumedText:
     """Streams an ask's text once, although a failed engine may write its beginning again.
 
-    What was already passed on is held back from the second attempt. A sampled second attempt may differ from
-    what was streamed; the reply's own text is what counts.
+    What was already passed on is held back from the second attempt. That attempt may differ from what was
+    streamed when it is sampled, or at a near tie in another batch; the reply's own text is what counts.
     """
 
     def __init__(self, on_text: OnText) -> None:

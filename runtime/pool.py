@@ -290,7 +290,8 @@ class EnginePool:
 
     def _slots(self, engine: Engine) -> AdapterSlots:
         def on_move(kind: Any, adapter: LoadedAdapter, cost: SwapCost) -> None:
-            self._tell(kind, adapter=adapter.id, engine=engine.name, seconds=round(cost.wall_s, 4))
+            names = [t.variant.name for t in self._targets.values() if t.variant and t.variant.id == adapter.id]
+            self._tell(kind, adapter=names[0], id=adapter.id, engine=engine.name, seconds=round(cost.wall_s, 4))
 
         return AdapterSlots(
             self._settings.adapter_slots,
