@@ -129,6 +129,9 @@ class EngineHost:
             message = to_host(line)
             match message:
                 case Generate():
+                    if not self._tasks:
+                        # Idle processes tick over; that is no ask's work.
+                        self._meter.charge_overhead(self._clock.lap())
                     self._spawn(message.key, self._answer(message))
                 case Load() | Unload():
                     self._spawn(message.key, self._swap(message))
@@ -220,7 +223,7 @@ class EngineHost:
                 await self._llm.remove_lora(adapter.number)
                 self._counts["evictions"] += 1
         except Exception as error:
-            self._meter.charge_overhead(self._clock.lap())
+            self._meter.carry_over(self._clock.lap())
             if self._llm.errored:
                 self._send(Failed.from_error(message.key, EngineDeadError("the engine died during a swap")))
                 return

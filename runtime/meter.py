@@ -70,6 +70,9 @@ class StepCost:
 class CpuMeter:
     """The accounts of one engine: every CPU second goes to an ask, or to `overhead_s` when nobody asked.
 
+    What was used on behalf of asks that can't be told apart any more (handing over the replies of a step) is
+    carried over to the next step; until then it counts as overhead.
+
     Keys are the engine's own request numbers. `take` closes an account and returns what it holds. Not
     thread-safe: one thread writes; `total_s` and `overhead_s` may be read from others.
     """
@@ -78,6 +81,7 @@ class CpuMeter:
         self.cost = StepCost()
         self.total_s = 0.0
         self.overhead_s = 0.0
+        self._carried_s = 0.0
         self._accounts: dict[Hashable, float] = {}
 
     def charge(self, key: Hashable, cpu_s: float) -> None:
@@ -85,18 +89,25 @@ class CpuMeter:
         self.total_s += cpu_s
         self._accounts[key] = self._accounts.get(key, 0.0) + cpu_s
 
+    def carry_over(self, cpu_s: float) -> None:
+        """Keep CPU seconds for the rows of the next step."""
+        self._carried_s += cpu_s
+        self.charge_overhead(cpu_s)
+
     def charge_overhead(self, cpu_s: float) -> None:
-        """Charge work done for no ask (idle spinning, an empty step)."""
+        """Charge work done for no ask (idle spinning)."""
         self.total_s += cpu_s
         self.overhead_s += cpu_s
 
     def charge_step(self, rows: Sequence[StepRow], cpu_s: float) -> None:
         """Split one step's CPU seconds over its rows and learn what tokens cost."""
         if not rows:
-            self.charge_overhead(cpu_s)
+            self.carry_over(cpu_s)
             return
         self.cost.observe(sum(r.prefill_tokens for r in rows), sum(r.decode_tokens for r in rows), cpu_s)
         self.total_s += cpu_s
+        self.overhead_s -= self._carried_s
+        cpu_s, self._carried_s = cpu_s + self._carried_s, 0.0
         for row, share in zip(rows, self.cost.shares(rows), strict=True):
             self._accounts[row.key] = self._accounts.get(row.key, 0.0) + share * cpu_s
 

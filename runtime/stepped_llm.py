@@ -324,13 +324,13 @@ class SteppedLLM:
         from vllm.lora.request import LoRARequest
 
         began_s = time.monotonic()
-        self.meter.charge_overhead(self._thread.lap())
+        self.meter.carry_over(self._thread.lap())
         try:
             loaded = self._llm.add_lora(LoRARequest(adapter.id, adapter.number, str(adapter.path)))
         except Exception as error:
             # vLLM keeps a half-loaded adapter registered and would answer "loaded" the next time.
             self._llm.remove_lora(adapter.number)
-            self.meter.charge_overhead(self._thread.lap())
+            self.meter.carry_over(self._thread.lap())
             raise _adapter_refused(adapter, str(error)) from error
         if not loaded:
             raise _adapter_refused(adapter, "it answers that nothing was loaded")
@@ -340,7 +340,7 @@ class SteppedLLM:
     def unload_adapter(self, adapter: LoadedAdapter) -> SwapCost:
         """See `Engine.remove_adapter`."""
         began_s = time.monotonic()
-        self.meter.charge_overhead(self._thread.lap())
+        self.meter.carry_over(self._thread.lap())
         self._llm.remove_lora(adapter.number)
         self.evictions += 1
         return self._swap_cost(began_s)
