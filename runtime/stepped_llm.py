@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
 from collections import deque
@@ -68,20 +69,25 @@ class SteppedLLM:
         """Import vLLM if need be and build the engine; raises whatever vLLM raises."""
         began_s = time.monotonic()
         import_vllm(threads=self._settings.thread_count, in_process=True)
+        SteppingThread.stop_at_exit()
         import torch
         from vllm.v1.engine.llm_engine import LLMEngine
         from vllm.v1.executor import Executor
 
         self._thread.lap()  # imports happen once per process and are no engine's own cost
-        set_num_threads = torch.set_num_threads
+        set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
         set_num_threads(self._settings.thread_count)
         args = engine_arguments(weights, dtype=dtype, settings=self._settings, adapters=adapters)
-        config = args.create_engine_config()
         try:
+            config = args.create_engine_config()
             self._llm = LLMEngine(config, Executor.get_class(config), log_stats=True, multiprocess_mode=False)
         finally:
-            # vLLM's CPU worker disables this function for the whole process; training beside us needs it.
+            # vLLM's CPU platform disables this function and sets this variable for the whole process; training
+            # beside us needs the one, and programs started from this process should not inherit the other.
             torch.set_num_threads = set_num_threads
+            os.environ.pop("LD_PRELOAD", None)
+            if preload is not None:
+                os.environ["LD_PRELOAD"] = preload
         # Prometheus and log lines per step are for servers; timestamps in the outputs need only log_stats.
         self._llm.logger_manager = None
         self._tokenizer = self._llm.get_tokenizer()

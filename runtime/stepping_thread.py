@@ -54,7 +54,7 @@ class SteppingThread:
         self._last: Steppable | None = None
         self._read_s = 0.0
         self._clock: ThreadFamilyClock | None = None
-        # A daemon, so that a program that forgot to close can still end; `_stop_at_exit` joins it first.
+        # A daemon, so that a program that forgot to close can still end; `stop_at_exit` has it joined first.
         self._thread = threading.Thread(target=self._run, name="metier-engine", daemon=True)
         self._thread.start()
 
@@ -82,6 +82,16 @@ class SteppingThread:
         self._jobs.put(None)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    @classmethod
+    def stop_at_exit(cls) -> None:
+        """See to it that a program which forgets to close ends cleanly; call after vLLM is imported.
+
+        Exit handlers run in reverse order, and stepping while the interpreter takes vLLM and torch apart ends in
+        tracebacks, so ours has to be registered after theirs.
+        """
+        atexit.unregister(_stop)
+        atexit.register(_stop)
 
     def submit(self, job: Callable[[], None]) -> None:
         """Run `job` in the thread before the next step; callable from any thread."""
@@ -141,11 +151,7 @@ class SteppingThread:
                 _log.exception("a job of the engine thread failed")
 
 
-def _stop_at_exit() -> None:
-    # Stepping while the interpreter takes its modules apart ends in tracebacks.
+def _stop() -> None:
     thread = SteppingThread._shared
     if thread is not None:
         thread.stop()
-
-
-atexit.register(_stop_at_exit)

@@ -210,6 +210,28 @@ async def test_folder_that_is_no_checkpoint(tiny_engine: InProcessEngine, tmp_pa
     assert (await tiny_engine.generate(EngineRequest(make_ask()))).text
 
 
+FORGOTTEN = """
+import sys, anyio
+from pathlib import Path
+from metier.agents.messages import Ask, Message
+from metier.runtime.engine import EngineRequest
+from metier.runtime.engine_settings import EngineSettings
+from metier.runtime.inprocess_engine import InProcessEngine
+
+async def main():
+    global engine
+    settings = EngineSettings(kv_cache_mib=64, max_model_tokens=512, threads=1)
+    engine = await InProcessEngine.start(Path(sys.argv[1]), settings, adapters=False)
+    ask = Ask(run_id="r", step_path="s", role="x", messages=(Message(role="user", content="Go."),), max_tokens=480,
+              temperature=1.0)
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(engine.generate, EngineRequest(ask), lambda piece: scope.cancel())
+
+anyio.run(main)
+"""
+
 INTERRUPTED = """
 import sys, anyio
 from functools import partial
@@ -231,6 +253,13 @@ async def main():
 
 anyio.run(main, backend=sys.argv[2])
 """
+
+
+def test_program_that_forgets_to_close_ends_all_the_same(tiny_base: Path) -> None:
+    command = [sys.executable, "-c", FORGOTTEN, str(tiny_base)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
