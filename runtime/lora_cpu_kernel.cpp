@@ -6,8 +6,9 @@
 //
 // Layouts. A of a slot is packed "lanes last": all slices of a merged layer (q, k, v) side by side, one lane per
 // row of A, padded to a multiple of 16. On machines with AVX512-BF16 two neighbouring input features share a 32-bit
-// word, as the dot-product instruction wants them. B of a slot is packed [rank, width] per slice, so that both products
-// stream through memory. Only the rows an adapter really has are packed: the cost follows its rank, not the slot's.
+// word, as the dot-product instruction wants them. B of a slot is packed per slice in blocks of 32 columns, [rank, 32] each.
+// A and B follow one another in one aligned piece of memory that is read once from front to back: at decode this traffic is
+// the whole cost. Only the rows an adapter really has are packed: the cost follows its rank, not the slot's.
 //
 // Sums are kept in fp32 and y is rounded once. Token gates (T-REX) fit between `shrink` and `expand`: they map the lanes
 // of one token to as many lanes as B has columns.
@@ -19,7 +20,9 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -33,7 +36,8 @@ namespace {
 
 constexpr int64_t kLane = 16;     // lanes of one vector register of fp32
 constexpr int kTileRows = 8;      // rows of one slot that share the loads of A and B
-constexpr int64_t kTailFree = 32; // output columns handled per inner step
+constexpr int64_t kBlock = 32;    // output columns handled per inner step
+constexpr int64_t kAhead = 4096;  // bytes to fetch ahead: the processor's own prefetching stops at every 4 KiB page
 constexpr size_t kMaxLayers = size_t{1} << 16;
 constexpr size_t kMaxSteps = size_t{1} << 10;
 constexpr int64_t kSerialBytes = 16 << 10; // below this much weight traffic waking the other threads costs more
@@ -91,16 +95,25 @@ struct Slice {
   int64_t width = 0;
   int64_t lane = 0;   // first lane of A's product
   int64_t rank = 0;   // columns of B; zero when the adapter leaves this slice alone
-  size_t b_offset = 0;
+  int64_t b_at = 0;   // where its B begins, in bytes
 };
 
+struct Free {
+  void operator()(std::byte* p) const { std::free(p); }
+};
+
+// One adapter of one layer. A: [d_in, lanes] of fp32, or [d_in / 2, lanes] of words with two bf16 features each.
+// B, per slice: [columns / 32, rank, 32] of the layer's dtype.
 struct Slot {
   int64_t lanes = 0; // padded; zero when the adapter leaves this layer alone
+  int64_t bytes = 0;
   std::vector<Slice> slices;
-  std::vector<float> a_f32;     // [d_in, lanes]
-  std::vector<uint32_t> a_bf16; // [d_in / 2, lanes], two features a word
-  std::vector<float> b_f32;     // per slice [rank, padded width]
-  std::vector<uint16_t> b_bf16;
+  std::unique_ptr<std::byte[], Free> packed;
+
+  template <typename T>
+  T* at(int64_t byte) const {
+    return reinterpret_cast<T*>(packed.get() + byte);
+  }
 };
 
 struct Layer {
@@ -136,7 +149,9 @@ auto& find(Table& table, int64_t id, const char* what) {
   return *entry;
 }
 
-int64_t padded(int64_t n) { return (n + kLane - 1) / kLane * kLane; }
+constexpr int64_t padded(int64_t n, int64_t to = kLane) { return (n + to - 1) / to * to; }
+
+inline void fetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
 // ---- shrink: lanes = A x ---------------------------------------------------------------------------------------
 
@@ -150,6 +165,7 @@ inline void shrink_block(
   for (; k + Unroll <= to; k += Unroll)
     for (int u = 0; u < Unroll; ++u)
       for (int b = 0; b < Blocks; ++b) {
+        fetch(a + (k + u) * lanes + b * kLane + kAhead / 4);
         const vec w = load(a + (k + u) * lanes + b * kLane);
         for (int r = 0; r < Rows; ++r) sum[u][r][b] += w * x[r][k + u];
       }
@@ -177,6 +193,7 @@ inline void shrink_block(
   for (; k + Unroll <= to; k += Unroll)
     for (int u = 0; u < Unroll; ++u)
       for (int b = 0; b < Blocks; ++b) {
+        fetch(a + (k + u) * lanes + b * kLane + kAhead / 4);
         const __m512bh w = (__m512bh)_mm512_loadu_si512(a + (k + u) * lanes + b * kLane);
         for (int r = 0; r < Rows; ++r)
           sum[u][r][b] = _mm512_dpbf16_ps(sum[u][r][b], w, (__m512bh)_mm512_set1_epi32(static_cast<int>(x[r][k + u])));
@@ -206,43 +223,41 @@ void shrink_rows(const X* const* x, const X* a, int64_t lanes, int64_t from, int
 
 // ---- expand: y += B lanes --------------------------------------------------------------------------------------
 
+// Adds to columns [from, to) of one slice; `from` is a multiple of kBlock. `y` points at the slice's first column of each
+// row, `b` at the slice's first block.
 template <int Rows, typename Y>
-inline void expand_tail(
-    const float* lanes_of, int64_t lanes, const Y* b, int64_t stride, int64_t rank, Y* const* y, int64_t from, int64_t to) {
-  for (int64_t c = from; c < to; c += kLane) {
-    const int64_t n = std::min(kLane, to - c);
-    for (int r = 0; r < Rows; ++r) {
-      Y edge[kLane] = {};
-      std::copy_n(y[r] + c, n, edge);
-      vec sum = load(edge);
-      for (int64_t j = 0; j < rank; ++j) sum += load(b + j * stride + c) * lanes_of[r * lanes + j];
-      store(edge, sum);
-      std::copy_n(edge, n, y[r] + c);
-    }
-  }
-}
-
-// Columns [from, to) of one slice; `y` points at the slice's first column of each row.
-template <int Rows, typename Y>
-void expand_rows(
-    const float* lanes_of, int64_t lanes, const Y* b, int64_t stride, int64_t rank, Y* const* y, int64_t from, int64_t to) {
-  int64_t c = from;
-  for (; c + kTailFree <= to; c += kTailFree) {
+void expand_rows(const float* lanes_of, int64_t lanes, const Y* b, int64_t rank, Y* const* y, int64_t from, int64_t to) {
+  b += from * rank;
+  for (int64_t c = from; c < to; c += kBlock) {
+    const bool whole = c + kBlock <= to;
+    Y edge[Rows][kBlock];
     vec sum[Rows][2];
-    for (int r = 0; r < Rows; ++r)
-      for (int h = 0; h < 2; ++h) sum[r][h] = load(y[r] + c + h * kLane);
-    for (int64_t j = 0; j < rank; ++j) {
-      const vec w0 = load(b + j * stride + c), w1 = load(b + j * stride + c + kLane);
+    for (int r = 0; r < Rows; ++r) {
+      const Y* row = y[r] + c;
+      if (!whole) {
+        std::fill_n(edge[r], kBlock, Y{});
+        row = std::copy_n(row, to - c, edge[r]) - (to - c);
+      }
+      sum[r][0] = load(row);
+      sum[r][1] = load(row + kLane);
+    }
+    for (int64_t j = 0; j < rank; ++j, b += kBlock) {
+      for (int64_t byte = 0; byte < kBlock * static_cast<int64_t>(sizeof(Y)); byte += 64)
+        fetch(reinterpret_cast<const std::byte*>(b) + kAhead + byte);
+      const vec w0 = load(b), w1 = load(b + kLane);
       for (int r = 0; r < Rows; ++r) {
         const float v = lanes_of[r * lanes + j];
         sum[r][0] += w0 * v;
         sum[r][1] += w1 * v;
       }
     }
-    for (int r = 0; r < Rows; ++r)
-      for (int h = 0; h < 2; ++h) store(y[r] + c + h * kLane, sum[r][h]);
+    for (int r = 0; r < Rows; ++r) {
+      Y* row = whole ? y[r] + c : edge[r];
+      store(row, sum[r][0]);
+      store(row + kLane, sum[r][1]);
+      if (!whole) std::copy_n(edge[r], to - c, y[r] + c);
+    }
   }
-  expand_tail<Rows>(lanes_of, lanes, b, stride, rank, y, c, to);
 }
 
 // ---- one tile: rows of one slot --------------------------------------------------------------------------------
@@ -275,7 +290,7 @@ void shrink_tile(
   const float* x[kTileRows];
   for (int r = 0; r < rows; ++r) x[r] = data.x + order[r] * data.x_stride;
   const auto k0 = static_cast<int64_t>(from * layer.d_in), k1 = static_cast<int64_t>(to * layer.d_in);
-  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.a_f32.data(), slot.lanes, k0, k1, out); });
+  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.at<float>(0), slot.lanes, k0, k1, out); });
 }
 
 void shrink_tile(
@@ -284,7 +299,7 @@ void shrink_tile(
   const uint32_t* x[kTileRows];
   for (int r = 0; r < rows; ++r) x[r] = reinterpret_cast<const uint32_t*>(data.x + order[r] * data.x_stride);
   const auto k0 = static_cast<int64_t>(from * (layer.d_in / 2)), k1 = static_cast<int64_t>(to * (layer.d_in / 2));
-  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.a_bf16.data(), slot.lanes, k0, k1, out); });
+  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.at<uint32_t>(0), slot.lanes, k0, k1, out); });
 #else
   static thread_local std::vector<float> wide;
   wide.resize(static_cast<size_t>(rows * layer.d_in));
@@ -296,12 +311,9 @@ void shrink_tile(
     x[r] = row;
   }
   const auto k0 = static_cast<int64_t>(from * layer.d_in), k1 = static_cast<int64_t>(to * layer.d_in);
-  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.a_f32.data(), slot.lanes, k0, k1, out); });
+  with_rows(rows, [&](auto n) { shrink_rows<n()>(x, slot.at<float>(0), slot.lanes, k0, k1, out); });
 #endif
 }
-
-inline const float* b_of(const Slot& slot, const float*) { return slot.b_f32.data(); }
-inline const uint16_t* b_of(const Slot& slot, const uint16_t*) { return slot.b_bf16.data(); }
 
 // Columns [from, to) of the whole output, as shares of each slice, so that threads get equal work.
 template <typename Y>
@@ -312,12 +324,11 @@ void expand_tile(const Slot& slot, const int32_t* order, int rows, Rows<Y> data,
     for (int r = 0; r < rows; ++r) y[r] = data.y + order[r] * data.y_stride + slice.column;
     const auto edge = [&](double share) {
       const auto column = static_cast<int64_t>(share * slice.width);
-      return share >= 1.0 ? slice.width : column / kTailFree * kTailFree;
+      return share >= 1.0 ? slice.width : column / kBlock * kBlock;
     };
-    const Y* b = b_of(slot, static_cast<const Y*>(nullptr)) + slice.b_offset;
+    const Y* b = slot.at<const Y>(slice.b_at);
     with_rows(rows, [&](auto n) {
-      expand_rows<n()>(
-          lanes + slice.lane, slot.lanes, b, padded(slice.width), slice.rank, y, edge(from), edge(to));
+      expand_rows<n()>(lanes + slice.lane, slot.lanes, b, slice.rank, y, edge(from), edge(to));
     });
   }
 }
@@ -332,8 +343,7 @@ void run(const Layer& layer, Rows<Y> data) {
   for (const Tile& tile : step.tiles) {
     const Slot& slot = layer.slots[tile.slot];
     most_lanes = std::max(most_lanes, slot.lanes);
-    bytes += static_cast<int64_t>(
-        (slot.a_bf16.size() + slot.a_f32.size() + slot.b_f32.size()) * 4 + slot.b_bf16.size() * 2);
+    bytes += slot.bytes;
   }
   if (most_lanes == 0) return;
   const auto tiles = static_cast<int64_t>(step.tiles.size());
@@ -447,25 +457,18 @@ void lora_layer_set_slot(int64_t layer_id, int64_t slot_id, at::TensorList a, at
   TORCH_CHECK(slot_id >= 0 && slot_id < static_cast<int64_t>(layer.slots.size()), "no slot ", slot_id);
   TORCH_CHECK(a.size() == slices && b.size() == slices, "one A and one B per slice, which are ", slices);
   const auto dtype = layer.bf16 ? at::kBFloat16 : at::kFloat;
+  const int64_t size = layer.bf16 ? 2 : 4;
   Slot slot;
   int64_t lanes = 0, column = 0;
-  size_t b_size = 0;
   for (size_t i = 0; i < slices; ++i) {
     TORCH_CHECK(
         a[i].dim() == 2 && b[i].dim() == 2 && a[i].size(1) == layer.d_in && b[i].size(0) == layer.widths[i] &&
             a[i].size(0) == b[i].size(1) && a[i].scalar_type() == dtype && b[i].scalar_type() == dtype &&
             a[i].is_contiguous() && b[i].is_contiguous(),
         "slice ", i, ": A [rank, ", layer.d_in, "] and B [", layer.widths[i], ", rank], contiguous, of the layer's dtype");
-    Slice slice;
-    slice.column = column;
-    slice.width = layer.widths[i];
-    slice.lane = lanes;
-    slice.rank = a[i].size(0);
-    slice.b_offset = b_size;
-    slot.slices.push_back(slice);
-    lanes += slice.rank;
-    column += slice.width;
-    b_size += static_cast<size_t>(slice.rank * padded(slice.width));
+    slot.slices.push_back({column, layer.widths[i], lanes, a[i].size(0), 0});
+    lanes += a[i].size(0);
+    column += layer.widths[i];
   }
   slot.lanes = padded(lanes);
 #ifdef __AVX512BF16__
@@ -473,11 +476,17 @@ void lora_layer_set_slot(int64_t layer_id, int64_t slot_id, at::TensorList a, at
 #else
   const bool pairs = false;
 #endif
-  if (pairs) slot.a_bf16.assign(static_cast<size_t>(layer.d_in / 2 * slot.lanes), 0);
-  else slot.a_f32.assign(static_cast<size_t>(layer.d_in * slot.lanes), 0.0f);
-  if (layer.bf16) slot.b_bf16.assign(b_size, 0);
-  else slot.b_f32.assign(b_size, 0.0f);
-  const auto pack = [&](auto zero, auto& b_packed) {
+  slot.bytes = (pairs ? layer.d_in / 2 : layer.d_in) * slot.lanes * 4;
+  for (Slice& slice : slot.slices) {
+    slice.b_at = slot.bytes;
+    slot.bytes += slice.rank * padded(slice.width, kBlock) * size;
+  }
+  if (slot.bytes > 0) {
+    slot.packed.reset(static_cast<std::byte*>(std::aligned_alloc(64, padded(slot.bytes, 64))));
+    TORCH_CHECK(slot.packed, "no memory for ", slot.bytes, " bytes of a packed adapter");
+    std::memset(slot.packed.get(), 0, padded(slot.bytes, 64));
+  }
+  const auto pack = [&](auto zero) {
     using T = decltype(zero);
     for (size_t i = 0; i < slices; ++i) {
       const Slice& slice = slot.slices[i];
@@ -487,16 +496,16 @@ void lora_layer_set_slot(int64_t layer_id, int64_t slot_id, at::TensorList a, at
         const int64_t lane = slice.lane + j;
         for (int64_t k = 0; k < layer.d_in; ++k) {
           const T value = from_a[j * layer.d_in + k];
-          if (!pairs) slot.a_f32[k * slot.lanes + lane] = to_float(value);
-          else slot.a_bf16[k / 2 * slot.lanes + lane] |= static_cast<uint32_t>(value) << (k % 2 * 16);
+          if (!pairs) slot.at<float>(0)[k * slot.lanes + lane] = to_float(value);
+          else slot.at<uint32_t>(0)[k / 2 * slot.lanes + lane] |= static_cast<uint32_t>(value) << (k % 2 * 16);
         }
         for (int64_t c = 0; c < slice.width; ++c)
-          b_packed[slice.b_offset + j * padded(slice.width) + c] = from_b[c * slice.rank + j];
+          slot.at<T>(slice.b_at)[(c / kBlock * slice.rank + j) * kBlock + c % kBlock] = from_b[c * slice.rank + j];
       }
     }
   };
-  if (layer.bf16) pack(uint16_t{0}, slot.b_bf16);
-  else pack(float{0}, slot.b_f32);
+  if (layer.bf16) pack(uint16_t{0});
+  else pack(float{0});
   layer.slots[slot_id] = std::move(slot);
 }
 
