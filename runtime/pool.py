@@ -125,11 +125,13 @@ class EnginePool:
         self._check_layout(ask, target)
         seat = self._seat(target.start)
         streamed = None if on_text is None else ResumedText(on_text)
+        began_s = time.monotonic()
         async with seat.room:
+            waited_s = time.monotonic() - began_s
             while True:
                 running = await self._running(seat)
                 try:
-                    return await self._ask(running, target, ask, streamed)
+                    return await self._ask(running, target, ask, streamed, waited_s)
                 except EngineDeadError:
                     self._bury(seat, running)
                     if streamed is not None:
@@ -301,15 +303,21 @@ class EnginePool:
             on_move=on_move,
         )
 
-    async def _ask(self, running: _Running, target: _Target, ask: Ask, on_text: ResumedText | None) -> Reply:
+    async def _ask(
+        self, running: _Running, target: _Target, ask: Ask, on_text: ResumedText | None, waited_s: float
+    ) -> Reply:
+        """Ask an engine, with its adapter in a slot; waiting for room and slot counts as queueing."""
+        engine, on_abandoned = running.engine, self._on_abandoned
         if target.adapter is None or target.variant is None:
-            return await running.engine.generate(EngineRequest(ask, on_abandoned=self._on_abandoned), on_text)
+            reply = await engine.generate(EngineRequest(ask, None, on_abandoned), on_text)
+            return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s)})
+        began_s = time.monotonic()
         async with self._lease(running, target.variant, target.adapter, ask) as lease:
-            request = EngineRequest(ask, lease.adapter, self._on_abandoned)
-            reply = await running.engine.generate(request, on_text)
-            usage = add_usage(reply.usage, swaps=lease.swaps, swap_s=lease.swap_s, cpu_s=lease.cpu_s)
+            waited_s += max(time.monotonic() - began_s - lease.swap_s, 0.0)
+            reply = await engine.generate(EngineRequest(ask, lease.adapter, on_abandoned), on_text)
+            swap = {"swaps": lease.swaps, "swap_s": lease.swap_s, "cpu_s": lease.cpu_s}
             lease.swaps, lease.cpu_s = 0, 0.0  # charged
-            return reply.model_copy(update={"usage": usage})
+            return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s, **swap)})
 
     @asynccontextmanager
     async def _lease(self, running: _Running, variant: Variant, path: Path, ask: Ask) -> AsyncGenerator[AdapterLease]:
