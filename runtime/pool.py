@@ -138,9 +138,9 @@ class EnginePool:
                         streamed.restart()
 
     async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
-        """Start the engines of these variants now, and check their adapters."""
-        for name in variants:
-            target = await self._target(name)
+        """Check these variants' adapters, then start their engines: what cannot serve is said in no time."""
+        targets = [await self._target(name) for name in variants]
+        for target in targets:
             await self._running(self._seat(target.start))
 
     def counters(self) -> list[EngineCounters]:
