@@ -134,7 +134,7 @@ def make_llm(base: Path, settings: EngineSettings) -> Any:
         max_num_batched_tokens=settings.max_batch_tokens,
         kv_cache_memory_bytes=settings.kv_cache_mib << 20,
         block_size=settings.block_tokens,
-        enforce_eager=settings.eager,
+        enforce_eager=settings.runs_eagerly,
         seed=0,
     )
 

@@ -171,7 +171,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         scheduling_policy="priority",
         # A step's rows are then those just scheduled, which is what the meter splits its cost over.
         async_scheduling=False,
-        enforce_eager=settings.eager,
+        enforce_eager=settings.runs_eagerly,
         tensor_parallel_size=settings.tensor_parallel,
         disable_log_stats=False,
         use_tqdm_on_load=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,7 +30,8 @@ class EngineSettings(BaseModel):
     restarted at most `restart_limit` times within `restart_window_s`.
 
     Device: `dtype` holds where the variant says `auto`. `threads` is the number of CPU threads, None for all
-    this process may use. `eager` skips torch.compile. `tensor_parallel` passes through to vLLM.
+    this process may use. `eager` skips torch.compile: a start without the minute that the
+    first compilation of a model takes, and every step about a fifth slower; None means only without a C++ compiler. `tensor_parallel` passes through to vLLM.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,8 +54,13 @@ class EngineSettings(BaseModel):
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     threads: int | None = Field(default=None, ge=1)
-    eager: bool = True
+    eager: bool | None = None
     tensor_parallel: int = Field(default=1, ge=1)
+
+    @property
+    def runs_eagerly(self) -> bool:
+        """Whether engines skip torch.compile, which needs a C++ compiler on the CPU."""
+        return shutil.which("g++") is None if self.eager is None else self.eager
 
     @property
     def thread_count(self) -> int:

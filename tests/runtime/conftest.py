@@ -18,7 +18,9 @@ from metier.specializers.variant import AskSpec, EngineSpec, Variant
 from tests.tiny_model import write_random_lora, write_tiny_llama
 
 # One thread: on a busy machine OpenMP barriers between two threads cost more than the arithmetic.
-TINY = EngineSettings(kv_cache_mib=64, max_model_tokens=512, threads=1, adapter_slots=2, slot_rank=8, max_running=8)
+TINY = EngineSettings(
+    eager=True, kv_cache_mib=64, max_model_tokens=512, threads=1, adapter_slots=2, slot_rank=8, max_running=8
+)
 
 
 @pytest.fixture(scope="session")

@@ -220,7 +220,7 @@ from metier.runtime.inprocess_engine import InProcessEngine
 
 async def main():
     global engine
-    settings = EngineSettings(kv_cache_mib=64, max_model_tokens=512, threads=1)
+    settings = EngineSettings(eager=True, kv_cache_mib=64, max_model_tokens=512, threads=1)
     engine = await InProcessEngine.start(Path(sys.argv[1]), settings, adapters=False)
     ask = Ask(run_id="r", step_path="s", role="x", messages=(Message(role="user", content="Go."),), max_tokens=480,
               temperature=1.0)
@@ -242,7 +242,7 @@ from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.inprocess_engine import InProcessEngine
 
 async def main():
-    settings = EngineSettings(kv_cache_mib=64, max_model_tokens=512, threads=1)
+    settings = EngineSettings(eager=True, kv_cache_mib=64, max_model_tokens=512, threads=1)
     start = partial(InProcessEngine.start, Path(sys.argv[1]), settings, adapters=False)
     async with await start() as engine:
         ask = Ask(run_id="r", step_path="s", role="x", messages=(Message(role="user", content="Go."),),

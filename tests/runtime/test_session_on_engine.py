@@ -88,7 +88,7 @@ def shelf(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(shelf: Path) -> object:
-    engine = EngineSettings(kv_cache_mib=32, max_model_tokens=512, threads=1, adapter_slots=2, slot_rank=8)
+    engine = EngineSettings(eager=True, kv_cache_mib=32, max_model_tokens=512, threads=1, adapter_slots=2, slot_rank=8)
     return load_settings(None, {"shelf": shelf, "engine": engine.model_dump()})
 
 
