@@ -231,13 +231,18 @@ def solver_rows(size: int, seed: int, split: Split = "train") -> Iterator[Traffi
 
 
 def critic_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
-    """Checks of right answers and of plausible mistakes; the critic works the puzzle out before it judges."""
+    """Checks of right answers and of plausible mistakes; the critic works the puzzle out before it judges.
+
+    It ends by writing its own value and the one it was given side by side: a small model compares two numbers
+    that stand together, and does not learn to compare one with a far-away prompt.
+    """
     rng = random.Random(seed)
     for task in puzzle_tasks(split, size, seed, shares=(2, 1, 1)):
         terms = right_terms(task.key)
         tried = reorder(terms) if rng.random() < 0.25 else terms
         answer = work_out(tried) if rng.random() < 0.5 else plausible_mistake(tried, rng)
-        verdict = Verdict(why=f"{write_terms(terms)}={work_out(terms).steps}", correct=answer.value == evaluate(terms))
+        why = f"{write_terms(terms)}={work_out(terms).steps}; said {answer.value}"
+        verdict = Verdict(why=why, correct=answer.value == evaluate(terms))
         yield _row(critic, {"puzzle": task.input, "answer": answer}, verdict)
 
 

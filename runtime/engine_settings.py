@@ -30,8 +30,9 @@ class EngineSettings(BaseModel):
     restarted at most `restart_limit` times within `restart_window_s`.
 
     Device: `dtype` holds where the variant says `auto`. `threads` is the number of CPU threads, None for all
-    this process may use. `eager` skips torch.compile: a start without the minute that the
-    first compilation of a model takes, and every step about a fifth slower; None means only without a C++ compiler. `tensor_parallel` passes through to vLLM.
+    this process may use. `eager` skips torch.compile: no minute of compiling when a model is first started, and
+    every step about a fifth slower; None skips it only where there is no C++ compiler. `tensor_parallel` passes
+    through to vLLM.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -257,7 +257,8 @@ class EnginePool:
                 await self._close_dead(seat)
                 self._check_may_start(seat)
                 began_s = time.monotonic()
-                self._tell("engine_starting", engine=seat.start.name)
+                first = {} if self._settings.runs_eagerly else {"note": "compiles for about a minute the first time"}
+                self._tell("engine_starting", engine=seat.start.name, **first)
                 engine: Engine = await self._start_engine(seat.start)
                 seat.running = _Running(engine, self._slots(engine))
                 kind: EventKind = "engine_restarted" if seat.past else "engine_ready"

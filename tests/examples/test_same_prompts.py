@@ -26,9 +26,7 @@ async def test_serving_asks_what_training_showed(tmp_path: Path, monkeypatch: py
     terms = puzzles.right_terms(task.key)
     plan = puzzles.Plan(expression=puzzles.write_terms(terms))
     answer = puzzles.work_out(terms)
-    verdicts = [
-        puzzles.Verdict(why=f"{plan.expression}={answer.steps}", correct=correct) for correct in (False, True)
-    ]
+    verdicts = [puzzles.Verdict(why=f"{plan.expression}={answer.steps}", correct=correct) for correct in (False, True)]
 
     def reply(ask: Ask) -> object:
         return {"planner": plan, "solver": answer, "critic": verdicts[ask.round - 1]}[ask.role]
