@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ..agents.errors import SettingsError
 from ..agents.tasksets import TaskSet
@@ -17,6 +16,7 @@ from .opening import EngineForm, open_session
 from .report import render_report
 from .store import RunStore
 from .workflow_file import WorkflowFile, load_workflow
+from .workflow_run import show_report
 
 __all__ = ["run_demo"]
 
@@ -46,7 +46,7 @@ async def run_demo(tasks: int, skip_base: bool, engine: EngineForm, store: Path,
             batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, runs, None))
         text = render_report(runs, batches)
     report.write_text(text, encoding="utf-8")  # noqa: ASYNC240
-    Console().print(Markdown(text))
+    show_report(text)
     console.print(f"Report written to {report}; runs are in {store} (metier report --store {store}).", markup=False)
 
 

@@ -27,7 +27,7 @@ from .store import RunStore
 from .store_records import BatchRecord
 from .workflow_file import WorkflowFile, load_workflow
 
-__all__ = ["AnyEngine", "RunOptions", "list_batches", "print_report", "resume_run", "run_workflow"]
+__all__ = ["AnyEngine", "RunOptions", "list_batches", "print_report", "resume_run", "run_workflow", "show_report"]
 
 AnyEngine = Literal["embedded", "supervised", "scripted"]
 errors = Console(stderr=True)
@@ -114,7 +114,7 @@ def print_report(store: Path, batches: list[str]) -> None:
     """Print the report of the named batches, or of the newest."""
     with _existing(store) as runs:
         named = batches or [batch.id for batch in runs.batches()[-1:]]
-        _show(render_report(runs, named))
+        show_report(render_report(runs, named))
 
 
 def list_batches(store: Path) -> None:
@@ -207,7 +207,7 @@ def _answers(runs: RunStore, run_id: str | None, answer: Any, at: str | None) ->
 
 def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path | None) -> None:
     text = render_report(runs, [batch])
-    _show(text)
+    show_report(text)
     if report is not None:
         report.write_text(text, encoding="utf-8")
         errors.print(f"wrote {report}", markup=False)
@@ -227,7 +227,8 @@ def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path |
         )
 
 
-def _show(text: str) -> None:
+def show_report(text: str) -> None:
+    """Print Markdown: drawn on a terminal, as it is anywhere else."""
     console = Console()
     if console.is_terminal:
         console.print(Markdown(text))

@@ -130,7 +130,7 @@ async def test_three_roles_on_three_variants_add_up(session: Session) -> None:
     charged = sum(row["cpu_s"] for row in rows) + totals["overhead_cpu_s"]
     assert charged == pytest.approx(totals["cpu_s"], rel=0.02)
     report = session.report()
-    assert "| planner | planner | 12 | 12 |" in report and "CPU-s" in report
+    assert "| planner | planner | 12 | 12 | 0 | 0 |" in report and "CPU-s" in report
 
 
 async def test_a_prompt_longer_than_the_context_fails_its_run_only(session: Session) -> None:
