@@ -139,7 +139,7 @@ def run_loop(team: Team, size: int, tuned: bool = True, max_rounds: int = 3) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shelf", type=Path, default=Path(__file__).parent / "variants")
-    parser.add_argument("--size", type=int, default=96, help="puzzles per measurement")
+    parser.add_argument("--size", type=int, default=48, help="puzzles per measurement")
     parser.add_argument("--write", action="store_true", help="write the accuracies on the variants' cards")
     arguments = parser.parse_args()
     shelf = Shelf(arguments.shelf)
