@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
-COLUMNS = 190
+COLUMNS = 112
 
 
 def main(report: Path, out: Path) -> None:
