@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import anyio
@@ -209,13 +210,8 @@ class Session:
         async def worker() -> None:
             for index in queue:
                 task, run = tasks[index], runs[index]
-                result = await self._run_one(built, run, task.input, limits, resumed=resumed)
-                if task_set is not None and not isinstance(result.error, RunInterrupted):
-                    score = task_set.score(task, result.output)
-                    self.store.score_run(run.id, score)
-                    result = RunResult(result.run_id, result.output, result.error, score)
-                    self.emit(Event(kind="run_scored", run_id=result.run_id, data={"score": score}))
-                results[index] = result
+                score = None if task_set is None else partial(task_set.score, task)
+                results[index] = await self._run_one(built, run, task.input, limits, score=score, resumed=resumed)
 
         async with anyio.create_task_group() as workers:
             for _ in range(min(concurrency or self.settings.concurrency, len(tasks))):
@@ -230,10 +226,14 @@ class Session:
         value: BaseModel,
         limits: RunLimits | None,
         *,
+        score: Callable[[Any], float] | None = None,
         resumed: bool = False,
         stream: bool = False,
     ) -> RunResult:
-        """One run from start to its end in the store; errors on purpose end the run, not the batch."""
+        """One run from start to its end in the store; errors on purpose end the run, not the batch.
+
+        The score is recorded with the end: a run killed between the two would be finished and never scored.
+        """
         run_id = run.id
         limits = limits or self.settings.limits
         began = time.monotonic()
@@ -263,21 +263,30 @@ class Session:
             if output is BLOCKED:
                 raise waiting_for_person(self.store, run_id)
         except MetierError as error:
-            return self._end_badly(run_id, error, time.monotonic() - began)
+            return self._end_badly(run_id, error, score, time.monotonic() - began)
         text = TypeAdapter(built.gives).dump_json(output).decode()
-        self.store.end_run(run_id, "finished", output=text, busy_s=time.monotonic() - began)
+        scored = None if score is None else score(output)
+        self.store.end_run(run_id, "finished", output=text, score=scored, busy_s=time.monotonic() - began)
         self.emit(Event(kind="run_finished", run_id=run_id, data={"output": text}))
-        return RunResult(run_id, output)
+        return self._scored(RunResult(run_id, output, score=scored))
 
-    def _end_badly(self, run_id: str, error: MetierError, busy_s: float) -> RunResult:
+    def _end_badly(
+        self, run_id: str, error: MetierError, score: Callable[[Any], float] | None, busy_s: float
+    ) -> RunResult:
         if isinstance(error, RunInterrupted):
             self.store.end_run(run_id, "interrupted", busy_s=busy_s)
             self.emit(Event(kind="run_interrupted", run_id=run_id, data={"questions": error.questions}))
-        else:
-            state: Literal["stopped", "failed"] = "stopped" if isinstance(error, LimitError) else "failed"
-            self.store.end_run(run_id, state, error=str(error), busy_s=busy_s)
-            self.emit(Event(kind="run_failed", run_id=run_id, data={"error": str(error)}))
-        return RunResult(run_id, error=error)
+            return RunResult(run_id, error=error)
+        state: Literal["stopped", "failed"] = "stopped" if isinstance(error, LimitError) else "failed"
+        scored = None if score is None else score(None)
+        self.store.end_run(run_id, state, error=str(error), score=scored, busy_s=busy_s)
+        self.emit(Event(kind="run_failed", run_id=run_id, data={"error": str(error)}))
+        return self._scored(RunResult(run_id, error=error, score=scored))
+
+    def _scored(self, result: RunResult) -> RunResult:
+        if result.score is not None:
+            self.emit(Event(kind="run_scored", run_id=result.run_id, data={"score": result.score}))
+        return result
 
     def _route(self, ask: Ask) -> tuple[Ask, str]:
         route = self._router.route(ask)

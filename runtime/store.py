@@ -111,13 +111,15 @@ class RunStore:
         *,
         output: str | None = None,
         error: str | None = None,
+        score: float | None = None,
         busy_s: float = 0.0,
     ) -> None:
-        """Record how a run ended, or that it waits; seconds add up over resumes."""
+        """Record how a run ended and its score, or that it waits; seconds add up over resumes."""
         with self._transaction() as db:
             db.execute(
-                "UPDATE runs SET state = ?, output = ?, error = ?, finished_at = ?, busy_s = busy_s + ? WHERE id = ?",
-                (state, output, error, time.time(), busy_s, run_id),
+                "UPDATE runs SET state = ?, output = ?, error = ?, score = ?, finished_at = ?, busy_s = busy_s + ? "
+                "WHERE id = ?",
+                (state, output, error, score, time.time(), busy_s, run_id),
             )
 
     def start_run(self, run_id: str) -> None:
@@ -128,11 +130,6 @@ class RunStore:
                 (time.time(), run_id),
             )
             db.execute("DELETE FROM steps WHERE run = ? AND state = 'failed'", (run_id,))
-
-    def score_run(self, run_id: str, score: float) -> None:
-        """Record the score of a run's output."""
-        with self._transaction() as db:
-            db.execute("UPDATE runs SET score = ? WHERE id = ?", (score, run_id))
 
     def run(self, run_id: str) -> RunRecord:
         """One run; raises ResumeError naming the runs that exist when there is none of that id."""

@@ -51,6 +51,7 @@ def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
             "SELECT count(*) FROM asks JOIN steps USING (run, path) WHERE asks.error IS NULL "
             "GROUP BY run, path HAVING count(*) > 1"
         ).fetchall()
-        states = db.execute("SELECT DISTINCT state FROM runs").fetchall()
+        states = db.execute("SELECT DISTINCT state FROM runs WHERE score IS NOT NULL").fetchall()
+        unscored = db.execute("SELECT count(*) FROM runs WHERE score IS NULL").fetchone()[0]
     assert again == []
-    assert states == [("finished",)]
+    assert states == [("finished",)] and unscored == 0
