@@ -136,6 +136,8 @@ async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, tot
     """A session opened from a batch's options, with the live view on."""
     given = options.assignment
     assignment = Assignment.model_validate(given) if isinstance(given, dict) else given
+    if isinstance(assignment, Assignment):
+        assignment.check_roles(file.graph.roles())  # before an engine takes its time to start
     settings = load_settings(Path(options.settings) if options.settings else None, options.overrides)
     with LiveView(file.graph.name, total, errors) as view:
         scripted = options.engine == "scripted"
