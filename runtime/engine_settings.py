@@ -31,7 +31,7 @@ class EngineSettings(BaseModel):
 
     Device: `dtype` holds where the variant says `auto`. `threads` is the number of CPU threads, None for all
     this process may use. `eager` skips torch.compile: no minute of compiling when a model is first started, and
-    every step about a fifth slower; None skips it only where there is no C++ compiler. `tensor_parallel` passes
+    every step about a quarter slower; None skips it only where there is no C++ compiler. `tensor_parallel` passes
     through to vLLM.
     """
 
