@@ -37,11 +37,13 @@ from .nodes import BuiltGraph
 from .pictures import write_picture
 from .prompts import PROMPT_LAYOUT, render_prompt
 from .roles import Role
+from .task_text import TASK_TEXT_RULE, task_text
 from .tasksets import Task, TaskSet
 from .traffic import TrafficRow, read_traffic, write_traffic
 
 __all__ = [
     "PROMPT_LAYOUT",
+    "TASK_TEXT_RULE",
     "AdapterError",
     "AnswerError",
     "Ask",
@@ -83,6 +85,7 @@ __all__ = [
     "parse_answer",
     "read_traffic",
     "render_prompt",
+    "task_text",
     "write_picture",
     "write_traffic",
 ]

@@ -23,6 +23,7 @@ class Ask(BaseModel):
 
     `run_id` and `step_path` are the step identity (`attempt[2]/critic`); `attempt` counts corrections and
     retries of that step from 0. `variant` is the content id or name the router chose, None for the base.
+    `task` is the run's input as text (`task_text`), the same in every ask of the run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +42,7 @@ class Ask(BaseModel):
     seed: int | None = None
     priority: int = 0
     prompt_layout: int = 1
+    task: str = ""
 
     @property
     def id(self) -> str:

@@ -15,7 +15,10 @@ __all__ = ["TrafficRow", "read_traffic", "write_traffic"]
 
 
 class TrafficRow(BaseModel):
-    """One ask and its reply, with the score its run (or its teacher) earned; 1.0 is solved, None unscored."""
+    """One ask and its reply, with the score its run (or its teacher) earned; 1.0 is solved, None unscored.
+
+    `task` is the text of the run's input (`task_text`), empty where it is not known.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +30,7 @@ class TrafficRow(BaseModel):
     step_path: str = ""
     variant: str | None = None
     prompt_layout: int = PROMPT_LAYOUT
+    task: str = ""
 
 
 def write_traffic(path: Path, rows: Iterable[TrafficRow]) -> int:

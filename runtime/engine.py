@@ -52,10 +52,14 @@ class SwapCost:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One ask as an engine gets it. `on_abandoned` hears what an ask that never got its reply has used."""
+    """One ask as an engine gets it. `on_abandoned` hears what an ask that never got its reply has used.
+
+    `intuition` is the run's semantic vector c [r1·r2] where the adapter is a T-REX one, None elsewhere.
+    """
 
     ask: Ask
     adapter: LoadedAdapter | None = None
+    intuition: tuple[float, ...] | None = None
     on_abandoned: OnAbandoned | None = None
 
 

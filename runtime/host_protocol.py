@@ -57,6 +57,7 @@ class Generate(_Line):
     key: int
     ask: Ask
     adapter: LoadedAdapter | None = None
+    intuition: tuple[float, ...] | None = None
     stream: bool = False
 
 

@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from ..agents.backend import OnText
-from ..agents.errors import AdapterError, EngineDeadError, EngineError
+from ..agents.errors import AdapterError, AskRejectedError, EngineDeadError, EngineError
 from ..agents.messages import Ask, Reply, Usage
 from ..specializers.variant import EngineSpec, Variant
 from .adapter_slots import AdapterLease, AdapterSlots
@@ -33,6 +33,8 @@ from .events import Event, EventKind, OnEvent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from ..specializers.semantic_map import SemanticMap
 
 __all__ = ["EnginePool", "Resolve", "StartEngine"]
 
@@ -58,6 +60,7 @@ class _Target:
     start: EngineStart
     variant: Variant | None = None
     adapter: Path | None = None
+    semantic_map: SemanticMap | None = None
 
 
 @dataclass(eq=False)
@@ -214,7 +217,10 @@ class EnginePool:
                 remedy="Name the variant in the assignment before the session opens.",
             )
         await anyio.to_thread.run_sync(self._check_adapter, variant, folder, weights)
-        return _Target(start, variant, folder / "adapter")
+        adapter = folder / "adapter"
+        if variant.ask.adapter == "trex":
+            return _Target(start, variant, adapter, await anyio.to_thread.run_sync(_load_semantic_map, adapter))
+        return _Target(start, variant, adapter)
 
     def _engine_start(self, spec: EngineSpec, weights: Path) -> EngineStart:
         name = spec.weights if spec.dtype == "auto" else f"{spec.weights}-{spec.dtype}"
@@ -239,6 +245,18 @@ class EnginePool:
             expected=f"layout {ask.prompt_layout}, in which role {ask.role!r} asks",
             remedy="Make the variant again with this version of metier.",
         )
+
+    def _intuition(self, target: _Target, ask: Ask) -> tuple[float, ...] | None:
+        """What a T-REX adapter wants to know of the run: computed once per run, since every ask has the same task."""
+        if target.semantic_map is None:
+            return None
+        if not ask.task:
+            raise AskRejectedError(
+                f"the ask of role {ask.role!r} at step {ask.step_path!r} carries no task",
+                expected=f"the text of the run's input, which T-REX variant {ask.variant!r} turns into its intuition",
+                remedy="Set Ask.task (task_text gives it from a run's input); runs of a session set it themselves.",
+            )
+        return target.semantic_map.intuition(ask.task)
 
     # -- engines -----------------------------------------------------------------------------------------
 
@@ -310,12 +328,13 @@ class EnginePool:
         """Ask an engine, with its adapter in a slot; waiting for room and slot counts as queueing."""
         engine, on_abandoned = running.engine, self._on_abandoned
         if target.adapter is None or target.variant is None:
-            reply = await engine.generate(EngineRequest(ask, None, on_abandoned), on_text)
+            reply = await engine.generate(EngineRequest(ask, on_abandoned=on_abandoned), on_text)
             return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s)})
         began_s = time.monotonic()
         async with self._lease(running, target.variant, target.adapter, ask) as lease:
             waited_s += max(time.monotonic() - began_s - lease.swap_s, 0.0)
-            reply = await engine.generate(EngineRequest(ask, lease.adapter, on_abandoned), on_text)
+            request = EngineRequest(ask, lease.adapter, self._intuition(target, ask), on_abandoned)
+            reply = await engine.generate(request, on_text)
             swap = {"swaps": lease.swaps, "swap_s": lease.swap_s, "cpu_s": lease.cpu_s}
             lease.swaps, lease.cpu_s = 0, 0.0  # charged
             return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s, **swap)})
@@ -333,6 +352,12 @@ class EnginePool:
 
     def _tell(self, kind: EventKind, **data: Any) -> None:
         self._on_event(Event(kind=kind, data=data))
+
+
+def _load_semantic_map(adapter: Path) -> SemanticMap:
+    from ..specializers.semantic_map import SemanticMap
+
+    return SemanticMap.load(adapter)
 
 
 async def _start_in_process(start: EngineStart) -> Engine:

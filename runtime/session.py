@@ -19,6 +19,7 @@ from ..agents.errors import LimitError, MetierError, RunInterrupted
 from ..agents.graph import TaskGraph
 from ..agents.messages import Ask
 from ..agents.nodes import BuiltGraph
+from ..agents.task_text import task_text
 from ..agents.tasksets import Task, TaskSet
 from ..router.route import Router
 from .batches import check_resumable, keep_answer, new_batch, waiting_for_person
@@ -247,6 +248,7 @@ class Session:
             on_event=on_event,
             limits=limits,
             seed=run.seed,
+            task=task_text(value),
             stream=stream,
             resumed=resumed,
         )

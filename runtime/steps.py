@@ -73,6 +73,7 @@ class StepRunner:
         on_event: OnEvent | None = None,
         limits: RunLimits | None = None,
         seed: int = 0,
+        task: str = "",
         stream: bool = False,
         resumed: bool = False,
     ) -> None:
@@ -83,6 +84,7 @@ class StepRunner:
         self._on_event = on_event
         self._limits = limits or RunLimits()
         self._seed = seed
+        self._task = task
         self._stream = stream
         self._tokens = 0
         self._recorded = store.finished_steps(run_id) if resumed else {}
@@ -210,6 +212,7 @@ class StepRunner:
             top_p=role.top_p,
             seed=self._ask_seed(path, attempt) if role.temperature > 0 else None,
             prompt_layout=PROMPT_LAYOUT,
+            task=self._task,
         )
         ask, reason = self._route(ask)
         record = AskRecord(attempt, role.name, ask.variant, reason, PROMPT_LAYOUT, messages, time.time())

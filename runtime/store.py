@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from ..agents.errors import ResumeError, StoreError
 from ..agents.messages import Ask, Message, Usage
+from ..agents.task_text import task_text_of_json
 from ..agents.traffic import TrafficRow
 from .store_records import MIGRATIONS, AskRecord, BatchRecord, RunRecord, RunState, StepRecord
 
@@ -249,7 +250,7 @@ class RunStore:
         """What the runs asked and were answered, with the score of their run."""
         where, values = ("AND runs.batch = ?", (batch,)) if batch else ("", ())
         rows = self._db.execute(
-            "SELECT asks.*, runs.score AS score FROM asks JOIN runs ON runs.id = asks.run "
+            "SELECT asks.*, runs.score AS score, runs.input AS input FROM asks JOIN runs ON runs.id = asks.run "
             f"WHERE asks.error IS NULL {where} ORDER BY asks.asked_at, asks.rowid",
             values,
         )
@@ -263,6 +264,7 @@ class RunStore:
                 step_path=row["path"],
                 variant=row["variant"],
                 prompt_layout=row["prompt_layout"],
+                task=task_text_of_json(row["input"]),
             )
 
 

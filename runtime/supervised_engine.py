@@ -146,7 +146,9 @@ class SupervisedEngine:
         key = next(self._keys)
         waiting = self._wait_for(key, request, on_text)
         stream = on_text is not None
-        self._send(Generate(key=key, ask=request.ask, adapter=request.adapter, stream=stream))
+        self._send(
+            Generate(key=key, ask=request.ask, adapter=request.adapter, intuition=request.intuition, stream=stream)
+        )
         try:
             reply: Reply = await waiting.promise.wait()
         except BaseException:

@@ -139,7 +139,9 @@ def data_fingerprint(rows: Iterable[TrafficRow]) -> str:
     """Name of training data by content: 16 hex digits over what is trained on, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(row.model_dump_json(include={"role", "messages", "reply", "prompt_layout"}).encode())
+        # Rows whose task is not known keep the name they had before tasks were recorded.
+        fields = {"role", "messages", "reply", "prompt_layout"} | ({"task"} if row.task else set())
+        digest.update(row.model_dump_json(include=fields).encode())
         digest.update(b"\n")
     return digest.hexdigest()[:16]
 

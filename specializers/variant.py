@@ -30,13 +30,13 @@ class EngineSpec(BaseModel):
 class AskSpec(BaseModel):
     """The ask half: chosen per request, so switching it is the hot swap.
 
-    `adapter` is the kind of adapter in the variant's `adapter/` folder, None for none; `rank` is its real
-    rank and decides how many slot rows it needs.
+    `adapter` is the kind of adapter in the variant's `adapter/` folder, None for none; `rank` is the number of slot
+    rows it needs: a LoRA's real rank, r1 + r1·r2 of a T-REX adapter (its router rides in the slot).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    adapter: Literal["lora"] | None = None
+    adapter: Literal["lora", "trex"] | None = None
     rank: int = Field(default=0, ge=0)
 
 
