@@ -19,7 +19,7 @@ from .variant import AskSpec
 __all__ = ["METHODS", "Job", "Made", "Method", "find_method"]
 
 # Method name → module of this package that defines METHOD; imported when a recipe names it.
-METHODS = {"lora": ".lora"}
+METHODS = {"lora": ".lora", "trex": ".trex"}
 
 
 @dataclass(frozen=True)

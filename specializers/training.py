@@ -97,10 +97,14 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
         answer = row.tokens[row.prompt_tokens :]
         labels[i, keep - len(answer) :] = torch.tensor(answer)
     positions = (shared + mask.cumsum(1) - 1).clamp(min=0)
+    told = {}
+    if rows[0].intuition is not None:
+        told["intuition"] = torch.tensor([row.intuition for row in rows], device=device)
     cache = None
     if shared:
         start = torch.tensor([rows[0].tokens[:shared]], device=device)
-        cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+        of_one = {name: values[:1] for name, values in told.items()}
+        cache = model(input_ids=start, use_cache=True, logits_to_keep=1, **of_one).past_key_values
         cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([torch.ones((len(rows), shared), dtype=torch.long), mask], dim=1)
     output = model(
@@ -110,6 +114,7 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
         past_key_values=cache,
         logits_to_keep=min(keep + 1, width),
         use_cache=bool(shared),
+        **told,
     )
     logits = output.logits[:, -keep - 1 : -1].float()  # [rows, keep, vocabulary]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), ignore_index=-100)
@@ -136,10 +141,13 @@ def train(
     job: str,
     device: str = "cpu",
     autocast: bool = False,
+    rate_factor: Callable[[str], float] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train the parameters of `model` that require gradients, and return the log: one entry per step.
 
+    `rate_factor` gives a parameter's learning rate, by its name, as a multiple of the scheduled one; parameters of
+    one factor are a group, and each group's gradient is clipped by itself.
     `checkpoint` is a safetensors file, replaced whole every `checkpoint_steps`; when it exists and was written
     by the same `job` (a fingerprint of recipe, data and base), training goes on from it and ends, on CPU, with
     the weights an uninterrupted run gives: batches and random states depend only on seed and step.
@@ -148,10 +156,16 @@ def train(
     """
     import torch
 
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names, parameters = list(trained), list(trained.values())
+    groups: dict[float, list[torch.Tensor]] = {}
+    for name, parameter in trained.items():
+        groups.setdefault(1.0 if rate_factor is None else rate_factor(name), []).append(parameter)
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
+        [{"params": group, "factor": factor} for factor, group in groups.items()],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=(0.9, 0.98),
     )
     log = _load_checkpoint(checkpoint, job, names, parameters, optimizer) if checkpoint.exists() else []
     plan = plan_batches(
@@ -163,15 +177,15 @@ def train(
         torch.manual_seed(seed * 1_000_003 + step)
         rate = learning_rate_at(step, settings)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
             loss = answer_loss(model, [rows[i] for i in plan[step]], pad_token=pad_token, device=device)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+        norms = [torch.nn.utils.clip_grad_norm_(group, settings.clip_norm).item() for group in groups.values()]
+        if not (math.isfinite(loss.item()) and all(map(math.isfinite, norms))):
             raise TrainingError(
-                f"step {step + 1} of {settings.steps}: loss {loss.item()}, gradient norm {norm.item()}",
+                f"step {step + 1} of {settings.steps}: loss {loss.item()}, gradient norm {norms[0]}",
                 expected="finite numbers",
                 remedy=f"Lower learning_rate={settings.learning_rate} or raise warmup_steps; "
                 f"the checkpoint before this step is kept.",

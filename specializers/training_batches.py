@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,27 @@ _POOL_BATCHES = 16
 
 @dataclass(frozen=True)
 class EncodedRow:
-    """One training row as token ids; the loss covers `tokens[prompt_tokens:]`."""
+    """One training row as token ids; the loss covers `tokens[prompt_tokens:]`.
+
+    `intuition` is what T-REX is told of the row's task, None for every other method.
+    """
 
     tokens: tuple[int, ...]
     prompt_tokens: int
+    intuition: tuple[float, ...] | None = None
 
 
-def encode_rows(rows: Sequence[TrafficRow], tokenizer: Any, *, max_row_tokens: int) -> list[EncodedRow]:
+def encode_rows(
+    rows: Sequence[TrafficRow],
+    tokenizer: Any,
+    *,
+    max_row_tokens: int,
+    intuition: Callable[[str], tuple[float, ...]] | None = None,
+) -> list[EncodedRow]:
     """Tokenise rows exactly as an engine prompts: chat template, generation prompt, reply, end of turn.
 
-    Prompt and reply are tokenised apart, because that is where an engine starts to generate.
+    Prompt and reply are tokenised apart, because that is where an engine starts to generate. `intuition` turns a
+    row's task into what the model is told of it.
     Raises: TrainingError for no rows, or a row longer than `max_row_tokens`.
     """
     if not rows:
@@ -51,7 +62,8 @@ def encode_rows(rows: Sequence[TrafficRow], tokenizer: Any, *, max_row_tokens: i
                 expected=f"at most max_row_tokens={max_row_tokens}",
                 remedy="Raise max_row_tokens in the recipe, or leave such rows out.",
             )
-        encoded.append(EncodedRow((*prompt, *answer), len(prompt)))
+        told = None if intuition is None else intuition(row.task)
+        encoded.append(EncodedRow((*prompt, *answer), len(prompt), told))
     return encoded
 
 
@@ -80,8 +92,11 @@ def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: i
 def shared_start(rows: Sequence[EncodedRow]) -> int:
     """How many tokens all rows start with, leaving each at least its last prompt token.
 
-    That token must be computed per row, because the first answer token is predicted from it.
+    That token must be computed per row, because the first answer token is predicted from it. Rows of different
+    intuition share nothing: the same tokens have other keys and values.
     """
+    if len({row.intuition for row in rows}) > 1:
+        return 0
     most = min(row.prompt_tokens for row in rows) - 1
     for at in range(most):
         if len({row.tokens[at] for row in rows}) > 1:
