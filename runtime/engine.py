@@ -14,6 +14,7 @@ from ..agents.messages import Ask, Reply, Usage
 from .engine_settings import EngineSettings
 
 __all__ = [
+    "INTUITION_KEY",
     "Engine",
     "EngineCounters",
     "EngineRequest",
@@ -29,6 +30,9 @@ __all__ = [
     "sampling_params",
     "stopwatch_usage",
 ]
+
+# Name under which a request carries its semantic vector to the worker, in `SamplingParams.extra_args`.
+INTUITION_KEY = "metier_intuition"
 
 OnAbandoned = Callable[[Ask, Usage], None]
 
@@ -192,8 +196,11 @@ def _context_tokens(weights: Path) -> int | None:
     return None if value is None else int(value)
 
 
-def sampling_params(ask: Ask, *, stream: bool) -> Any:
-    """vLLM's sampling parameters for an ask; pieces as they come when `stream`, else the whole at the end."""
+def sampling_params(ask: Ask, *, stream: bool, intuition: tuple[float, ...] | None = None) -> Any:
+    """vLLM's sampling parameters for an ask; pieces as they come when `stream`, else the whole at the end.
+
+    A T-REX adapter's semantic vector travels in them too: they are what vLLM brings to its workers with a request.
+    """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = ask.answer_schema
@@ -204,6 +211,7 @@ def sampling_params(ask: Ask, *, stream: bool) -> Any:
         seed=ask.seed,
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+        extra_args=None if intuition is None else {INTUITION_KEY: list(intuition)},
     )
 
 

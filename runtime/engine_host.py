@@ -19,6 +19,7 @@ from ..agents.messages import Reply, Usage
 from .cpu_clock import ProcessesClock
 from .engine import (
     EngineCounters,
+    EngineRequest,
     engine_arguments,
     finish_reason,
     prompt_token_ids,
@@ -45,6 +46,7 @@ from .host_protocol import (
     to_line,
 )
 from .meter import CpuMeter, StepRow
+from .trex_request import TrexAdapters, cache_salt
 from .vllm_environment import import_vllm
 
 __all__ = ["EngineHost"]
@@ -75,6 +77,7 @@ class EngineHost:
         self._llm: Any = None
         self._tokenizer: Any = None
         self._context_tokens = 0
+        self._trex: TrexAdapters
 
     async def run(self) -> int:
         """Serve until told to stop; the process's exit status."""
@@ -113,6 +116,7 @@ class EngineHost:
 
         args = engine_arguments(begin.weights, dtype=begin.dtype, settings=begin.settings, adapters=begin.adapters)
         self._name = begin.name
+        self._trex = TrexAdapters(begin.settings)
         self._llm = AsyncLLM.from_engine_args(args)
         self._llm.logger_manager = None
         self._tokenizer = self._llm.get_tokenizer()
@@ -173,12 +177,14 @@ class EngineHost:
         from vllm.lora.request import LoRARequest
 
         ask, adapter = message.ask, message.adapter
+        request = EngineRequest(ask, adapter, message.intuition)
+        self._trex.check(request)
         ids = prompt_token_ids(self._tokenizer, ask, context_tokens=self._context_tokens)
         written.prompt_tokens = len(ids)
         lora = None if adapter is None else LoRARequest(adapter.id, adapter.number, str(adapter.path))
         outputs = self._llm.generate(
-            tokens_input(ids),
-            sampling_params(ask, stream=message.stream),
+            tokens_input(ids, cache_salt=cache_salt(request)),
+            sampling_params(ask, stream=message.stream, intuition=message.intuition),
             str(message.key),
             lora_request=lora,
             priority=ask.priority,
@@ -215,12 +221,19 @@ class EngineHost:
         from vllm.lora.request import LoRARequest
 
         adapter, began_s = message.adapter, time.monotonic()
+        if isinstance(message, Load):
+            try:
+                self._trex.admit(adapter)
+            except AdapterError as error:
+                self._send(Failed.from_error(message.key, error))
+                return
         try:
             if isinstance(message, Load):
                 await self._llm.add_lora(LoRARequest(adapter.id, adapter.number, str(adapter.path)))
                 self._counts["loads"] += 1
             else:
                 await self._llm.remove_lora(adapter.number)
+                self._trex.drop(adapter)
                 self._counts["evictions"] += 1
         except Exception as error:
             self._meter.carry_over(self._clock.lap())
@@ -228,6 +241,7 @@ class EngineHost:
                 self._send(Failed.from_error(message.key, EngineDeadError("the engine died during a swap")))
                 return
             if isinstance(message, Load):
+                self._trex.drop(adapter)
                 await self._llm.remove_lora(adapter.number)
             refused = AdapterError(
                 f"the engine refuses adapter {adapter.id!r} in {adapter.path}: {error}",

@@ -4,7 +4,7 @@ vLLM keeps what it has: it loads adapters, fills its stacked tensors and maps ea
 the arithmetic happens. When an adapter enters a slot its A and B are packed for our C++ operator
 (`lora_cpu_kernel.cpp`); when the mapping of a step changes the operator gets the new plan; each wrapped linear layer
 then makes one call. Because that call is an opaque operator, the model can stay under torch.compile, which stock vLLM
-gives up with LoRA.
+gives up with LoRA. Slots of T-REX adapters (`trex_loader`) carry a gate, which the operator applies between A and B.
 
 Without a compiler, or for layers the operator does not cover (fp16, fully sharded), `lora_torch` does the same sums.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from vllm.platforms.cpu import CpuPlatform
 from ..agents.errors import PluginError
 from . import lora_torch
 from .native_build import build_library
+from .trex_gate import TrexGate
+from .trex_loader import gates_of
 
 __all__ = ["GroupedPunicaCPU", "install", "load_operators"]
 
@@ -72,21 +74,25 @@ def _check_operators(dtype: torch.dtype) -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    widths, d_in, rank = (40, 24), 64, 5
-    a = [random(2, 1, rank, d_in) for _ in widths]
+    # Slot 0 is plain LoRA of rank 8, slot 1 T-REX (r1 = 2, r2 = 3) on the first slice and LoRA on the second.
+    widths, d_in, rank, gate = (40, 24), 64, 8, TrexGate(2, 3, 4.0, 2.0)
+    a = [random(2, 1, rank, d_in) / 8 for _ in widths]
     b = [random(2, 1, width, rank) for width in widths]
+    b[0][1, 0, :, gate.outputs :] = 0
+    gates = {1: [gate, None]}
     slots = torch.tensor([1, -1, 0, 1, 0, -1, 1])
+    c, row_of = torch.rand(2, gate.experts, generator=generator), torch.tensor([0, -1, -1, 1, -1, -1, 0])
     x, y = random(len(slots), d_in), random(len(slots), sum(widths))
     wanted, got = y.clone(), y.clone()
-    lora_torch.add_lora(wanted, x, a, b, lora_torch.rows_by_slot(slots), widths)
+    groups = lora_torch.rows_by_slot(slots)
+    lora_torch.add_lora(wanted, x, a, b, groups, widths, gates=gates, intuition=c[row_of])
     step = torch.ops.metier.lora_step_open()
     layer = torch.ops.metier.lora_layer_open(step, d_in, widths, 2, dtype == torch.bfloat16)
     try:
         for slot in range(2):
-            torch.ops.metier.lora_layer_set_slot(
-                layer, slot, [t[slot, 0].contiguous() for t in a], [t[slot, 0].contiguous() for t in b]
-            )
+            set_slot(layer, slot, [t[slot, 0] for t in a], [t[slot, 0] for t in b], gates.get(slot, [None, None]))
         torch.ops.metier.lora_step_plan(step, slots)
+        torch.ops.metier.lora_step_intuition(step, c, row_of)
         torch.ops.metier.lora_linear(got, x, torch.tensor([layer]))
     finally:
         torch.ops.metier.lora_layer_close(layer)
@@ -117,6 +123,7 @@ class GroupedPunicaCPU(PunicaWrapperCPU):
             self.step = torch.ops.metier.lora_step_open()
             weakref.finalize(self, torch.ops.metier.lora_step_close, self.step)
         self.head_slots: set[int] = set()
+        self.intuition: torch.Tensor | None = None
         self._token_groups: list[lora_torch.RowGroup] | None = []
         self._sample_groups: list[lora_torch.RowGroup] | None = []
 
@@ -126,6 +133,12 @@ class GroupedPunicaCPU(PunicaWrapperCPU):
         self._token_groups = self._sample_groups = None
         if self.step is not None:
             torch.ops.metier.lora_step_plan(self.step, self.token_lora_indices)
+
+    def set_intuition(self, table: torch.Tensor, rows: torch.Tensor) -> None:
+        """Take over the vectors c of a step: `table` fp32 [vectors, width], `rows` int64 [tokens], -1 for none."""
+        self.intuition = table[rows]
+        if self.step is not None:
+            torch.ops.metier.lora_step_intuition(self.step, table, rows)
 
     @property
     def token_groups(self) -> list[lora_torch.RowGroup]:
@@ -231,19 +244,42 @@ def open_linear(layer: BaseLinearLayerWithLoRA, wrapper: Any) -> torch.Tensor | 
     return torch.tensor([number])
 
 
-def pack_linear(layer: BaseLinearLayerWithLoRA, slot: int) -> None:
+def pack_linear(layer: BaseLinearLayerWithLoRA, slot: int, gates: Sequence[TrexGate | None]) -> None:
     """Pack slot `slot` of a layer's stacked A and B for the operator, trimmed to the rank really used.
 
     A row of A that is zero, or whose column of B is, adds nothing: an adapter of rank 4 in slots of rank 16 costs
-    rank 4, and one that leaves the layer alone costs nothing.
+    rank 4, and one that leaves the layer alone costs nothing. The rows of a router all matter, zero or not.
     """
     a_used, b_used = [], []
-    for a, b in zip(layer.lora_a_stacked, layer.lora_b_stacked, strict=True):
+    for a, b, gate in zip(layer.lora_a_stacked, layer.lora_b_stacked, gates, strict=True):
         a_slot, b_slot = a[slot, 0], b[slot, 0]
+        if gate is not None:
+            a_used.append(a_slot)
+            b_used.append(b_slot)
+            continue
         used = torch.nonzero((a_slot != 0).any(1) & (b_slot != 0).any(0)).view(-1)
-        a_used.append(a_slot.index_select(0, used).contiguous())
-        b_used.append(b_slot.index_select(1, used).contiguous())
-    torch.ops.metier.lora_layer_set_slot(int(layer.metier_layer), slot, a_used, b_used)
+        a_used.append(a_slot.index_select(0, used))
+        b_used.append(b_slot.index_select(1, used))
+    set_slot(int(layer.metier_layer), slot, a_used, b_used, gates)
+
+
+def set_slot(
+    number: int, slot: int, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], gates: Sequence[TrexGate | None]
+) -> None:
+    """Hand A [rows, d_in] and B [width, columns] of each slice to the operator's layer `number`.
+
+    A slice with a gate keeps the rows and columns that the gate has, whatever the slot holds beyond.
+    """
+    pairs = list(zip(a, b, gates, strict=True))
+    torch.ops.metier.lora_layer_set_slot(
+        number,
+        slot,
+        [(rows[: gate.rows] if gate else rows).contiguous() for rows, _, gate in pairs],
+        [(columns[:, : gate.outputs] if gate else columns).contiguous() for _, columns, gate in pairs],
+        [gate.inputs if gate else 0 for gate in gates],
+        [gate.token_gain if gate else 0.0 for gate in gates],
+        [gate.task_gain if gate else 0.0 for gate in gates],
+    )
 
 
 def _patched_set_mapping(original: Callable[..., Any]) -> Callable[..., None]:
@@ -251,6 +287,7 @@ def _patched_set_mapping(original: Callable[..., Any]) -> Callable[..., None]:
         original(self, punica_wrapper)
         if isinstance(self, BaseLinearLayerWithLoRA):
             self.metier_layer = open_linear(self, punica_wrapper)
+            self.metier_gates = {}  # slot → gate of each slice, for the torch path
         elif isinstance(self, VocabParallelEmbeddingWithLoRA):
             self.metier_used = torch.zeros(self.lora_a_stacked.shape[0], dtype=torch.uint8)
             step = getattr(punica_wrapper, "step", None)
@@ -265,18 +302,22 @@ def _patched_activate_adapter(original: Callable[..., bool]) -> Callable[..., bo
         activated = original(self, lora_id)
         if activated:
             slot = self.lora_index_to_id.index(lora_id)
-            for module in self.modules.values():
-                take_slot(module, slot)
+            for name, module in self.modules.items():
+                slices = module.n_slices if isinstance(module, BaseLinearLayerWithLoRA) else 1
+                take_slot(module, slot, gates_of(self, lora_id, name, slices))
         return activated
 
     return activate_adapter
 
 
-def take_slot(module: BaseLayerWithLoRA, slot: int) -> None:
-    """Bring our side of a wrapped layer up to date after vLLM filled slot `slot`."""
+def take_slot(module: BaseLayerWithLoRA, slot: int, gates: Sequence[TrexGate | None]) -> None:
+    """Bring our side of a wrapped layer up to date after vLLM filled slot `slot`; `gates` has one entry per slice."""
     if isinstance(module, BaseLinearLayerWithLoRA):
+        module.metier_gates.pop(slot, None)
         if module.metier_layer is not None:
-            pack_linear(module, slot)
+            pack_linear(module, slot, gates)
+        elif any(gates):
+            module.metier_gates[slot] = gates
     elif isinstance(module, VocabParallelEmbeddingWithLoRA):
         module.metier_used[slot] = bool(module.lora_b_stacked[slot].any())
     elif isinstance(module, LogitsProcessorWithLoRA) and isinstance(module.punica_wrapper, GroupedPunicaCPU):
@@ -286,11 +327,29 @@ def take_slot(module: BaseLayerWithLoRA, slot: int) -> None:
 def _patched_apply_lora(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def _apply_lora_to_output(self: BaseLinearLayerWithLoRA, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if self.metier_layer is None:
-            return original(self, x, output)
+            if not self.metier_gates:
+                return original(self, x, output)
+            add_gated(self, x.view(-1, x.shape[-1]), output.view(-1, output.shape[-1]))
+            return output
         torch.ops.metier.lora_linear(output, x, self.metier_layer)
         return output
 
     return _apply_lora_to_output
+
+
+def add_gated(layer: BaseLinearLayerWithLoRA, x: torch.Tensor, y: torch.Tensor) -> None:
+    """The torch path of a layer with T-REX adapters in some slots: x [tokens, d_in], y [tokens, d_out] in place."""
+    wrapper = layer.punica_wrapper
+    lora_torch.add_lora(
+        y,
+        x,
+        layer.lora_a_stacked,
+        layer.lora_b_stacked,
+        wrapper.token_groups,
+        layer.output_slices,
+        gates=layer.metier_gates,
+        intuition=wrapper.intuition,
+    )
 
 
 def _patched_embedding_forward(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -10,8 +10,8 @@
 // A and B follow one another in one aligned piece of memory that is read once from front to back: at decode this traffic is
 // the whole cost. Only the rows an adapter really has are packed: the cost follows its rank, not the slot's.
 //
-// Sums are kept in fp32 and y is rounded once. Token gates (T-REX) fit between `shrink` and `expand`: they map the lanes
-// of one token to as many lanes as B has columns.
+// Sums are kept in fp32 and y is rounded once. A T-REX slot has a gate between shrink and expand: its A carries the rows of
+// the router below its own, and the gate maps the lanes of one token to as many lanes as B has columns.
 
 #include <ATen/core/Tensor.h>
 #include <omp.h>
@@ -24,11 +24,12 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -40,6 +41,7 @@ constexpr int64_t kBlock = 32;    // output columns handled per inner step
 constexpr int64_t kAhead = 4096;  // bytes to fetch ahead: the processor's own prefetching stops at every 4 KiB page
 constexpr size_t kMaxLayers = size_t{1} << 16;
 constexpr size_t kMaxSteps = size_t{1} << 10;
+constexpr int64_t kMaxExperts = 512; // vLLM's largest slot rank bounds the rows of a router
 constexpr int64_t kSerialBytes = 16 << 10; // below this much weight traffic waking the other threads costs more
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
@@ -88,6 +90,9 @@ struct Step {
   int64_t tokens = 0;
   std::vector<int32_t> order; // token numbers, grouped by slot, base rows left out
   std::vector<Tile> tiles;
+  int64_t intuition_width = 0;        // columns of `intuition`, padded
+  std::vector<float> intuition;       // the distinct semantic vectors c of the requests in this step
+  std::vector<int32_t> intuition_row; // which of them a token has; negative for none
 };
 
 struct Slice {
@@ -96,6 +101,12 @@ struct Slice {
   int64_t lane = 0;   // first lane of A's product
   int64_t rank = 0;   // columns of B; zero when the adapter leaves this slice alone
   int64_t b_at = 0;   // where its B begins, in bytes
+  // T-REX: the lanes are [inputs] of A, then [inputs * rank] of the router; zero inputs mean plain LoRA.
+  int64_t inputs = 0;
+  float token_gain = 0; // of the softmax of the router
+  float task_gain = 0;  // of the semantic vector
+
+  int64_t lanes() const { return inputs == 0 ? rank : inputs + inputs * rank; }
 };
 
 struct Free {
@@ -107,6 +118,7 @@ struct Free {
 struct Slot {
   int64_t lanes = 0; // padded; zero when the adapter leaves this layer alone
   int64_t bytes = 0;
+  bool gated = false;
   std::vector<Slice> slices;
   std::unique_ptr<std::byte[], Free> packed;
 
@@ -219,6 +231,92 @@ void shrink_rows(const X* const* x, const X* a, int64_t lanes, int64_t from, int
   for (; lane + 2 * kLane <= lanes; lane += 2 * kLane)
     shrink_block<Rows, 2, kUnroll>(x, a + lane, lanes, from, to, out + lane, lanes);
   if (lane < lanes) shrink_block<Rows, 1, 2 * kUnroll>(x, a + lane, lanes, from, to, out + lane, lanes);
+}
+
+// ---- gate: lanes = G(x) lanes (T-REX) --------------------------------------------------------------------------
+
+// e^v for v <= 0, to about 1e-7; below -87 it is as good as zero.
+inline vec exp_of(vec v) {
+  typedef int32_t vec_i32 __attribute__((vector_size(64), aligned(4), may_alias));
+  const vec lowest = vec{} - 87.0f;
+  v = v < lowest ? lowest : v;
+  // Adding 1.5 * 2^23 rounds to an integer and leaves that integer in the lowest bits.
+  const vec shifted = v * 1.44269504f + 12582912.0f;
+  const vec whole = shifted - 12582912.0f;
+  vec f = v - whole * 0.693145752f;
+  f -= whole * 1.42860677e-6f;
+  vec p = f * 1.98756915e-4f + 1.39819995e-3f;
+  p = p * f + 8.33345192e-3f;
+  p = p * f + 4.16657959e-2f;
+  p = p * f + 1.66666655e-1f;
+  p = p * f + 0.5f;
+  p = p * f * f + f + 1.0f;
+  const vec_i32 power = (reinterpret_cast<const vec_i32&>(shifted) << 23) + reinterpret_cast<const vec_i32&>(p);
+  return reinterpret_cast<const vec&>(power);
+}
+
+#ifdef __AVX512F__
+inline float largest(vec v) { return _mm512_reduce_max_ps((__m512)v); }
+inline float sum_of(vec v) { return _mm512_reduce_add_ps((__m512)v); }
+#else
+inline float largest(vec v) {
+  float most = v[0];
+  for (int k = 1; k < kLane; ++k) most = std::max(most, v[k]);
+  return most;
+}
+inline float sum_of(vec v) {
+  float sum = 0;
+  for (int k = 0; k < kLane; ++k) sum += v[k];
+  return sum;
+}
+#endif
+
+// One token of one slice: z_j = sum_i h_i G_ij with G = token_gain * softmax(logits) + task_gain * c and expert
+// e = i * rank + j; z takes the place of the first lanes. `c` is padded with zeros to whole vectors.
+inline void gate_token(const Slice& slice, float* lanes, const float* c) {
+  const int64_t experts = slice.inputs * slice.rank, whole = padded(experts);
+  alignas(64) float gate[kMaxExperts + kLane];
+  std::copy_n(lanes + slice.inputs, experts, gate);
+  std::fill(gate + experts, gate + whole, -std::numeric_limits<float>::infinity());
+  vec most = load(gate);
+  for (int64_t e = kLane; e < whole; e += kLane) {
+    const vec more = load(gate + e);
+    most = most < more ? more : most;
+  }
+  const float top = largest(most);
+  vec sums{};
+  for (int64_t e = 0; e < whole; e += kLane) {
+    const vec power = exp_of(load(gate + e) - top);
+    store(gate + e, power);
+    sums += power;
+  }
+  // The padding stands at e^-87 each: nothing beside the largest, which is 1.
+  const float gain = slice.token_gain / sum_of(sums);
+  for (int64_t e = 0; e < whole; e += kLane) store(gate + e, load(gate + e) * gain + load(c + e) * slice.task_gain);
+  store(gate + whole, vec{}); // a block of z may read past the last expert
+  alignas(64) float z[kMaxExperts + kLane];
+  for (int64_t j = 0; j < slice.rank; j += kLane) {
+    vec sum{};
+    for (int64_t i = 0; i < slice.inputs; ++i) sum += load(gate + i * slice.rank + j) * lanes[i];
+    store(z + j, sum);
+  }
+  std::copy_n(z, slice.rank, lanes);
+}
+
+// Rows of one slot: the lanes of each become those that its B expects.
+void gate_tile(const Slot& slot, const Step& step, const int32_t* order, int rows, float* lanes) {
+  alignas(64) static constexpr float kNone[kMaxExperts] = {};
+  if (!slot.gated) return;
+  const auto known = static_cast<int64_t>(step.intuition_row.size());
+  for (int r = 0; r < rows; ++r) {
+    const int32_t row = order[r] < known ? step.intuition_row[order[r]] : -1;
+    for (const Slice& slice : slot.slices) {
+      if (slice.inputs == 0) continue;
+      const bool fits = row >= 0 && step.intuition_width >= padded(slice.inputs * slice.rank);
+      const float* c = fits ? step.intuition.data() + row * step.intuition_width : kNone;
+      gate_token(slice, lanes + r * slot.lanes + slice.lane, c);
+    }
+  }
 }
 
 // ---- expand: y += B lanes --------------------------------------------------------------------------------------
@@ -360,6 +458,7 @@ void run(const Layer& layer, Rows<Y> data) {
       if (slot.lanes == 0) continue;
       if (static_cast<int64_t>(scratch.size()) < sums) scratch.resize(sums);
       shrink_tile(layer, slot, order + tile.first, tile.rows, data, 0.0, 1.0, scratch.data());
+      gate_tile(slot, step, order + tile.first, tile.rows, scratch.data());
       expand_tile(slot, order + tile.first, tile.rows, data, 0.0, 1.0, scratch.data());
     }
     return;
@@ -394,6 +493,7 @@ void run(const Layer& layer, Rows<Y> data) {
         for (int other = 1; other < team; ++other) sum += load(part + other * sums + i);
         store(total + i, sum);
       }
+      gate_tile(slot, step, order + tile.first, tile.rows, total);
       expand_tile(slot, order + tile.first, tile.rows, data, from, to, total);
     }
   }
@@ -431,6 +531,25 @@ void lora_step_plan(int64_t step_id, const at::Tensor& slots) {
   }
 }
 
+// `table`: float32 [vectors, width], the semantic vectors c in this step; `rows`: int64 [tokens], which of them each token
+// has, negative for none. Stays until it is set again: a step with the same requests need not repeat it.
+void lora_step_intuition(int64_t step_id, const at::Tensor& table, const at::Tensor& rows) {
+  Step& step = find(g_steps, step_id, "step plan");
+  TORCH_CHECK(
+      table.dim() == 2 && table.is_contiguous() && table.scalar_type() == at::kFloat && rows.dim() == 1 &&
+          rows.is_contiguous() && rows.scalar_type() == at::kLong,
+      "table: float32 [vectors, width]; rows: int64 [tokens]");
+  const int64_t vectors = table.size(0), width = table.size(1);
+  const int64_t* row_of = rows.const_data_ptr<int64_t>();
+  for (int64_t t = 0; t < rows.numel(); ++t)
+    TORCH_CHECK(row_of[t] < vectors, "token ", t, " names semantic vector ", row_of[t], " of ", vectors);
+  step.intuition_width = padded(width);
+  step.intuition.assign(vectors * step.intuition_width, 0.0f);
+  for (int64_t v = 0; v < vectors; ++v)
+    std::copy_n(table.const_data_ptr<float>() + v * width, width, step.intuition.data() + v * step.intuition_width);
+  step.intuition_row.assign(row_of, row_of + rows.numel());
+}
+
 int64_t lora_layer_open(int64_t step, int64_t d_in, at::IntArrayRef widths, int64_t slots, bool bf16) {
   TORCH_CHECK(d_in > 0 && (!bf16 || d_in % 2 == 0) && slots > 0 && !widths.empty(), "d_in, widths and slots of a LoRA layer");
   auto layer = std::make_unique<Layer>();
@@ -450,12 +569,18 @@ void lora_layer_close(int64_t layer) {
   delete g_layers[layer].exchange(nullptr);
 }
 
-// a[i]: [rank_i, d_in], b[i]: [widths[i], rank_i]; rank_i = 0 leaves slice i alone.
-void lora_layer_set_slot(int64_t layer_id, int64_t slot_id, at::TensorList a, at::TensorList b) {
+// a[i]: [rank_i, d_in], b[i]: [widths[i], rank_i]; rank_i = 0 leaves slice i alone. A T-REX slice has inputs[i] = r1 > 0,
+// a[i]: [r1 + r1 * r2, d_in] with the router below A, b[i]: [widths[i], r2], and its gains of token and task.
+void lora_layer_set_slot(
+    int64_t layer_id, int64_t slot_id, at::TensorList a, at::TensorList b, at::IntArrayRef inputs,
+    at::ArrayRef<double> token_gains, at::ArrayRef<double> task_gains) {
   Layer& layer = find(g_layers, layer_id, "layer");
   const size_t slices = layer.widths.size();
   TORCH_CHECK(slot_id >= 0 && slot_id < static_cast<int64_t>(layer.slots.size()), "no slot ", slot_id);
   TORCH_CHECK(a.size() == slices && b.size() == slices, "one A and one B per slice, which are ", slices);
+  TORCH_CHECK(
+      (inputs.empty() || inputs.size() == slices) && token_gains.size() == inputs.size() && task_gains.size() == inputs.size(),
+      "one gate per slice, or none at all");
   const auto dtype = layer.bf16 ? at::kBFloat16 : at::kFloat;
   const int64_t size = layer.bf16 ? 2 : 4;
   Slot slot;
@@ -463,11 +588,20 @@ void lora_layer_set_slot(int64_t layer_id, int64_t slot_id, at::TensorList a, at
   for (size_t i = 0; i < slices; ++i) {
     TORCH_CHECK(
         a[i].dim() == 2 && b[i].dim() == 2 && a[i].size(1) == layer.d_in && b[i].size(0) == layer.widths[i] &&
-            a[i].size(0) == b[i].size(1) && a[i].scalar_type() == dtype && b[i].scalar_type() == dtype &&
-            a[i].is_contiguous() && b[i].is_contiguous(),
+            a[i].scalar_type() == dtype && b[i].scalar_type() == dtype && a[i].is_contiguous() && b[i].is_contiguous(),
         "slice ", i, ": A [rank, ", layer.d_in, "] and B [", layer.widths[i], ", rank], contiguous, of the layer's dtype");
-    slot.slices.push_back({column, layer.widths[i], lanes, a[i].size(0), 0});
-    lanes += a[i].size(0);
+    Slice slice{column, layer.widths[i], lanes, b[i].size(1), 0};
+    if (!inputs.empty() && inputs[i] > 0 && slice.rank > 0) {
+      slice.inputs = inputs[i];
+      slice.token_gain = static_cast<float>(token_gains[i]);
+      slice.task_gain = static_cast<float>(task_gains[i]);
+      slot.gated = true;
+    }
+    TORCH_CHECK(
+        a[i].size(0) == slice.lanes() && slice.inputs * slice.rank <= kMaxExperts,
+        "slice ", i, ": A has ", a[i].size(0), " rows, B ", slice.rank, " columns, and the gate ", slice.inputs, " inputs");
+    slot.slices.push_back(slice);
+    lanes += slice.lanes();
     column += layer.widths[i];
   }
   slot.lanes = padded(lanes);
@@ -492,16 +626,17 @@ void lora_layer_set_slot(int64_t layer_id, int64_t slot_id, at::TensorList a, at
       const Slice& slice = slot.slices[i];
       const auto* from_a = static_cast<const T*>(a[i].const_data_ptr());
       const auto* from_b = static_cast<const T*>(b[i].const_data_ptr());
-      for (int64_t j = 0; j < slice.rank; ++j) {
+      for (int64_t j = 0; j < slice.lanes(); ++j) {
         const int64_t lane = slice.lane + j;
         for (int64_t k = 0; k < layer.d_in; ++k) {
           const T value = from_a[j * layer.d_in + k];
           if (!pairs) slot.at<float>(0)[k * slot.lanes + lane] = to_float(value);
           else slot.at<uint32_t>(0)[k / 2 * slot.lanes + lane] |= static_cast<uint32_t>(value) << (k % 2 * 16);
         }
+      }
+      for (int64_t j = 0; j < slice.rank; ++j)
         for (int64_t c = 0; c < slice.width; ++c)
           slot.at<T>(slice.b_at)[(c / kBlock * slice.rank + j) * kBlock + c % kBlock] = from_b[c * slice.rank + j];
-      }
     }
   };
   if (layer.bf16) pack(uint16_t{0});
@@ -598,15 +733,19 @@ TORCH_LIBRARY(metier, m) {
   m.def("lora_step_open() -> int", lora_step_open);
   m.def("lora_step_close(int step) -> ()", lora_step_close);
   m.def("lora_step_plan(int step, Tensor slots) -> ()");
+  m.def("lora_step_intuition(int step, Tensor table, Tensor rows) -> ()");
   m.def("lora_layer_open(int step, int d_in, int[] widths, int slots, bool bf16) -> int", lora_layer_open);
   m.def("lora_layer_close(int layer) -> ()", lora_layer_close);
-  m.def("lora_layer_set_slot(int layer, int slot, Tensor[] a, Tensor[] b) -> ()");
+  m.def(
+      "lora_layer_set_slot(int layer, int slot, Tensor[] a, Tensor[] b, int[] inputs=[], float[] token_gains=[], "
+      "float[] task_gains=[]) -> ()");
   m.def("lora_linear(Tensor(a!) y, Tensor x, Tensor layer) -> ()");
   m.def("lora_embedding(Tensor(a!) y, Tensor ids, Tensor a, Tensor b, Tensor used, Tensor step) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(metier, CPU, m) {
   m.impl("lora_step_plan", lora_step_plan);
+  m.impl("lora_step_intuition", lora_step_intuition);
   m.impl("lora_layer_set_slot", lora_layer_set_slot);
   m.impl("lora_linear", lora_linear);
   m.impl("lora_embedding", lora_embedding);

@@ -7,9 +7,11 @@ model are in no group and are never touched. (Stock vLLM 0.32 indexes the stack 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+
+from .trex_gate import TrexGate, gated_lanes
 
 __all__ = ["RowGroup", "add_lora", "expand", "rows_by_slot", "shrink"]
 
@@ -61,11 +63,29 @@ def add_lora(
     groups: Sequence[RowGroup],
     output_slices: Sequence[int],
     scale: float = 1.0,
+    *,
+    gates: Mapping[int, Sequence[TrexGate | None]] | None = None,
+    intuition: torch.Tensor | None = None,
 ) -> None:
-    """y[t] += scale * B_s A_s x[t] for every row t of every group (slot s, rows), slice by slice, in place."""
+    """y[t] += scale * B_s A_s x[t] for every row t of every group (slot s, rows), slice by slice, in place.
+
+    `gates` holds, for the slots of T-REX adapters, the gate of each slice: there B_s z(x[t], c[t]) is added instead.
+    `intuition` is c, fp32 [tokens, ≥ r1·r2]; rows of other adapters may hold anything.
+    """
     if not groups:
         return
     h = [x.new_zeros((x.shape[0], a.shape[2]), dtype=torch.float32) for a in a_stacked]
     shrink(h, x, a_stacked, groups, scale)
-    # A token gate (T-REX) belongs here: it maps the rows of A's product to the columns of B.
+    for slot, rows in groups:
+        for h_slice, gate in zip(h, (gates or {}).get(slot, ()), strict=False):
+            if gate is not None:
+                apply_gate(h_slice, rows, gate, intuition)
     expand(y, h, b_stacked, groups, output_slices)
+
+
+def apply_gate(h: torch.Tensor, rows: torch.Tensor, gate: TrexGate, intuition: torch.Tensor | None) -> None:
+    """Replace the lanes of some rows of h, [A x; W_r x], by z and zeros, in place; without c the task term is 0."""
+    lanes = h.index_select(0, rows)
+    c = torch.zeros(len(rows), gate.experts) if intuition is None else intuition[rows, : gate.experts]
+    z = gated_lanes(lanes, gate, c)
+    h[rows] = torch.nn.functional.pad(z, (0, h.shape[1] - gate.outputs))

@@ -82,6 +82,29 @@ CPU_LORA_METHODS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+TREX_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter": ("self", "lora_request"),
+    "vllm.lora.lora_model:LoRAModel.from_lora_tensors": (
+        "lora_model_id",
+        "tensors",
+        "peft_helper",
+        "device",
+        "dtype",
+        "model_vocab_size",
+        "weights_mapper",
+        "skip_prefixes",
+    ),
+    "vllm.lora.utils:parse_fine_tuned_lora_name": ("name", "weights_mapper"),
+    "vllm.lora.model_manager:LoRAModelManager.get_adapter": ("self", "adapter_id"),
+    "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin.set_active_loras": (
+        "self",
+        "input_batch",
+        "num_scheduled_tokens",
+        "num_sampled_tokens",
+        "mapping_type",
+    ),
+}
+
 COMPILE_CACHE_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.compilation.decorators:_try_load_aot_compiled_fn": ("model", "aot_compilation_path"),
 }
@@ -98,7 +121,7 @@ def register() -> None:
     if _status:
         return
     if os.environ.get("METIER_PLUGIN", "1") == "0":
-        _status["lora"] = "off (METIER_PLUGIN=0)"
+        _status["lora"] = _status["trex"] = "off (METIER_PLUGIN=0)"
         return
     import vllm
     from vllm.platforms import current_platform
@@ -106,11 +129,15 @@ def register() -> None:
     check_version(vllm.__version__)
     if not current_platform.is_cpu():
         _status["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"
+        _status["trex"] = "off (no token gate on this device)"
         return
-    check_signatures(CPU_LORA_METHODS | COMPILE_CACHE_METHODS)
-    from . import compile_cache, lora_cpu
+    check_signatures(CPU_LORA_METHODS | TREX_METHODS | COMPILE_CACHE_METHODS)
+    from . import compile_cache, lora_cpu, trex_loader, trex_step
 
     _status["lora"] = lora_cpu.install()
+    trex_loader.install()
+    trex_step.install()
+    _status["trex"] = _status["lora"]
     _status["compile cache"] = compile_cache.install()
 
 

@@ -28,6 +28,7 @@ from .meter import CpuMeter
 from .pending_ask import PendingAsk
 from .scheduled_rows import ScheduledRows
 from .stepping_thread import SteppingThread
+from .trex_request import TrexAdapters, cache_salt
 from .vllm_environment import import_vllm
 
 __all__ = ["SteppedLLM", "engine_closed"]
@@ -52,6 +53,7 @@ class SteppedLLM:
         self.start_s = self.start_cpu_s = 0.0
         self._name = name
         self._settings = settings
+        self._trex = TrexAdapters(settings)
         self._thread = thread
         self._accounts = threading.Lock()
         self._llm: Any = None
@@ -194,15 +196,16 @@ class SteppedLLM:
         from vllm.inputs.engine import tokens_input
         from vllm.lora.request import LoRARequest
 
-        ask, adapter = pending.request.ask, pending.request.adapter
+        request, ask, adapter = pending.request, pending.request.ask, pending.request.adapter
         try:
+            self._trex.check(request)
             if not pending.token_ids:
                 pending.token_ids = prompt_token_ids(self._tokenizer, ask, context_tokens=self._context_tokens)
             lora = None if adapter is None else LoRARequest(adapter.id, adapter.number, str(adapter.path))
             pending.vllm_id = self._llm.add_request(
                 pending.key,
-                tokens_input(pending.token_ids),
-                sampling_params(ask, stream=pending.on_text is not None),
+                tokens_input(pending.token_ids, cache_salt=cache_salt(request)),
+                sampling_params(ask, stream=pending.on_text is not None, intuition=request.intuition),
                 lora_request=lora,
                 priority=ask.priority,
             )
@@ -331,11 +334,13 @@ class SteppedLLM:
 
         began_s = time.monotonic()
         self.meter.carry_over(self._thread.lap())
+        self._trex.admit(adapter)
         try:
             loaded = self._llm.add_lora(LoRARequest(adapter.id, adapter.number, str(adapter.path)))
         except Exception as error:
             # vLLM keeps a half-loaded adapter registered and would answer "loaded" the next time.
             self._llm.remove_lora(adapter.number)
+            self._trex.drop(adapter)
             self.meter.carry_over(self._thread.lap())
             raise _adapter_refused(adapter, str(error)) from error
         if not loaded:
@@ -348,6 +353,7 @@ class SteppedLLM:
         began_s = time.monotonic()
         self.meter.carry_over(self._thread.lap())
         self._llm.remove_lora(adapter.number)
+        self._trex.drop(adapter)
         self.evictions += 1
         return self._swap_cost(began_s)
 

@@ -1,0 +1,131 @@
+"""What a request to a T-REX adapter needs beyond one to a LoRA: its semantic vector, checked, and its own cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..agents.errors import AdapterError, AskRejectedError
+from .engine import EngineRequest, LoadedAdapter
+from .engine_settings import EngineSettings
+from .plugin import plugin_status
+
+__all__ = ["TrexAdapters", "TrexShape", "cache_salt", "read_trex_shape"]
+
+
+class TrexAdapters:
+    """Which of an engine's adapters are T-REX ones and how many experts each has; one object per engine."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._experts: dict[int, int] = {}
+
+    def admit(self, adapter: LoadedAdapter) -> None:
+        """Note an adapter about to be loaded; raises AdapterError when this engine cannot serve it token-exact."""
+        shape = read_trex_shape(adapter.path)
+        if shape is None:
+            self._experts.pop(adapter.number, None)
+            return
+        reason = remedy = ""
+        if self._settings.tensor_parallel > 1:
+            # Row-parallel layers hold a share of the router's columns each: the logits are partial sums there.
+            reason = "tensor_parallel > 1, where router logits are not reduced before the softmax"
+            remedy = "Set tensor_parallel to 1, or export the adapter with `metier variants export --as lora`."
+        elif not plugin_status().get("trex", "").startswith("active"):
+            status = plugin_status().get("trex", "not registered")
+            reason = f"the plugin's T-REX part is {status}"
+            remedy = "Unset METIER_PLUGIN, or export the adapter with `metier variants export --as lora`."
+        elif shape.rows > self._settings.slot_rank:
+            reason = f"slots of {self._settings.slot_rank} rows, and r1 + r1·r2 = {shape.rows} are needed"
+            remedy = f"Raise slot_rank to at least {shape.rows}."
+        if reason:
+            raise AdapterError(
+                f"T-REX adapter {adapter.id!r} in {adapter.path} cannot be served: this engine has {reason}",
+                expected="an engine that runs the token gate",
+                remedy=remedy,
+            )
+        self._experts[adapter.number] = shape.experts
+
+    def drop(self, adapter: LoadedAdapter) -> None:
+        """Forget an adapter that was taken out."""
+        self._experts.pop(adapter.number, None)
+
+    def check(self, request: EngineRequest) -> None:
+        """Raise AskRejectedError unless the request has exactly the semantic vector that its adapter needs."""
+        c, adapter = request.intuition, request.adapter
+        experts = None if adapter is None else self._experts.get(adapter.number)
+        if experts is None:
+            if c is not None:
+                raise _rejected(request, "a semantic vector, but no T-REX adapter", "no semantic vector")
+            return
+        wanted = f"{experts} finite numbers, one per expert of adapter {adapter.id!r}" if adapter else ""
+        if c is None:
+            raise _rejected(request, "a T-REX adapter, but no semantic vector", wanted)
+        if len(c) != experts:
+            raise _rejected(request, f"a semantic vector of {len(c)} numbers", wanted)
+        if not all(map(math.isfinite, c)):
+            raise _rejected(request, "a semantic vector with numbers that are not finite", wanted)
+
+
+@dataclass(frozen=True)
+class TrexShape:
+    """Sizes of a T-REX adapter: r1 rows of A and r2 columns of B per layer."""
+
+    r1: int
+    r2: int
+
+    @property
+    def experts(self) -> int:
+        """Rank-one experts: r1·r2."""
+        return self.r1 * self.r2
+
+    @property
+    def rows(self) -> int:
+        """Rows it takes in a slot: A's and the router's."""
+        return self.r1 + self.experts
+
+
+def read_trex_shape(folder: Path) -> TrexShape | None:
+    """Sizes of the T-REX adapter in `folder`, None where it holds another kind.
+
+    Raises: AdapterError when its configuration cannot be read.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        if config.get("peft_type") != "TREX":
+            return None
+        shape = TrexShape(int(config["trex"]["r1"]), int(config["trex"]["r2"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterError(
+            f"{folder / 'adapter_config.json'} cannot be read: {error!r}",
+            expected="the configuration of an adapter, with the block `trex` where it is a T-REX one",
+            remedy="Verify the variant, or make it again with `metier make`.",
+        ) from error
+    if min(shape.r1, shape.r2) < 1:
+        raise AdapterError(f"{folder} says r1={shape.r1}, r2={shape.r2}", expected="r1 and r2 of at least 1")
+    return shape
+
+
+def cache_salt(request: EngineRequest) -> str | None:
+    """What keeps a request's blocks in the prefix cache apart: None, or a hash of adapter and semantic vector.
+
+    A T-REX layer's keys and values depend on c, so only requests of the same adapter and the same c may share them.
+    """
+    if request.intuition is None or request.adapter is None:
+        return None
+    packed = struct.pack(f"<{len(request.intuition)}d", *request.intuition)
+    return hashlib.sha256(request.adapter.id.encode() + b"\0" + packed).hexdigest()[:32]
+
+
+def _rejected(request: EngineRequest, has: str, expected: str) -> AskRejectedError:
+    ask = request.ask
+    return AskRejectedError(
+        f"the ask of role {ask.role!r} at step {ask.step_path!r} has {has}",
+        expected=expected,
+        remedy="The pool makes the vector from the run's task text with the adapter's own semantic map.",
+    )
