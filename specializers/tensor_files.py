@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["CorruptFileError", "TensorInfo", "is_finite", "read_header"]
+__all__ = ["CorruptFileError", "TensorInfo", "is_finite", "read_header", "read_values"]
 
 _BYTES = {
     "BOOL": 1,
@@ -91,3 +91,16 @@ def is_finite(path: Path, info: TensorInfo) -> bool:
     kind, exponent = _EXPONENT[info.dtype]
     values: numpy.ndarray[Any, Any] = numpy.fromfile(path, dtype=kind, count=math.prod(info.shape), offset=info.start)
     return not bool(numpy.any((values & exponent) == exponent))
+
+
+def read_values(path: Path, info: TensorInfo) -> numpy.ndarray[Any, Any]:
+    """Values of one F32, F16 or BF16 tensor as float32, in its shape; raises CorruptFileError for other types."""
+    import numpy
+
+    if info.dtype not in _EXPONENT:
+        raise CorruptFileError(f"its values are {info.dtype}, not one of {', '.join(_EXPONENT)}")
+    kind = {"F16": "<f2", "F32": "<f4", "BF16": "<u2"}[info.dtype]
+    values: numpy.ndarray[Any, Any] = numpy.fromfile(path, dtype=kind, count=math.prod(info.shape), offset=info.start)
+    if info.dtype == "BF16":  # the upper half of a float32
+        values = (values.astype("<u4") << 16).view("<f4")
+    return values.astype(numpy.float32).reshape(info.shape)

@@ -199,7 +199,7 @@ def test_a_variant_is_checked_against_base_layout_and_rank(tmp_path: Path, adapt
     for variant, named in (
         (variant_of("f" * 16), "was made for base ffffffffffffffff"),
         (variant_of(base, prompt_layout=99), "prompt layout 99"),
-        (variant_of(base, ask=AskSpec(adapter="lora", rank=2)), "recorded with rank 2"),
+        (variant_of(base, ask=AskSpec(adapter="lora", rank=2)), "recorded as lora with rank 2"),
     ):
         with pytest.raises(AdapterError, match=named):
             check_variant(variant, tmp_path, tiny_base, slot_rank=8)
