@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Objective",
     "Progress",
     "TrainingSettings",
     "answer_loss",
@@ -120,6 +121,37 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), ignore_index=-100)
 
 
+class Objective:
+    """What each step descends on: here the mean cross-entropy of the answers; methods that want more override it.
+
+    `state` holds tensors, of fixed shapes, that are saved with every checkpoint and restored in place.
+    """
+
+    def __init__(self, model: Any, *, pad_token: int, device: str = "cpu", autocast: bool = False) -> None:
+        self.model = model
+        self.pad_token = pad_token
+        self.device = device
+        self.autocast = autocast
+        self.state: dict[str, torch.Tensor] = {}
+
+    def loss(self, rows: Sequence[EncodedRow]) -> torch.Tensor:
+        """`answer_loss` of the model as it is now, in the precision training asked for."""
+        import torch
+
+        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
+            return answer_loss(self.model, rows, pad_token=self.pad_token, device=self.device)
+
+    def add_gradients(self, rows: Sequence[EncodedRow], step: int) -> dict[str, float]:
+        """Add this step's gradients to those of the parameters; returns what the log keeps, `loss` among it."""
+        loss = self.loss(rows)
+        loss.backward()
+        return {"loss": loss.item()}
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Called when the optimiser has stepped, before a checkpoint; returns what else the log keeps."""
+        return {}
+
+
 def multiplies_bfloat16(device: str) -> bool:
     """Whether the processor multiplies bfloat16 natively; emulated, it is slower than float32."""
     import torch
@@ -142,12 +174,14 @@ def train(
     device: str = "cpu",
     autocast: bool = False,
     rate_factor: Callable[[str], float] | None = None,
+    objective: Objective | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train the parameters of `model` that require gradients, and return the log: one entry per step.
 
     `rate_factor` gives a parameter's learning rate, by its name, as a multiple of the scheduled one; parameters of
-    one factor are a group, and each group's gradient is clipped by itself.
+    one factor are a group, and each group's gradient is clipped by itself. `objective` is what to descend on, by
+    default the answers' cross-entropy.
     `checkpoint` is a safetensors file, replaced whole every `checkpoint_steps`; when it exists and was written
     by the same `job` (a fingerprint of recipe, data and base), training goes on from it and ends, on CPU, with
     the weights an uninterrupted run gives: batches and random states depend only on seed and step.
@@ -167,7 +201,10 @@ def train(
         weight_decay=settings.weight_decay,
         betas=(0.9, 0.98),
     )
-    log = _load_checkpoint(checkpoint, job, names, parameters, optimizer) if checkpoint.exists() else []
+    if objective is None:
+        objective = Objective(model, pad_token=pad_token, device=device, autocast=autocast)
+    state = objective.state
+    log = _load_checkpoint(checkpoint, job, names, parameters, optimizer, state) if checkpoint.exists() else []
     plan = plan_batches(
         [len(row.tokens) for row in rows], batch_rows=settings.batch_rows, steps=settings.steps, seed=seed
     )
@@ -178,25 +215,26 @@ def train(
         rate = learning_rate_at(step, settings)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
-            loss = answer_loss(model, [rows[i] for i in plan[step]], pad_token=pad_token, device=device)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        measured = objective.add_gradients([rows[i] for i in plan[step]], step)
+        loss = measured["loss"]
         norms = [torch.nn.utils.clip_grad_norm_(group, settings.clip_norm).item() for group in groups.values()]
-        if not (math.isfinite(loss.item()) and all(map(math.isfinite, norms))):
+        if not all(map(math.isfinite, [*measured.values(), *norms])):
             raise TrainingError(
-                f"step {step + 1} of {settings.steps}: loss {loss.item()}, gradient norm {norms[0]}",
+                f"step {step + 1} of {settings.steps}: loss {loss}, gradient norm {norms[0]}",
                 expected="finite numbers",
                 remedy=f"Lower learning_rate={settings.learning_rate} or raise warmup_steps; "
                 f"the checkpoint before this step is kept.",
             )
         optimizer.step()
-        log.append({"step": step + 1, "loss": round(loss.item(), 6), "learning_rate": round(rate, 9)})
+        measured |= objective.after_step(step)
+        entry = {name: round(value, 6) for name, value in measured.items()}
+        log.append({"step": step + 1, **entry, "learning_rate": round(rate, 9)})
         if (step + 1) % settings.checkpoint_steps == 0 or step + 1 == settings.steps:
-            _save_checkpoint(checkpoint, job, names, parameters, optimizer, log)
+            _save_checkpoint(checkpoint, job, names, parameters, optimizer, state, log)
         if on_progress is not None:
             per_step = (time.monotonic() - began) / (step + 1 - first)
-            on_progress(Progress(step + 1, settings.steps, loss.item(), rate, per_step * (settings.steps - step - 1)))
+            on_progress(Progress(step + 1, settings.steps, loss, rate, per_step * (settings.steps - step - 1)))
     return log
 
 
@@ -206,16 +244,17 @@ def _save_checkpoint(
     names: Sequence[str],
     parameters: Sequence[torch.Tensor],
     optimizer: torch.optim.Optimizer,
+    state: Mapping[str, torch.Tensor],
     log: list[dict[str, float]],
 ) -> None:
     from safetensors.torch import save_file
 
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {f"state.{name}": tensor.cpu().contiguous() for name, tensor in state.items()}
     for name, parameter in zip(names, parameters, strict=True):
-        state = optimizer.state[parameter]
+        moments = optimizer.state[parameter]
         tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
-        tensors[f"mean.{name}"] = state["exp_avg"].cpu().contiguous()
-        tensors[f"square.{name}"] = state["exp_avg_sq"].cpu().contiguous()
+        tensors[f"mean.{name}"] = moments["exp_avg"].cpu().contiguous()
+        tensors[f"square.{name}"] = moments["exp_avg_sq"].cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"job": job, "log": json.dumps(log)})
@@ -228,6 +267,7 @@ def _load_checkpoint(
     names: Sequence[str],
     parameters: Sequence[torch.Tensor],
     optimizer: torch.optim.Optimizer,
+    state: Mapping[str, torch.Tensor],
 ) -> list[dict[str, float]]:
     import torch
     from safetensors import SafetensorError, safe_open
@@ -240,6 +280,8 @@ def _load_checkpoint(
                 raise TrainingError(f"checkpoint {path} belongs to another job", expected=f"job {job}", remedy=remedy)
             log: list[dict[str, float]] = json.loads(metadata["log"])
             with torch.no_grad():
+                for name, tensor in state.items():
+                    tensor.copy_(file.get_tensor(f"state.{name}"))
                 for name, parameter in zip(names, parameters, strict=True):
                     parameter.copy_(file.get_tensor(f"weight.{name}"))
                     optimizer.state[parameter] = {
