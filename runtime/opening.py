@@ -111,7 +111,7 @@ async def _open_pool(
         resolve,
         settings.engine,
         supervised=engine == "supervised",
-        adapters=any(variant.ask.adapter for variant in wanted.values()),
+        adapters={variant.checkpoint for variant in wanted.values() if variant.ask.adapter},
         on_event=on_event,
         on_abandoned=on_abandoned,
     )

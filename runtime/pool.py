@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +14,14 @@ import anyio
 import anyio.to_thread
 
 from ..agents.backend import OnText
-from ..agents.errors import AdapterError, AskRejectedError, EngineDeadError, EngineError
+from ..agents.errors import (
+    AdapterError,
+    AskRejectedError,
+    EngineDeadError,
+    EngineError,
+    UnknownVariantError,
+    VariantError,
+)
 from ..agents.messages import Ask, Reply, Usage
 from ..specializers.variant import EngineSpec, Variant
 from .adapter_slots import AdapterLease, AdapterSlots
@@ -88,8 +95,9 @@ class EnginePool:
 
     `base` is the base checkpoint's folder; `resolve` turns a variant's name or content id into its record and
     folder. `supervised` engines live in processes of their own: one that dies is started again and the asks
-    it was working on are asked again, adapters included. `adapters=False` says that no variant in use has an
-    adapter: engines then start without LoRA layers, which is faster.
+    it was working on are asked again, adapters included. `adapters` names the checkpoints (`base`, or content ids)
+    that variants in use have adapters on, or is True for all and False for none: the engines of the others start
+    without LoRA layers, which is faster. Every engine has a key-value cache of its own.
 
     `on_abandoned(ask, usage)` hears what asks have used that never got a reply (cancelled, failed, or asked
     again after a death); it may be called more than once for an ask, and the amounts add up.
@@ -102,7 +110,7 @@ class EnginePool:
         settings: EngineSettings | None = None,
         *,
         supervised: bool = False,
-        adapters: bool = True,
+        adapters: bool | Collection[str] = True,
         on_event: OnEvent | None = None,
         on_abandoned: OnAbandoned | None = None,
         start_engine: StartEngine | None = None,
@@ -141,7 +149,7 @@ class EnginePool:
                         streamed.restart()
 
     async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
-        """Check these variants' adapters, then start their engines: what cannot serve is said in no time."""
+        """Check what these variants are made of, then start their engines: what cannot serve is said in no time."""
         targets = [await self._target(name) for name in variants]
         for target in targets:
             await self._running(self._seat(target.start))
@@ -201,39 +209,57 @@ class EnginePool:
 
     async def _find_target(self, name: str | None) -> _Target:
         if name is None:
-            return _Target(self._engine_start(EngineSpec(base=""), self._base))
+            return _Target(self._engine_start(EngineSpec(base=""), "base", "base", self._base))
         variant, folder = self._resolve(name)
-        weights = self._base
-        if variant.engine.weights != "base":
-            owner = folder if variant.engine.weights == variant.id else self._resolve(variant.engine.weights)[1]
-            weights = owner / "weights"
-        start = self._engine_start(variant.engine, weights)
-        if variant.ask.adapter is None:
-            return _Target(start, variant)
-        if not self._adapters:
+        owner, weights = self._checkpoint(variant, folder)
+        start = self._engine_start(variant.engine, owner, variant.checkpoint, weights)
+        if variant.ask.adapter is not None and not start.adapters:
             raise AdapterError(
                 f"variant {variant.name!r} has an adapter, and the pool was opened without any",
                 expected="variants without adapters",
                 remedy="Name the variant in the assignment before the session opens.",
             )
-        await anyio.to_thread.run_sync(self._check_adapter, variant, folder, weights)
+        await anyio.to_thread.run_sync(self._check_variant, variant, folder, weights)
+        if variant.ask.adapter is None:
+            return _Target(start, variant)
         adapter = folder / "adapter"
         if variant.ask.adapter == "trex":
             return _Target(start, variant, adapter, await anyio.to_thread.run_sync(_load_semantic_map, adapter))
         return _Target(start, variant, adapter)
 
-    def _engine_start(self, spec: EngineSpec, weights: Path) -> EngineStart:
-        name = spec.weights if spec.dtype == "auto" else f"{spec.weights}-{spec.dtype}"
-        return EngineStart(name, weights, spec.dtype, self._adapters, self._settings)
+    def _checkpoint(self, variant: Variant, folder: Path) -> tuple[str, Path]:
+        """Name and folder of the checkpoint a variant stands on: the base, its own, or an ancestor's."""
+        if variant.engine.weights == "base":
+            return "base", self._base
+        owner, place = variant, folder
+        if variant.engine.weights != "own":
+            try:
+                owner, place = self._resolve(variant.engine.weights)
+            except UnknownVariantError as error:
+                raise VariantError(
+                    f"variant {variant.name!r} stands on the weights of variant {variant.engine.weights}",
+                    expected="that variant on the same shelf",
+                    remedy="Copy its folder there too, or make it again from its recipe.",
+                ) from error
+        # The name is for people and may be used again; the id keeps engines apart.
+        return f"{owner.name}-{owner.id[:6]}", place / "weights"
 
-    def _check_adapter(self, variant: Variant, folder: Path, weights: Path) -> None:
-        """Everything that can be wrong with an adapter, before an engine sees it (in a worker thread)."""
+    def _engine_start(self, spec: EngineSpec, name: str, checkpoint: str, weights: Path) -> EngineStart:
+        adapters = self._adapters if isinstance(self._adapters, bool) else checkpoint in self._adapters
+        name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
+        return EngineStart(name, weights, spec.dtype, adapters, self._settings)
+
+    def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
+        """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""
         from ..specializers.adapter_check import check_adapter, check_variant
+        from ..specializers.base_model import check_weights
 
         if weights == self._base:
             check_variant(variant, folder, weights, slot_rank=self._settings.slot_rank)
-        else:
-            # The variant brings weights of its own (pruned, say): its adapter has to fit those.
+            return
+        check_weights(variant, weights, self._base)
+        if variant.ask.adapter is not None:
+            # Its adapter was made for these weights, whose shapes may differ from the base's.
             check_adapter(folder / "adapter", weights, slot_rank=self._settings.slot_rank)
 
     def _check_layout(self, ask: Ask, target: _Target) -> None:

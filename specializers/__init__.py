@@ -4,7 +4,7 @@ Importing this loads neither torch nor transformers; training and conversion imp
 """
 
 from .adapter_check import AdapterFacts, check_adapter, check_variant
-from .base_model import base_fingerprint, cache_folder, check_base, find_base
+from .base_model import base_fingerprint, cache_folder, check_base, check_weights, find_base
 from .produce import produce
 from .recipe import ProgramData, Recipe, TrafficData, load_recipe
 from .shelf import Shelf
@@ -27,6 +27,7 @@ __all__ = [
     "check_adapter",
     "check_base",
     "check_variant",
+    "check_weights",
     "find_base",
     "load_recipe",
     "produce",

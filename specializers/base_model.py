@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..agents.errors import BaseModelError
+from ..agents.errors import BaseModelError, VariantError
 from .bundled_model import BUNDLED, MANIFEST, convert_bundled
 from .shelf import hash_files
 from .tensor_files import CorruptFileError, TensorInfo, read_header
+from .variant import Variant
 
 __all__ = [
     "base_fingerprint",
     "base_tensors",
     "cache_folder",
     "check_base",
+    "check_weights",
     "find_base",
     "verify_base",
 ]
@@ -95,6 +97,28 @@ def check_base(folder: Path) -> None:
             remedy="Use an instruction-tuned model, or add a template.",
         )
     base_tensors(folder)
+
+
+def check_weights(variant: Variant, weights: Path, base: Path) -> None:
+    """Check that a variant's own checkpoint (or its ancestor's) is whole and descends from the base in use.
+
+    Raises: VariantError naming the variant, and what is missing, damaged or of another base.
+    """
+    expected = base_fingerprint(base)
+    if variant.base != expected:
+        raise VariantError(
+            f"variant {variant.name!r} was made from base {variant.base}",
+            expected=f"the base in use, {expected}",
+            remedy="Open the session on the variant's own base, or make the variant from this one.",
+        )
+    try:
+        check_base(weights)
+    except BaseModelError as error:
+        raise VariantError(
+            f"the weights of variant {variant.name!r} cannot be served: {error.problem}",
+            expected=error.expected,
+            remedy="Make the variant again from its recipe, or copy its folder again.",
+        ) from error
 
 
 def base_tensors(folder: Path) -> dict[str, TensorInfo]:

@@ -1,4 +1,7 @@
-"""The methods a recipe may name: what each is given, what it returns, and where it lives."""
+"""The methods a recipe may name: what each is given, what it returns, and where it lives.
+
+A method writes an adapter, a checkpoint, or both. The next method of the recipe starts from what it wrote.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -26,9 +29,11 @@ METHODS = {"lora": ".lora", "trex": ".trex"}
 class Job:
     """What a method is given.
 
-    `model` is the checkpoint folder to start from and `adapter` the parent's adapter folder, if it has one.
-    Results go to `out` (as `adapter/` or `weights/`), checkpoints to `work_dir`; `fingerprint` covers recipe,
-    data, base and parent.
+    `model` is the checkpoint folder to start from; `adapter` and `ask` are the adapter folder and the ask half of
+    what came before, if it has an adapter. `base_name` is how people call the base. Results go to `out`: `adapter/`
+    in the peft layout, `weights/` as a checkpoint (tokenizer files are added to it). New weights drop the adapter,
+    unless the method writes one that fits them. Checkpoints of the work go to `work_dir`; `fingerprint` covers
+    recipe, data, base and parent.
     """
 
     model: Path
@@ -40,6 +45,7 @@ class Job:
     work_dir: Path
     fingerprint: str
     on_progress: Callable[[Progress], None] | None = None
+    ask: AskSpec = AskSpec()
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,17 @@ class Made:
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make a variant: its settings as a pydantic model, and the function that does it."""
+    """One way to make a variant: its settings as a pydantic model, and the function that does it.
+
+    `makes` says whether it writes new weights. `check(settings, job)` raises RecipeError for what cannot work on
+    the job's checkpoint; it is called before any method of the recipe runs, as long as that checkpoint is the one
+    the method will get, and must take no time.
+    """
 
     settings: type[BaseModel]
     make: Callable[[Any, Job], Made]
+    makes: Literal["adapter", "weights"] = "adapter"
+    check: Callable[[Any, Job], None] | None = None
 
 
 def find_method(name: str) -> Method:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,14 @@ from ..agents.prompts import PROMPT_LAYOUT
 from .base_model import base_fingerprint, find_base
 from .bundled_model import BUNDLED
 from .file_lock import exclusive
-from .methods import Job, Made, find_method
+from .methods import Job, find_method
 from .recipe import Recipe, data_fingerprint, read_rows
 from .shelf import Shelf
+from .stages import TRAINING_LOG, Stage, apply_methods, stage_results
 from .training import Progress
-from .variant import EngineSpec, Variant
+from .variant import AskSpec, EngineSpec, Variant
 
 __all__ = ["TRAINING_LOG", "produce"]
-
-TRAINING_LOG = "training_log.jsonl"
 
 
 def produce(
@@ -38,10 +35,11 @@ def produce(
     """Make the variant a recipe describes, put it on the shelf, and return its record.
 
     `base` is anything `find_base` takes. Checkpoints go to `work_dir` (by default beside the shelf's variants),
-    in a folder named by recipe, data, base and parent: a run that was killed, also with kill -9, goes on from
-    its last checkpoint and ends with the same weights. A variant already made this way is returned at once.
+    in a folder named by recipe, data, base and parent: a run that was killed, also with kill -9, goes on after
+    the last method that was done, or from the checkpoint of the one that was not, and ends with the same weights.
+    A variant already made this way is returned at once.
     Raises: RecipeError (parent, data or settings do not fit), TrainingError (not finite, or another process is
-    making it), VariantError (shelf, base or parent cannot be used).
+    making it), VariantError (shelf, base or parent cannot be used, or the disk is full).
     """
     folder = find_base(base)
     fingerprint = base_fingerprint(folder)
@@ -71,10 +69,22 @@ def produce(
     for known in shelf.list():
         if known.model_dump(mode="json", include=set(record)) == record:
             return known
-    weights = "base" if parent is None else parent.engine.weights
-    adapter = None if parent is None or parent.ask.adapter is None else shelf.path(parent) / "adapter"
     job_name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
     work = (work_dir or shelf.folder / ".work") / job_name
+    checkpoint = "base" if parent is None else parent.checkpoint
+    job = Job(
+        model=folder if checkpoint == "base" else shelf.path(checkpoint) / "weights",
+        base_name=base if isinstance(base, str) and base in BUNDLED else folder.name,
+        adapter=None if parent is None or parent.ask.adapter is None else shelf.path(parent) / "adapter",
+        ask=AskSpec() if parent is None else parent.ask,
+        rows=rows,
+        seed=recipe.seed,
+        out=work / "staging",
+        work_dir=work,
+        fingerprint=job_name,
+        on_progress=on_progress,
+    )
+    _check_methods(recipe, job)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -88,49 +98,51 @@ def produce(
             raise TrainingError(
                 f"another process is making {recipe.name!r}", expected="one at a time", remedy="Wait for it."
             )
-        staging = work / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        job = Job(
-            model=folder if weights == "base" else shelf.path(weights) / "weights",
-            base_name=base if isinstance(base, str) and base in BUNDLED else folder.name,
-            adapter=adapter,
-            rows=rows,
-            seed=recipe.seed,
-            out=staging,
-            work_dir=work,
-            fingerprint=job_name,
-            on_progress=on_progress,
-        )
-        made, seconds = _apply_methods(recipe, job)
+        try:
+            stages = apply_methods(recipe, job)
+            stage_results(stages, job.out)
+        except Exception as error:
+            if not _is_write_error(error):
+                raise
+            raise VariantError(
+                f"variant {recipe.name!r} cannot be written: {error}",
+                expected=f"room for it in {work}",
+                remedy="Free space there, or choose another work folder, and make it again: it goes on.",
+            ) from error
+        weights = "own" if (job.out / "weights").is_dir() else checkpoint
+        engine = EngineSpec(base=fingerprint) if parent is None else parent.engine
         variant = shelf.add(
-            staging,
+            job.out,
             name=recipe.name,
             record={
                 **record,
-                "engine": EngineSpec(base=fingerprint, weights=weights),
-                "ask": made.ask,
-                "card": {**made.card, "cpu_s": seconds},
+                "engine": engine.model_copy(update={"weights": weights}),
+                "ask": stages[-1].made.ask,
+                "card": _card(stages),
             },
         )
     shutil.rmtree(work, ignore_errors=True)
     return variant
 
 
-def _apply_methods(recipe: Recipe, job: Job) -> tuple[Made, float]:
-    """Apply the recipe's methods in order, each to what the one before made; returns the CPU-seconds too."""
-    log: list[dict[str, Any]] = []
-    made: Made | None = None
-    began = time.process_time()
-    for number, settings in enumerate(recipe.methods):
-        name = str(settings.model_dump()["method"])
-        stage = job.work_dir / f"{number}-{name}"
-        stage.mkdir(exist_ok=True)
-        made = find_method(name).make(settings, replace(job, work_dir=stage, fingerprint=f"{job.fingerprint}-{number}"))
-        log += [{"method": name, **entry} for entry in made.log]
-        if (job.out / "adapter").is_dir():
-            job = replace(job, adapter=job.out / "adapter")
-    assert made is not None  # a recipe has at least one method
-    with (job.out / TRAINING_LOG).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry) + "\n" for entry in log)
-    return made, round(time.process_time() - began, 1)
+def _check_methods(recipe: Recipe, job: Job) -> None:
+    """Say what cannot work before anything is made; methods after new weights check those when their turn comes."""
+    for settings in recipe.methods:
+        method = find_method(settings.model_dump()["method"])
+        if method.check is not None:
+            method.check(settings, job)
+        if method.makes == "weights":
+            return
+
+
+def _is_write_error(error: Exception) -> bool:
+    """Whether the disk is at fault; safetensors has an error of its own, for this and for other things."""
+    return isinstance(error, OSError) or (type(error).__name__ == "SafetensorError" and "I/O error" in str(error))
+
+
+def _card(stages: list[Stage]) -> dict[str, Any]:
+    """What was measured: a later method's number stands for an earlier one of that name; `stages` keeps them all."""
+    card = {name: value for stage in stages for name, value in stage.made.card.items()}
+    if len(stages) > 1:
+        card["stages"] = [{"method": stage.name, "cpu_s": stage.cpu_s, **stage.made.card} for stage in stages]
+    return {**card, "cpu_s": round(sum(stage.cpu_s for stage in stages), 1)}

@@ -47,6 +47,8 @@ class Shelf:
         variant = Variant(**{**whole, "id": content_id(whole), "card": record.get("card", {})})
         _write_record(staging, variant)
         target = self.folder / variant.id
+        # A copy across file systems is not atomic, so it lands under a name that is never listed.
+        landing = self.folder / f".{variant.id}-{uuid.uuid4().hex[:8]}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -54,12 +56,11 @@ class Shelf:
                 os.utime(target)
                 shutil.rmtree(staging)
                 return variant
-            # A copy across file systems is not atomic, so it lands under a name that is never listed.
-            landing = self.folder / f".{variant.id}-{uuid.uuid4().hex[:8]}"
             shutil.move(staging, landing)
             os.utime(landing)
             landing.rename(target)
         except OSError as error:
+            shutil.rmtree(landing, ignore_errors=True)
             raise VariantError(
                 f"variant {name!r} cannot be put on the shelf {self.folder}: {error.strerror or error}",
                 expected="a folder that can be written",
@@ -119,9 +120,17 @@ class Shelf:
     def remove(self, variant: Variant | str) -> None:
         """Delete a variant from the shelf.
 
-        Raises: UnknownVariantError, or VariantError for one that lies in a read-only place.
+        Raises: UnknownVariantError, or VariantError for one that lies in a read-only place or whose weights another
+        variant needs.
         """
         record, folder = self._find(variant if isinstance(variant, str) else variant.id)
+        needing = sorted({v.name for v, _ in self._found() if v.engine.weights == record.id})
+        if needing:
+            raise VariantError(
+                f"variant {record.name!r} holds the weights of {', '.join(needing)}",
+                expected="one that no other needs",
+                remedy="Remove those first.",
+            )
         if folder.parent != self.folder:
             raise VariantError(f"variant {record.name!r} lies in {folder}", expected=f"one on the shelf {self.folder}")
         going = self.folder / f".{record.id}-{uuid.uuid4().hex[:8]}"

@@ -16,7 +16,8 @@ SCHEMA_VERSION = 1
 class EngineSpec(BaseModel):
     """The engine half: fixed when an engine starts, so it decides which engine serves the variant.
 
-    `weights` is the content id of the variant folder that holds the checkpoint, or `base`.
+    `weights` says where the checkpoint is: `base`, `own` (this variant's `weights/` folder; its content id cannot
+    stand here, since it is a hash over this very record), or the content id of the ancestor that holds it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +64,11 @@ class Variant(BaseModel):
     ask: AskSpec = AskSpec()
     files: dict[str, str] = {}
     card: dict[str, Any] = {}
+
+    @property
+    def checkpoint(self) -> str:
+        """Which checkpoint an engine needs for it: `base`, or the content id of the variant that holds it."""
+        return self.id if self.engine.weights == "own" else self.engine.weights
 
 
 def content_id(record: dict[str, Any]) -> str:

@@ -9,13 +9,15 @@ from typing import Any
 import anyio
 import pytest
 
-from metier.agents.errors import AdapterError, EngineDeadError
+from metier.agents.errors import AdapterError, EngineDeadError, UnknownVariantError, VariantError
 from metier.agents.messages import Ask, Reply, Usage
 from metier.runtime.engine import EngineCounters, EngineRequest, LoadedAdapter, SwapCost
 from metier.runtime.events import Event
 from metier.runtime.pool import EnginePool, EngineStart
-from metier.specializers.variant import EngineSpec, Variant
+from metier.specializers.base_model import base_fingerprint
+from metier.specializers.variant import AskSpec, EngineSpec, Variant
 from tests.runtime.conftest import TINY
+from tests.tiny_model import write_random_lora, write_tiny_llama
 
 pytestmark = pytest.mark.anyio
 
@@ -201,3 +203,93 @@ async def test_more_adapters_than_slots_give_the_replies_they_give_alone(
         totals = pool.totals()["base"]
     assert sum(reply.usage.swaps for reply in replies.values()) >= 5
     assert totals["adapter_loads"] - totals["adapter_evictions"] == TINY.adapter_slots
+
+
+def checkpoints(base: Path, root: Path) -> Variants:
+    """Two checkpoints of their own, and an adapter on the second."""
+    variants: Variants = {}
+    print_of_base = base_fingerprint(base)
+    for number, name in enumerate(("slim", "lean")):
+        write_tiny_llama(root / name / "weights", seed=7 + number)
+        engine = EngineSpec(base=print_of_base, weights="own")
+        id = f"{number + 10:016x}"
+        record = Variant(id=id, name=name, base=print_of_base, prompt_layout=1, engine=engine)
+        variants[name] = variants[id] = (record, root / name)
+    write_random_lora(root / "tuned" / "adapter", root / "lean" / "weights", rank=4)
+    engine = EngineSpec(base=print_of_base, weights=variants["lean"][0].id)
+    ask = AskSpec(adapter="lora", rank=4)
+    record = Variant(id="e" * 16, name="tuned", base=print_of_base, prompt_layout=1, engine=engine, ask=ask)
+    return variants | {"tuned": (record, root / "tuned")}
+
+
+async def test_one_engine_per_checkpoint(tiny_base: Path, tmp_path: Path, make_ask: MakeAsk) -> None:
+    variants = checkpoints(tiny_base, tmp_path)
+    started = Started()
+    pool = EnginePool(
+        tiny_base, variants.__getitem__, TINY, adapters={variants["tuned"][0].checkpoint}, start_engine=started
+    )
+    async with pool:
+        await pool.warm([None, "slim", "lean", "tuned"])
+        replies = [await pool.reply(make_ask(variant=v)) for v in (None, "slim", "lean", "tuned")]
+    assert [reply.text for reply in replies] == ["base:-", "slim-000000:-", "lean-000000:-", f"lean-000000:{'e' * 16}"]
+    assert [(e.start.weights, e.start.adapters) for e in started.engines] == [
+        (tiny_base, False),
+        (tmp_path / "slim" / "weights", False),
+        (tmp_path / "lean" / "weights", True),
+    ]
+
+
+async def test_weights_that_cannot_be_served_are_refused(tiny_base: Path, tmp_path: Path, make_ask: MakeAsk) -> None:
+    variants = checkpoints(tiny_base, tmp_path)
+
+    def resolve(name: str) -> tuple[Variant, Path]:
+        if name not in variants:
+            raise UnknownVariantError(f"no variant {name!r}")
+        return variants[name]
+
+    started = Started()
+    async with EnginePool(tiny_base, resolve, TINY, start_engine=started) as pool:
+        foreign = variants["slim"][0].model_copy(update={"base": "0" * 16})
+        variants["foreign"] = (foreign, tmp_path / "slim")
+        with pytest.raises(VariantError, match="'slim' was made from base 0000"):
+            await pool.warm(["foreign"])
+        (tmp_path / "slim" / "weights" / "tokenizer.json").unlink()
+        with pytest.raises(VariantError, match="weights of variant 'slim' cannot be served: .* no tokenizer"):
+            await pool.warm(["slim"])
+        del variants[variants["lean"][0].id]
+        with pytest.raises(VariantError, match="'tuned' stands on the weights of variant 000000000000000b"):
+            await pool.warm(["tuned"])
+    assert not started.engines
+
+
+@pytest.mark.engine
+async def test_engines_on_three_checkpoints_live_together_and_close_apart(
+    tiny_base: Path, tmp_path: Path, make_ask: MakeAsk
+) -> None:
+    variants = checkpoints(tiny_base, tmp_path)
+    names = [None, "slim", "lean", "tuned"]
+
+    async def alone(name: str | None) -> str:
+        async with EnginePool(tiny_base, variants.__getitem__, TINY) as pool:
+            return (await pool.reply(make_ask(variant=name, max_tokens=20))).text
+
+    expected = {name: await alone(name) for name in names}
+    assert len(set(expected.values())) == 4
+    replies: dict[int, str] = {}
+    async with EnginePool(tiny_base, variants.__getitem__, TINY) as others:
+        await others.warm(["slim"])
+        async with EnginePool(tiny_base, variants.__getitem__, TINY) as pool:
+
+            async def one(number: int) -> None:
+                reply = await pool.reply(make_ask(variant=names[number % 4], max_tokens=20))
+                replies[number] = reply.text
+
+            async with anyio.create_task_group() as group:
+                for number in range(16):
+                    group.start_soon(one, number)
+            totals = pool.totals()
+        # The engines of one pool are gone; that of the other has not noticed.
+        assert (await others.reply(make_ask(variant="slim", max_tokens=20))).text == expected["slim"]
+        assert (await others.reply(make_ask(variant="tuned", max_tokens=20))).text == expected["tuned"]
+    assert replies == {n: expected[names[n % 4]] for n in range(16)}
+    assert {name: row["asks"] for name, row in totals.items()} == {"base": 4, "slim-000000": 4, "lean-000000": 8}

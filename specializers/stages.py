@@ -1,0 +1,124 @@
+"""The methods of a recipe one after the other, each in a folder of its own and starting from what the last one made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..agents.errors import TrainingError
+from .base_model import check_base
+from .bundled_model import MANIFEST
+from .methods import Job, Made, find_method
+from .recipe import Recipe
+from .variant import AskSpec
+
+__all__ = ["TRAINING_LOG", "Stage", "apply_methods", "stage_results"]
+
+TRAINING_LOG = "training_log.jsonl"
+DONE = "made.json"
+# A checkpoint's own files; whatever else lies beside them (tokenizer, chat template) goes with every variant of it.
+_OWN_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf", MANIFEST)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method of a recipe that is done: its name, its folder, what it returned, and its CPU-seconds."""
+
+    name: str
+    out: Path
+    made: Made
+    cpu_s: float
+
+
+def apply_methods(recipe: Recipe, job: Job) -> list[Stage]:
+    """Apply a recipe's methods in order; one that was done before a kill is not done again.
+
+    Raises: RecipeError and TrainingError of the methods, VariantError when a checkpoint they wrote is not whole,
+    OSError when the disk is full.
+    """
+    stages: list[Stage] = []
+    for number, settings in enumerate(recipe.methods):
+        name = str(settings.model_dump()["method"])
+        folder = job.work_dir / f"{number}-{name}"
+        folder.mkdir(exist_ok=True)
+        stage = _read_done(name, folder)
+        if stage is None:
+            stage = _apply(name, settings, folder, replace(job, fingerprint=f"{job.fingerprint}-{number}"))
+        stages.append(stage)
+        weights, adapter = stage.out / "weights", stage.out / "adapter"
+        if weights.is_dir():
+            job = replace(job, model=weights, adapter=None)
+        job = replace(job, ask=stage.made.ask, adapter=adapter if adapter.is_dir() else job.adapter)
+    return stages
+
+
+def stage_results(stages: list[Stage], staging: Path) -> None:
+    """Put together the variant's folder: the last weights made, the adapter that goes with them, and the log.
+
+    Raises: OSError when the disk is full.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for stage in stages:
+        if (stage.out / "weights").is_dir():
+            shutil.rmtree(staging / "adapter", ignore_errors=True)  # it fits the weights it was made for only
+        for part in ("weights", "adapter"):
+            if (stage.out / part).is_dir():
+                shutil.rmtree(staging / part, ignore_errors=True)
+                shutil.copytree(stage.out / part, staging / part, copy_function=_link)
+    with (staging / TRAINING_LOG).open("w", encoding="utf-8") as file:
+        for stage in stages:
+            file.writelines(json.dumps({"method": stage.name, **entry}) + "\n" for entry in stage.made.log)
+
+
+def _apply(name: str, settings: Any, folder: Path, job: Job) -> Stage:
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    began_s = time.process_time()
+    made = find_method(name).make(settings, replace(job, out=out, work_dir=folder))
+    if (out / "weights").is_dir():
+        _add_companions(job.model, out / "weights")
+        check_base(out / "weights")
+    if (made.ask.adapter is None) == (out / "adapter").is_dir():
+        raise TrainingError(
+            f"method {name!r} returned an ask half with adapter {made.ask.adapter!r}, and "
+            f"{'an' if (out / 'adapter').is_dir() else 'no'} adapter folder",
+            expected="both or neither",
+        )
+    stage = Stage(name, out, made, round(time.process_time() - began_s, 1))
+    record = {"ask": made.ask.model_dump(), "card": made.card, "log": made.log, "cpu_s": stage.cpu_s}
+    part = folder / f"{DONE}.part"
+    part.write_text(json.dumps(record), encoding="utf-8")
+    part.replace(folder / DONE)
+    return stage
+
+
+def _read_done(name: str, folder: Path) -> Stage | None:
+    try:
+        record = json.loads((folder / DONE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    made = Made(ask=AskSpec(**record["ask"]), card=record["card"], log=record["log"])
+    return Stage(name, folder / "out", made, record["cpu_s"])
+
+
+def _add_companions(model: Path, weights: Path) -> None:
+    """Copy what an engine opens beside the weights, where the method did not write its own."""
+    for path in sorted(model.iterdir()):
+        if path.is_file() and not path.name.endswith(_OWN_FILES) and not (weights / path.name).exists():
+            shutil.copyfile(path, weights / path.name)
+
+
+def _link(source: str, target: str) -> str:
+    """Give a file a second name, so that a checkpoint is not copied; where file systems cannot, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target
