@@ -38,6 +38,7 @@ def write_random_trex(
     targets: Sequence[str] = LINEAR_TARGETS,
     seed: int = 0,
     weight_std: float = 0.1,
+    router_std: float = 1.0,
     dtype: str = "float32",
 ) -> Path:
     """Write a random T-REX adapter of `base` into `folder`, and return it.
@@ -55,7 +56,7 @@ def write_random_trex(
         matrices = {
             "lora_A": torch.randn(r1, d_in, generator=generator) / d_in**0.5,
             "lora_B": torch.randn(d_out, r2, generator=generator) * weight_std,
-            "lora_router": torch.randn(r1 * r2, d_in, generator=generator) / d_in**0.5,
+            "lora_router": torch.randn(r1 * r2, d_in, generator=generator) * router_std / d_in**0.5,
         }
         for part, matrix in matrices.items():
             tensors[f"base_model.model.{name}.{part}.weight"] = matrix.to(getattr(torch, dtype))
