@@ -8,11 +8,11 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..agents.errors import AdapterError, AskRejectedError
 from .engine import EngineRequest, LoadedAdapter
-from .engine_settings import EngineSettings
+from .engine_settings import EngineSettings, SlotRank
 from .plugin import plugin_status
 
 __all__ = ["TrexAdapters", "TrexShape", "cache_salt", "read_trex_shape"]
@@ -34,18 +34,20 @@ class TrexAdapters:
         reason = remedy = ""
         if self._settings.tensor_parallel > 1:
             # Row-parallel layers hold a share of the router's columns each: the logits are partial sums there.
-            reason = "tensor_parallel > 1, where router logits are not reduced before the softmax"
+            reason = f"tensor_parallel is {self._settings.tensor_parallel}, and the softmax needs whole router logits"
             remedy = "Set tensor_parallel to 1, or export the adapter with `metier variants export --as lora`."
         elif not plugin_status().get("trex", "").startswith("active"):
             status = plugin_status().get("trex", "not registered")
             reason = f"the plugin's T-REX part is {status}"
             remedy = "Unset METIER_PLUGIN, or export the adapter with `metier variants export --as lora`."
         elif shape.rows > self._settings.slot_rank:
-            reason = f"slots of {self._settings.slot_rank} rows, and r1 + r1·r2 = {shape.rows} are needed"
-            remedy = f"Raise slot_rank to at least {shape.rows}."
+            reason = f"slot_rank is {self._settings.slot_rank}, and r1 + r1·r2 = {shape.rows} rows are needed"
+            remedy = (
+                f"Set slot_rank to {next((r for r in get_args(SlotRank) if r >= shape.rows), 'more than there is')}."
+            )
         if reason:
             raise AdapterError(
-                f"T-REX adapter {adapter.id!r} in {adapter.path} cannot be served: this engine has {reason}",
+                f"T-REX adapter {adapter.id!r} in {adapter.path} cannot be served: {reason}",
                 expected="an engine that runs the token gate",
                 remedy=remedy,
             )

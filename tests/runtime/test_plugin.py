@@ -26,7 +26,7 @@ def test_our_series_is_accepted(version: str) -> None:
 
 
 def test_the_installed_vllm_has_the_methods_we_replace() -> None:
-    plugin.check_signatures(plugin.CPU_LORA_METHODS | plugin.COMPILE_CACHE_METHODS)
+    plugin.check_signatures(plugin.CPU_LORA_METHODS | plugin.TREX_METHODS | plugin.COMPILE_CACHE_METHODS)
 
 
 def test_a_changed_signature_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def in_a_fresh_process(**environment: str) -> str:
 def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     output = in_a_fresh_process(METIER_PLUGIN="1")
     assert "before: not registered" in output
-    assert "after: {'lora': 'active', 'compile cache': 'active'}" in output
+    assert "after: {'lora': 'active', 'trex': 'active', 'compile cache': 'active'}" in output
     assert "wrapper: metier.runtime.lora_cpu.GroupedPunicaCPU" in output
 
 
