@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import anyio
 import typer
@@ -35,6 +35,8 @@ Report = Annotated[Path | None, typer.Option("--report", help="Write the report 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as engine.kv_cache_mib=1024; may be repeated.")
 ]
+Shelf = Annotated[Path | None, typer.Option(help="Folder of variants; the user's own by default.")]
+Also = Annotated[list[Path] | None, typer.Option(help="Folder of variants beside it; may be repeated.")]
 DEFAULT_STORE = Path("runs/runs.db")
 EXIT_WAITS = 3
 EXIT_INTERRUPTED = 130
@@ -127,7 +129,7 @@ def demo(
 def make(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     base: Base = "smollm2-135m",
-    shelf: Annotated[Path | None, typer.Option(help="Folder of variants; the user's own by default.")] = None,
+    shelf: Shelf = None,
     work_dir: Annotated[Path | None, typer.Option(help="Where checkpoints of unfinished training are kept.")] = None,
 ) -> None:
     """Make a variant from a recipe; run it again after a crash and it goes on where it stopped."""
@@ -136,16 +138,72 @@ def make(
     make_variant(recipe, base, shelf, work_dir)
 
 
-@app.command(epilog="Example: `metier variants --also examples/variants`")
+variants_app = typer.Typer(rich_markup_mode="markdown")
+app.add_typer(variants_app, name="variants")
+
+
+@variants_app.callback(
+    invoke_without_command=True,
+    epilog="Example: `metier variants --also examples/variants`, or `metier variants add --help`",
+)
 def variants(
-    shelf: Annotated[Path | None, typer.Option(help="Folder of variants; the user's own by default.")] = None,
-    also: Annotated[list[Path] | None, typer.Option(help="Folder of variants beside it; may be repeated.")] = None,
+    context: typer.Context,
+    shelf: Shelf = None,
+    also: Also = None,
     verify: Annotated[bool, typer.Option(help="Check every file against its hash.")] = False,
 ) -> None:
-    """List the variants on the shelf: lineage, size, and what was measured."""
-    from .making import list_variants
+    """List the variants on the shelf: lineage, size, and what was measured; or add one, or export one."""
+    if context.invoked_subcommand is None:
+        from .making import list_variants
 
-    list_variants(shelf, also or [], verify)
+        list_variants(shelf, also or [], verify)
+    elif shelf is not None or also or verify:
+        verb = context.invoked_subcommand
+        raise SettingsError(f"options before {verb!r}", expected=f"`metier variants {verb} … --shelf …`")
+
+
+@variants_app.command("add", epilog="Example: `metier variants add downloads/vera-adapter --name solver-vera`")
+def variants_add(
+    folder: Annotated[Path, typer.Argument(help="Adapter folder in the peft layout, or a variant's folder.")],
+    name: Annotated[str, typer.Option(help="Its name on the shelf.")],
+    base: Base = "smollm2-135m",
+    shelf: Shelf = None,
+    max_rank: Annotated[int, typer.Option(min=1, max=512, help="Highest rank a converted adapter may get.")] = 64,
+    accept_error: Annotated[
+        float, typer.Option(min=0.0, help="Loss to accept, as a share of what the adapter changes in the logits.")
+    ] = 0.0,
+) -> None:
+    """Check an adapter from elsewhere and put it on the shelf.
+
+    LoRA and T-REX are taken as they are. Kinds that peft can express as LoRA (vera, vblora, miss, tinylora, delora,
+    unilora, psoft, loha, …) are converted at the smallest exact rank; what a lower rank loses is measured on the
+    base, and refused unless accepted. Other kinds are refused with the reason.
+    """
+    from .exchange import add_variant
+
+    add_variant(folder, name, base, shelf, max_rank, accept_error)
+
+
+@variants_app.command(
+    "export", epilog="Example: `metier variants export solver shipped/solver`, or with `--as lora --recipe solver.yaml`"
+)
+def variants_export(
+    name: Annotated[str, typer.Argument(help="Name or content id of a variant.")],
+    out: Annotated[Path, typer.Argument(help="New folder to write.")],
+    as_kind: Annotated[
+        Literal["lora"] | None,
+        typer.Option("--as", help="Freeze a T-REX adapter's gate: one LoRA per cluster of tasks."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="With --as: recipe whose rows set and measure the gates.")] = None,
+    traffic: Annotated[Path | None, typer.Option(help="With --as: traffic file, instead of a recipe.")] = None,
+    base: Base = "smollm2-135m",
+    shelf: Shelf = None,
+    also: Also = None,
+) -> None:
+    """Copy a variant out of the shelf, to ship it; or export T-REX as LoRA, for engines without the plugin."""
+    from .exchange import export_variant
+
+    export_variant(name, out, as_kind, base, shelf, also or [], recipe, traffic)
 
 
 @app.command(epilog="Example: `metier doctor`")

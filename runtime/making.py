@@ -14,7 +14,7 @@ from ..specializers.shelf import Shelf
 from ..specializers.variant import Variant
 from .settings import load_settings
 
-__all__ = ["list_variants", "make_variant"]
+__all__ = ["list_variants", "make_variant", "show_variants"]
 
 console = Console(stderr=True)
 LINES = 20
@@ -49,7 +49,7 @@ def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | N
             console.print(f"making {loaded.name} on {base}: reading data", markup=False)
         variant = produce(loaded, shelf=Shelf(folder), base=base, on_progress=show, work_dir=work_dir)
     console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {Shelf(folder).path(variant)}", markup=False)
-    _show([variant], Shelf(folder))
+    show_variants([variant], Shelf(folder))
 
 
 def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
@@ -63,10 +63,11 @@ def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
     if not found:
         console.print(f"No variants in {place.folder}. Make one: metier make RECIPE.yaml", markup=False)
         return
-    _show(found, place)
+    show_variants(found, place)
 
 
-def _show(variants: list[Variant], shelf: Shelf) -> None:
+def show_variants(variants: list[Variant], shelf: Shelf) -> None:
+    """Print variants as a table: lineage, size, and the plain numbers of their cards."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("name", "id", "parent", "method", "adapter", "MB", "measured"):
         table.add_column(head, overflow="fold")
