@@ -25,6 +25,7 @@ __all__ = [
     "check_weights",
     "find_base",
     "verify_base",
+    "weight_files",
 ]
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
@@ -126,7 +127,7 @@ def base_tensors(folder: Path) -> dict[str, TensorInfo]:
 
     Raises: BaseModelError when there are no weights in safetensors, or a file is missing or damaged.
     """
-    return {name: info for tensors in _weight_files(folder).values() for name, info in tensors.items()}
+    return {name: info for tensors in weight_files(folder).values() for name, info in tensors.items()}
 
 
 def base_fingerprint(folder: Path) -> str:
@@ -137,7 +138,7 @@ def base_fingerprint(folder: Path) -> str:
     """
     tied = _read_json(folder, "config.json").get("tie_word_embeddings", False)
     parts: dict[str, bytes] = {}
-    for path, tensors in _weight_files(folder).items():
+    for path, tensors in weight_files(folder).items():
         with path.open("rb") as file:
             for name, info in tensors.items():
                 if tied and name == "lm_head.weight":
@@ -170,7 +171,11 @@ def verify_base(folder: Path) -> None:
             )
 
 
-def _weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
+def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
+    """Types, shapes and places of the tensors of each file of a checkpoint.
+
+    Raises: BaseModelError as `base_tensors`.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(_read_json(folder, index.name).get("weight_map", {}).values()))
