@@ -28,7 +28,7 @@ OnProgress = Callable[[int, int], None]
 def add_variant(folder: Path, name: str, base: str, shelf: Path | None, max_rank: int, accept_error: float) -> None:
     """Put an adapter folder on the shelf and say what came of it; see `metier variants add --help`."""
     place = Shelf(shelf or load_settings().shelf)
-    with _progress(f"converting {folder.name}", "layers") as on_progress:
+    with _progress(f"adding {folder.name}", "layers") as on_progress:
         variant = adopt_adapter(
             folder,
             name=name,
@@ -119,19 +119,14 @@ def _rows(recipe: Path | None, traffic: Path | None) -> list[TrafficRow]:
 
 @contextmanager
 def _progress(title: str, unit: str) -> Iterator[OnProgress]:
-    """A bar on a terminal, some lines elsewhere; nothing before the first step, since most adapters need none."""
+    """A bar on a terminal, that moves until the first step is done; some lines elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        task = None
+        task = bars.add_task(f"{title}: reading the model", total=None)
 
         def show(done: int, total: int) -> None:
-            nonlocal task
-            if not console.is_terminal:
-                if done % max(1, total // LINES) == 0 or done == total:
-                    console.print(f"{title}: {done} of {total} {unit}", markup=False)
-                return
-            if task is None:
-                task = bars.add_task(title, total=total)
-            bars.update(task, completed=done)
+            bars.update(task, description=title, completed=done, total=total)
+            if not console.is_terminal and (done % max(1, total // LINES) == 0 or done == total):
+                console.print(f"{title}: {done} of {total} {unit}", markup=False)
 
         yield show

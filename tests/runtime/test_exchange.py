@@ -22,7 +22,7 @@ def test_a_lora_goes_onto_the_shelf_and_out_and_onto_another(tmp_path: Path, tin
     )
     assert added.returncode == 0, added.stderr
     assert "is on the shelf" in added.stderr and "lora r4" in added.stdout
-    assert "converting" not in added.stderr
+    assert "layers" not in added.stderr
     sent = metier("variants", "export", "solver", "out/solver", "--shelf", "mine", cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     taken = metier(
@@ -39,7 +39,7 @@ def test_a_conversion_shows_progress_and_what_it_lost(
     adapter = write_adapter(tmp_path / "vera", tiny_base, "VERA", r=4)
     add_variant(adapter, "solver", str(tiny_base), tmp_path / "shelf", 64, 0.0)
     said = capsys.readouterr()
-    assert "converting vera: 14 of 14 layers" in said.err
+    assert "adding vera: 14 of 14 layers" in said.err
     assert "VERA became LoRA of rank 4: exact" in said.err
     assert "lora r4" in said.out and "converted" in said.out
     add_variant(adapter, "less", str(tiny_base), tmp_path / "shelf", 2, 1.0)
