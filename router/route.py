@@ -26,8 +26,12 @@ class Router:
         self._routes: dict[tuple[str, int], Route] = {}
 
     def route(self, ask: Ask) -> Route:
-        """Choose the variant for one ask."""
-        key = (ask.role, ask.round)
+        """Choose the variant for one ask; asks of the same role and round always get the same."""
+        return self.expect(ask.role, ask.round)
+
+    def expect(self, role: str, round_number: int) -> Route:
+        """What an ask that a role may yet make in a round will get."""
+        key = (role, round_number)
         route = self._routes.get(key)
         if route is None:
             route = self._routes[key] = self._decide(*key)

@@ -23,7 +23,10 @@ class EngineSettings(BaseModel):
 
     Adapters: at most `adapter_slots` are resident, each with room for `slot_rank` rows (vLLM's list of ranks).
     While asks wait for a slot, at most `adapter_pass_asks` others may overtake the first of them with adapters
-    that are already resident.
+    that are already resident. With `foresight` the slots know from the graph what the runs will ask for within
+    `foresight_asks` asks: the adapter needed last is evicted, one needed within `pin_asks` asks is kept if anything
+    else will do, one needed within `prefetch_asks` asks is loaded ahead into a slot that nobody needs, and asks of
+    one adapter run together. Keep `foresight_asks` above the asks of a loop's round, or its adapters look alike.
 
     Bounds: `ask_queue_limit` asks are inside one engine at a time, the rest wait in the pool in order.
     A supervised engine has `start_timeout_s` to become ready and `close_timeout_s` to go; one that dies is
@@ -46,6 +49,10 @@ class EngineSettings(BaseModel):
     adapter_slots: int = Field(default=4, ge=1)
     slot_rank: SlotRank = 16
     adapter_pass_asks: int = Field(default=32, ge=0)
+    foresight: bool = True
+    foresight_asks: int = Field(default=16, ge=1, le=256)
+    pin_asks: int = Field(default=2, ge=0)
+    prefetch_asks: int = Field(default=1, ge=0)
 
     ask_queue_limit: int = Field(default=1024, ge=1)
     start_timeout_s: float = Field(default=300.0, gt=0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from ..agents.errors import GraphError, LoopLimitError
 from ..agents.graph import StepRef
@@ -24,6 +25,7 @@ from ..agents.nodes import (
     StepOutput,
 )
 from .events import Event
+from .foresight import RunForesight
 from .steps import BLOCKED, StepRunner
 
 __all__ = ["Executor"]
@@ -69,10 +71,15 @@ class Outputs:
 
 
 class Executor:
-    """Walks one run of a graph; the steps themselves are done by a StepRunner."""
+    """Walks one run of a graph; the steps themselves are done by a StepRunner.
 
-    def __init__(self, steps: StepRunner) -> None:
+    With `foresight`, the backend hears at every step what may come next, and brings adapters in beside the run.
+    """
+
+    def __init__(self, steps: StepRunner, foresight: RunForesight | None = None) -> None:
         self._steps = steps
+        self._foresight = foresight
+        self._beside: TaskGroup | None = None
 
     async def run(self, graph: BuiltGraph, value: Any) -> Any:
         """Run the graph on one input; returns its output, or BLOCKED when it waits for a person.
@@ -80,7 +87,15 @@ class Executor:
         Raises: RunError or EngineError of the first step that failed, after its siblings were cancelled.
         """
         scope = Scope(graph.name, value)
-        await self._run_body(graph.body, scope)
+        if self._foresight is None:
+            await self._run_body(graph.body, scope)
+        else:
+            try:
+                async with anyio.create_task_group() as self._beside:
+                    await self._run_body(graph.body, scope)
+                    self._beside.cancel_scope.cancel()  # nothing that is still to be prefetched is wanted any more
+            finally:
+                self._foresight.close()
         return BLOCKED if scope.blocked else _read(graph.output, scope)
 
     async def _run_body(self, body: BuiltBody, scope: Scope) -> None:
@@ -127,6 +142,18 @@ class Executor:
         if missing:
             self._steps.skip(node, path, f"its input {missing[0]!r} was skipped")
             return None
+        if self._foresight is None or isinstance(node.work, GraphWork):
+            return await self._run_work(node, inputs, scope, path)
+        prefetch = self._foresight.step_began(path)
+        if prefetch is not None:
+            assert self._beside is not None
+            self._beside.start_soon(prefetch)
+        try:
+            return await self._run_work(node, inputs, scope, path)
+        finally:
+            self._foresight.step_ended(path)
+
+    async def _run_work(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: str) -> Any:
         if node.each is not None:
             return await self._fan_out(node, inputs, scope, path)
         return await self._run_once(node, inputs, scope, path)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from ..agents.errors import (
     UnknownVariantError,
     VariantError,
 )
-from ..agents.messages import Ask, Reply, Usage
+from ..agents.messages import Ask, Reply
 from ..specializers.variant import EngineSpec, Variant
-from .adapter_slots import AdapterLease, AdapterSlots
+from .adapter_slots import OnAdapterUse
+from .announced_uses import AnnouncedUses
 from .engine import (
     Engine,
     EngineCounters,
@@ -37,16 +38,19 @@ from .engine import (
 )
 from .engine_settings import EngineSettings
 from .events import Event, EventKind, OnEvent
+from .foresight import Prefetch, Upcoming
+from .running_engine import RunningEngine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from ..specializers.semantic_map import SemanticMap
 
 __all__ = ["EnginePool", "Resolve", "StartEngine"]
 
 Resolve = Callable[[str], tuple[Variant, Path]]
 StartEngine = Callable[["EngineStart"], Awaitable[Engine]]
+
+FORESEEN_LIMIT = 10_000
+"""Announcements whose meaning is kept worked out; graphs have a few dozen."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +75,24 @@ class _Target:
 
 
 @dataclass(eq=False)
-class _Running:
-    engine: Engine
-    slots: AdapterSlots
-
-
-@dataclass(eq=False)
 class _Seat:
     """The place of one engine half: the engine that runs there now, and those that died there."""
 
     start: EngineStart
     room: anyio.Semaphore
     changing: anyio.Lock = field(default_factory=anyio.Lock)
-    running: _Running | None = None
+    announced: AnnouncedUses = field(default_factory=AnnouncedUses)
+    running: RunningEngine | None = None
     deaths: deque[float] = field(default_factory=deque)
     past: list[EngineCounters] = field(default_factory=list)
     dead: list[Engine] = field(default_factory=list)
     restarts: int = 0
+    past_prefetches: int = 0
+
+    def keep_counts(self, running: RunningEngine) -> None:
+        """Remember what an engine has done that runs here no more."""
+        self.past.append(running.counters())
+        self.past_prefetches += running.prefetches
 
 
 class EnginePool:
@@ -101,6 +106,9 @@ class EnginePool:
 
     `on_abandoned(ask, usage)` hears what asks have used that never got a reply (cancelled, failed, or asked
     again after a death); it may be called more than once for an ask, and the amounts add up.
+
+    `foresee` and `forget` (see `ForeseeingBackend`) tell the slots which adapters the runs will use next.
+    `on_adapter_use` hears when asks begin and end to hold an adapter in a slot.
     """
 
     def __init__(
@@ -113,6 +121,7 @@ class EnginePool:
         adapters: bool | Collection[str] = True,
         on_event: OnEvent | None = None,
         on_abandoned: OnAbandoned | None = None,
+        on_adapter_use: OnAdapterUse | None = None,
         start_engine: StartEngine | None = None,
     ) -> None:
         self._base = base
@@ -121,9 +130,12 @@ class EnginePool:
         self._adapters = adapters
         self._on_event = on_event or (lambda event: None)
         self._on_abandoned = on_abandoned
+        self._on_adapter_use = on_adapter_use
         self._start_engine = start_engine or (_start_supervised if supervised else _start_in_process)
         self._seats: dict[EngineStart, _Seat] = {}
         self._targets: dict[str | None, _Target] = {}
+        self._adapter_paths: dict[str, Path] = {}
+        self._foreseen: dict[Upcoming, dict[EngineStart, dict[str, int]]] = {}
         self._closed = False
 
     async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
@@ -154,32 +166,55 @@ class EnginePool:
         for target in targets:
             await self._running(self._seat(target.start))
 
+    def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
+        """See `ForeseeingBackend.foresee`: says to each engine's slots when the run may need which adapter."""
+        if not self._settings.foresight:
+            return None
+        uses = self._uses(upcoming)
+        due = []
+        for start, seat in self._seats.items():
+            seat.announced.announce(run_id, uses.get(start, {}))
+            prefetch = None if seat.running is None else seat.running.foresee(self._adapter_paths)
+            if prefetch is not None:
+                due.append(prefetch)
+        if len(due) < 2:
+            return due[0] if due else None
+        return partial(_one_by_one, due)
+
+    def forget(self, run_id: str) -> None:
+        """See `ForeseeingBackend.forget`."""
+        self.foresee(run_id, ())
+
     def counters(self) -> list[EngineCounters]:
         """What every engine has done, those that have died included."""
         return [
             counters
             for seat in self._seats.values()
-            for counters in (*seat.past, *([seat.running.engine.counters()] if seat.running else []))
+            for counters in (*seat.past, *([seat.running.counters()] if seat.running else []))
         ]
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Engine name → its counters added up over restarts, for reports and the store.
 
         `cpu_s` is the engine's whole CPU time; replies' `cpu_s`, `abandoned_cpu_s` (per role) and
-        `overhead_cpu_s` add up to it.
+        `overhead_cpu_s` add up to it. Of the `adapter_loads`, so many were `adapter_prefetches`.
         """
         totals: dict[str, dict[str, Any]] = {}
         for counters in self.counters():
             row = asdict(counters)
             name, abandoned = row.pop("name"), row.pop("abandoned_cpu_s")
-            total = totals.setdefault(name, {key: 0 for key in row} | {"restarts": 0, "abandoned_cpu_s": {}})
+            more = {"adapter_prefetches": 0, "restarts": 0, "abandoned_cpu_s": {}}
+            total = totals.setdefault(name, {key: 0 for key in row} | more)
             for key, value in row.items():
                 total[key] += value
             for role, cpu_s in abandoned.items():
                 total["abandoned_cpu_s"][role] = total["abandoned_cpu_s"].get(role, 0.0) + cpu_s
         for seat in self._seats.values():
             if seat.start.name in totals:
-                totals[seat.start.name]["restarts"] += seat.restarts
+                total = totals[seat.start.name]
+                total["restarts"] += seat.restarts
+                total["adapter_prefetches"] += seat.past_prefetches
+                total["adapter_prefetches"] += 0 if seat.running is None else seat.running.prefetches
         return totals
 
     async def close(self) -> None:
@@ -191,7 +226,7 @@ class EnginePool:
                 if seat.running is not None:
                     running, seat.running = seat.running, None
                     await running.engine.close()
-                    seat.past.append(running.engine.counters())
+                    seat.keep_counts(running)
 
     async def __aenter__(self) -> EnginePool:
         return self
@@ -222,7 +257,7 @@ class EnginePool:
         await anyio.to_thread.run_sync(self._check_variant, variant, folder, weights)
         if variant.ask.adapter is None:
             return _Target(start, variant)
-        adapter = folder / "adapter"
+        adapter = self._adapter_paths[variant.id] = folder / "adapter"
         if variant.ask.adapter == "trex":
             return _Target(start, variant, adapter, await anyio.to_thread.run_sync(_load_semantic_map, adapter))
         return _Target(start, variant, adapter)
@@ -292,7 +327,7 @@ class EnginePool:
             seat = self._seats[start] = _Seat(start, anyio.Semaphore(self._settings.ask_queue_limit))
         return seat
 
-    async def _running(self, seat: _Seat) -> _Running:
+    async def _running(self, seat: _Seat) -> RunningEngine:
         """The engine of a seat, started or started again if need be."""
         if seat.running is not None:
             return seat.running
@@ -304,7 +339,7 @@ class EnginePool:
                 first = {} if self._settings.runs_eagerly else {"note": "compiles for about a minute the first time"}
                 self._tell("engine_starting", engine=seat.start.name, **first)
                 engine: Engine = await self._start_engine(seat.start)
-                seat.running = _Running(engine, self._slots(engine))
+                seat.running = self._with_adapters(engine, seat)
                 kind: EventKind = "engine_restarted" if seat.past else "engine_ready"
                 seat.restarts += bool(seat.past)
                 self._tell(kind, engine=seat.start.name, seconds=round(time.monotonic() - began_s, 2))
@@ -323,33 +358,48 @@ class EnginePool:
                 remedy="Look at what kills it (memory is the usual cause: lower kv_cache_mib or max_running).",
             )
 
-    def _bury(self, seat: _Seat, running: _Running) -> None:
+    def _bury(self, seat: _Seat, running: RunningEngine) -> None:
         """Note a death once, however many asks bring the news."""
         if seat.running is running:
             seat.running = None
             seat.deaths.append(time.monotonic())
-            seat.past.append(running.engine.counters())
+            seat.keep_counts(running)
             seat.dead.append(running.engine)
 
     async def _close_dead(self, seat: _Seat) -> None:
         while seat.dead:
             await seat.dead.pop().close()
 
-    def _slots(self, engine: Engine) -> AdapterSlots:
+    def _with_adapters(self, engine: Engine, seat: _Seat) -> RunningEngine:
         def on_move(kind: Any, adapter: LoadedAdapter, cost: SwapCost) -> None:
             names = [t.variant.name for t in self._targets.values() if t.variant and t.variant.id == adapter.id]
             self._tell(kind, adapter=names[0], id=adapter.id, engine=engine.name, seconds=round(cost.wall_s, 4))
 
-        return AdapterSlots(
-            self._settings.adapter_slots,
-            load=engine.add_adapter,
-            unload=engine.remove_adapter,
-            pass_limit=self._settings.adapter_pass_asks,
+        return RunningEngine(
+            engine,
+            self._settings,
+            seat.announced,
             on_move=on_move,
+            on_use=self._on_adapter_use,
+            on_abandoned=self._on_abandoned,
         )
 
+    def _uses(self, upcoming: Upcoming) -> dict[EngineStart, dict[str, int]]:
+        """Engine → adapter id → asks ahead, for the announced variants that some ask or `warm` has named before."""
+        uses = self._foreseen.get(upcoming)
+        if uses is None:
+            uses, targets = {}, [(self._targets.get(variant), asks) for variant, asks in upcoming]
+            for target, asks in reversed(targets):  # nearest first: two names of one adapter leave the nearer
+                if target is not None and target.variant is not None and target.adapter is not None:
+                    uses.setdefault(target.start, {})[target.variant.id] = asks
+            if all(target is not None for target, _ in targets):
+                if len(self._foreseen) >= FORESEEN_LIMIT:
+                    self._foreseen.clear()
+                self._foreseen[upcoming] = uses
+        return uses
+
     async def _ask(
-        self, running: _Running, target: _Target, ask: Ask, on_text: ResumedText | None, waited_s: float
+        self, running: RunningEngine, target: _Target, ask: Ask, on_text: ResumedText | None, waited_s: float
     ) -> Reply:
         """Ask an engine, with its adapter in a slot; waiting for room and slot counts as queueing."""
         engine, on_abandoned = running.engine, self._on_abandoned
@@ -357,7 +407,7 @@ class EnginePool:
             reply = await engine.generate(EngineRequest(ask, on_abandoned=on_abandoned), on_text)
             return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s)})
         began_s = time.monotonic()
-        async with self._lease(running, target.variant, target.adapter, ask) as lease:
+        async with running.lease(target.variant.id, target.adapter, ask) as lease:
             waited_s += max(time.monotonic() - began_s - lease.swap_s, 0.0)
             request = EngineRequest(ask, lease.adapter, self._intuition(target, ask), on_abandoned)
             reply = await engine.generate(request, on_text)
@@ -365,19 +415,13 @@ class EnginePool:
             lease.swaps, lease.cpu_s = 0, 0.0  # charged
             return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s, **swap)})
 
-    @asynccontextmanager
-    async def _lease(self, running: _Running, variant: Variant, path: Path, ask: Ask) -> AsyncGenerator[AdapterLease]:
-        async with running.slots.use(variant.id, path) as lease:
-            try:
-                yield lease
-            finally:
-                if lease.swaps:  # no reply came to bear it
-                    running.engine.write_off(ask.role, lease.cpu_s)
-                    if self._on_abandoned is not None:
-                        self._on_abandoned(ask, Usage(swaps=lease.swaps, swap_s=lease.swap_s, cpu_s=lease.cpu_s))
-
     def _tell(self, kind: EventKind, **data: Any) -> None:
         self._on_event(Event(kind=kind, data=data))
+
+
+async def _one_by_one(prefetches: list[Prefetch]) -> None:
+    for prefetch in prefetches:
+        await prefetch()
 
 
 def _load_semantic_map(adapter: Path) -> SemanticMap:

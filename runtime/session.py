@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 from pydantic import BaseModel, TypeAdapter
@@ -25,6 +26,7 @@ from ..router.route import Router
 from .batches import check_resumable, keep_answer, new_batch, waiting_for_person
 from .events import Event, OnEvent
 from .executor import Executor
+from .foresight import ForeseeingBackend, Foresight, RunForesight
 from .report import render_report
 from .settings import Settings
 from .steps import BLOCKED, RunLimits, StepRunner
@@ -67,6 +69,9 @@ class Session:
         self._totals = totals
         self._id = uuid.uuid4().hex[:6]
         self._batches: list[str] = []
+        # A backend that has these two hears who runs next (see ForeseeingBackend).
+        self._foresees = settings.engine.foresight and hasattr(backend, "foresee") and hasattr(backend, "forget")
+        self._foresights: dict[int, tuple[BuiltGraph, Foresight]] = {}
 
     @property
     def batch(self) -> str | None:
@@ -206,13 +211,16 @@ class Session:
         resumed: bool = False,
     ) -> list[RunResult]:
         results: list[RunResult | None] = [None] * len(tasks)
-        queue = iter(range(len(tasks)))
+        queue = deque(range(len(tasks)))
 
         async def worker() -> None:
-            for index in queue:
+            while queue:
+                index = queue.popleft()
                 task, run = tasks[index], runs[index]
                 score = None if task_set is None else partial(task_set.score, task)
-                results[index] = await self._run_one(built, run, task.input, limits, score=score, resumed=resumed)
+                results[index] = await self._run_one(
+                    built, run, task.input, limits, score=score, resumed=resumed, again=lambda: bool(queue)
+                )
 
         async with anyio.create_task_group() as workers:
             for _ in range(min(concurrency or self.settings.concurrency, len(tasks))):
@@ -230,10 +238,12 @@ class Session:
         score: Callable[[Any], float] | None = None,
         resumed: bool = False,
         stream: bool = False,
+        again: Callable[[], bool] = lambda: False,
     ) -> RunResult:
         """One run from start to its end in the store; errors on purpose end the run, not the batch.
 
-        The score is recorded with the end: a run killed between the two would be finished and never scored.
+        `again` says whether another run of the graph will follow this one. The score is recorded with the end: a
+        run killed between the two would be finished and never scored.
         """
         run_id = run.id
         limits = limits or self.settings.limits
@@ -255,7 +265,7 @@ class Session:
         self.emit(Event(kind="run_started", run_id=run_id, data={"resumed": resumed}))
         try:
             with anyio.move_on_after(limits.max_seconds_s or math.inf) as scope:
-                output = await _unwrapped(Executor(steps).run(built, value))
+                output = await _unwrapped(Executor(steps, self._foresight(built, run_id, again)).run(built, value))
             if scope.cancelled_caught:
                 raise LimitError(
                     f"run {run_id} took longer than max_seconds_s={limits.max_seconds_s}",
@@ -293,6 +303,17 @@ class Session:
     def _route(self, ask: Ask) -> tuple[Ask, str]:
         route = self._router.route(ask)
         return (ask if route.variant is None else ask.model_copy(update={"variant": route.variant})), route.reason
+
+    def _foresight(self, built: BuiltGraph, run_id: str, again: Callable[[], bool]) -> RunForesight | None:
+        if not self._foresees:
+            return None
+        if id(built) not in self._foresights:
+            foresight = Foresight(built, self._variant_of, asks=self.settings.engine.foresight_asks)
+            self._foresights[id(built)] = (built, foresight)
+        return RunForesight(run_id, self._foresights[id(built)][1], cast(ForeseeingBackend, self._backend), again=again)
+
+    def _variant_of(self, role: str, round_number: int) -> str | None:
+        return self._router.expect(role, round_number).variant
 
     def emit(self, event: Event) -> None:
         """Hand an event to everyone who listens."""

@@ -1,0 +1,91 @@
+"""One running engine together with its adapter slots: leases for asks, prefetch, and what both have cost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ..agents.errors import AdapterError
+from ..agents.messages import Ask, Usage
+from .adapter_slots import AdapterLease, AdapterSlots, OnAdapterMove, OnAdapterUse
+from .announced_uses import AnnouncedUses
+from .engine import Engine, EngineCounters, LoadedAdapter, OnAbandoned, SwapCost
+from .engine_settings import EngineSettings
+from .foresight import Prefetch
+
+__all__ = ["RunningEngine"]
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class RunningEngine:
+    """An engine and the slots that decide which adapters it holds.
+
+    `announced` is what the runs have said about the adapters they will use; it belongs to who starts engines,
+    because it outlives this one. `on_abandoned` hears what swaps have cost that no reply came to bear.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: EngineSettings,
+        announced: AnnouncedUses,
+        *,
+        on_move: OnAdapterMove | None = None,
+        on_use: OnAdapterUse | None = None,
+        on_abandoned: OnAbandoned | None = None,
+    ) -> None:
+        self.engine = engine
+        self._on_abandoned = on_abandoned
+        self._slots = AdapterSlots(
+            settings.adapter_slots,
+            load=self._load,
+            unload=engine.remove_adapter,
+            pass_limit=settings.adapter_pass_asks,
+            announced=announced if settings.foresight else None,
+            pin_asks=settings.pin_asks,
+            prefetch_asks=settings.prefetch_asks,
+            on_move=on_move,
+            on_use=on_use,
+        )
+
+    @property
+    def prefetches(self) -> int:
+        """Adapters brought in before an ask needed them."""
+        return self._slots.prefetches
+
+    def counters(self) -> EngineCounters:
+        """The engine's counters; loads and evictions that no ask bears are overhead."""
+        counters = self.engine.counters()
+        return replace(counters, overhead_cpu_s=counters.overhead_cpu_s + self._slots.unclaimed_cpu_s)
+
+    @asynccontextmanager
+    async def lease(self, id: str, path: Path, ask: Ask) -> AsyncGenerator[AdapterLease]:
+        """Hold an adapter in a slot for an ask. Who takes the swap's cost over sets the lease's `swaps` to 0."""
+        async with self._slots.use(id, path) as lease:
+            try:
+                yield lease
+            finally:
+                if lease.swaps:  # no reply came to bear it
+                    self.engine.write_off(ask.role, lease.cpu_s)
+                    if self._on_abandoned is not None:
+                        self._on_abandoned(ask, Usage(swaps=lease.swaps, swap_s=lease.swap_s, cpu_s=lease.cpu_s))
+
+    def foresee(self, paths: Mapping[str, Path]) -> Prefetch | None:
+        """Take note that announcements have changed; returns what brings adapters in, None when nothing is due."""
+        self._slots.announcements_changed()
+        return partial(self._slots.prefetch, paths) if self._slots.next_prefetch() in paths else None
+
+    async def _load(self, adapter: LoadedAdapter) -> SwapCost:
+        # Looked at once more: it was checked when it was first asked for, and may have been evicted since.
+        missing = [name for name in ADAPTER_FILES if not (adapter.path / name).is_file()]
+        if missing:
+            raise AdapterError(
+                f"adapter {adapter.id!r} is gone from {adapter.path}: {' and '.join(missing)} missing",
+                expected="the files it had when it was checked, for as long as runs may ask for it",
+                remedy="Put the variant's folder back, or make it again with `metier make`: it gets the same id.",
+            )
+        return await self.engine.add_adapter(adapter)
