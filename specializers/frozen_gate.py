@@ -1,8 +1,7 @@
 """T-REX as plain LoRA, for engines that cannot run its gate: one frozen gate for each cluster of tasks.
 
-With its gate G held fixed, a T-REX layer is a LoRA: sigmoid(100 gamma) B G^T A x = B' A x, of rank r1. For cluster
-k, c is the mean intuition of the cluster's rows and p the router's mean over all their tokens, so what is lost is
-how the gate moves around its mean from token to token; that is measured on rows held out.
+With its gate held fixed a T-REX layer is a LoRA of rank r1 (`gate_projection.py`). The gates are taken from some rows
+of each cluster; what is lost is how a gate moves from token to token, and that is measured on rows held out.
 """
 
 from __future__ import annotations
@@ -20,19 +19,27 @@ from ..agents.errors import RecipeError
 from ..agents.traffic import TrafficRow
 from .adapter_conversion import write_lora
 from .adapter_files import PEFT_PREFIX
+from .gate_projection import GateMoments, Projection, frozen_factors
 from .logit_error import LogitError, LogitErrorMeter
 from .semantic_map import SemanticMap
 from .training_batches import EncodedRow, encode_rows
-from .trex_layer import SHARPNESS, TrexLinear, expert_gate
+from .trex_layer import TrexLinear, expert_gate
 
-__all__ = ["AnswerLoss", "FrozenCluster", "FrozenGateSettings", "cluster_rows", "freeze_gate", "frozen_factors"]
+__all__ = [
+    "AnswerLoss",
+    "FrozenCluster",
+    "FrozenGateSettings",
+    "cluster_rows",
+    "freeze_gate",
+]
 
 
 class FrozenGateSettings(BaseModel):
     """Bounds of an export: of each cluster, at most `calibration_rows` set the gate and others measure the loss.
 
     A third of a cluster's rows, but no more than `held_out_rows`, are held out; a cluster with less than two rows
-    is left out. Rows are drawn by `seed` and run `batch_rows` at a time.
+    is left out. Rows are drawn by `seed` and run `batch_rows` at a time. `projection` is how a moving gate becomes
+    a fixed one: the one nearest in what it does (`least_squares`), or its `mean` over tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +49,7 @@ class FrozenGateSettings(BaseModel):
     batch_rows: int = Field(default=8, ge=1)
     max_row_tokens: int = Field(default=1024, ge=8)
     seed: int = Field(default=0, ge=0)
+    projection: Projection = "least_squares"
 
 
 @dataclass(frozen=True)
@@ -64,17 +72,6 @@ class FrozenCluster:
     held_out_rows: int
     error: LogitError
     loss: AnswerLoss
-
-
-def frozen_factors(
-    a: torch.Tensor, b: torch.Tensor, gate: torch.Tensor, gamma: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The LoRA halves (A [r1, d_in], B' [d_out, r1]) of a layer whose gate [r1·r2] is held fixed.
-
-    B' = sigmoid(100 gamma) B G^T, so that B' A x is the layer's update exactly, for every x.
-    """
-    g = gate.unflatten(-1, (a.shape[0], b.shape[1])).to(b.dtype)
-    return a, torch.sigmoid(SHARPNESS * gamma).to(b.dtype) * (b @ g.T)
 
 
 def cluster_rows(rows: Sequence[TrafficRow], semantic_map: SemanticMap) -> dict[int, list[TrafficRow]]:
@@ -135,7 +132,7 @@ def freeze_gate(
         )
         measured, calibration = encoded[:held_out], encoded[held_out:]
         folder = out / f"cluster-{k:02d}"
-        factors = models.frozen(list(_batches(calibration, chosen.batch_rows, pad)))
+        factors = models.frozen(list(_batches(calibration, chosen.batch_rows, pad)), chosen.projection)
         rank = next(iter(factors.values()))[0].shape[0]
         write_lora(folder, factors, rank=rank, base=base, bf16=True)
         error, loss = models.measure(folder, list(_batches(measured, chosen.batch_rows, pad)))
@@ -173,16 +170,17 @@ class _Models:
         }
         self._lora: Any = None
 
-    def frozen(self, batches: Sequence[_Batch]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """LoRA halves of every layer, its gate frozen at the mean of c and p over these rows' tokens."""
-        sums = {name: torch.zeros(layer.gate_shape["default"].experts) for name, layer in self._layers.items()}
-        mask = torch.zeros(())
+    def frozen(self, batches: Sequence[_Batch], projection: Projection) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """LoRA halves of every layer, its gate frozen for these rows' tokens."""
+        moments = {name: GateMoments(layer.gate_shape["default"]) for name, layer in self._layers.items()}
+        mask, c = torch.zeros(()), torch.zeros(())
 
         def watch(name: str) -> Callable[[Any, Any], None]:
             def add(layer: TrexLinear, inputs: tuple[torch.Tensor, ...]) -> None:
-                x = inputs[0][mask]
-                p = torch.softmax(layer.lora_router["default"](x).float(), dim=-1)
-                sums[name] += p.sum(dim=0)
+                x, shape = inputs[0][mask].float(), layer.gate_shape["default"]
+                logits, omega = layer.lora_router["default"](x), layer.trex_omega["default"]
+                gate = expert_gate(logits, c, omega, k_tok=shape.k_tok, k_task=shape.k_task)
+                moments[name].add(layer.lora_A["default"](x), gate)
 
             return add
 
@@ -191,14 +189,20 @@ class _Models:
             with torch.no_grad():
                 for batch in batches:
                     mask = batch.mask.bool()
+                    c = batch.intuition[:, None].expand(-1, mask.shape[1], -1)[mask]
                     self.trex(input_ids=batch.tokens, attention_mask=batch.mask, intuition=batch.intuition)
         finally:
             for hook in hooks:
                 hook.remove()
-        tokens = sum(int(batch.mask.sum()) for batch in batches)
-        c = torch.cat([batch.intuition for batch in batches]).mean(dim=0)
-        with torch.no_grad():
-            return {name: _freeze(layer, sums[name] / tokens, c) for name, layer in self._layers.items()}
+        return {
+            name: frozen_factors(
+                layer.lora_A["default"].weight.detach(),
+                layer.lora_B["default"].weight.detach(),
+                moments[name].gate(projection).float(),
+                layer.trex_gamma["default"].detach(),
+            )
+            for name, layer in self._layers.items()
+        }
 
     def measure(self, folder: Path, batches: Sequence[_Batch]) -> tuple[LogitError, AnswerLoss]:
         """Compare a LoRA folder with the T-REX adapter at the answer tokens of these rows."""
@@ -238,14 +242,6 @@ class _Models:
             self._lora.set_adapter(name)
             self._lora.delete_adapter(before)
         return self._lora
-
-
-def _freeze(layer: TrexLinear, p: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    name = "default"
-    shape = layer.gate_shape[name]
-    # The gate is linear in p, so the gate of the mean p is the mean gate; log undoes the softmax it is put through.
-    gate = expert_gate(p.log(), c, layer.trex_omega[name], k_tok=shape.k_tok, k_task=shape.k_task)
-    return frozen_factors(layer.lora_A[name].weight, layer.lora_B[name].weight, gate, layer.trex_gamma[name])
 
 
 def _load_base(base: Path) -> Any:

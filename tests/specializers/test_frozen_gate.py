@@ -9,9 +9,10 @@ import torch
 
 from metier.agents import Message, RecipeError, TrafficRow
 from metier.specializers import check_adapter
-from metier.specializers.frozen_gate import FrozenGateSettings, cluster_rows, freeze_gate, frozen_factors
+from metier.specializers.frozen_gate import FrozenGateSettings, cluster_rows, freeze_gate
+from metier.specializers.gate_projection import GateMoments, frozen_factors
 from metier.specializers.semantic_map import SemanticMap
-from metier.specializers.trex_layer import SHARPNESS, combine_experts
+from metier.specializers.trex_layer import SHARPNESS, GateShape, combine_experts
 from tests.tiny_trex import TASKS, write_random_trex
 
 
@@ -43,6 +44,35 @@ def test_factors_give_the_update_of_a_fixed_gate_exactly() -> None:
     expected = torch.sigmoid(SHARPNESS * gamma) * (z @ b.T)
     torch.testing.assert_close(x @ lora_a.T @ lora_b.T, expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(combine_experts(x @ a.T, gate.expand(7, -1)), z, rtol=1e-12, atol=1e-12)
+
+
+def test_the_fixed_gate_is_the_mean_or_the_best_in_what_it_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, gate = torch.randn(50, 3, generator=generator).double(), torch.rand(50, 15, generator=generator).double()
+    h[:, 0] += gate[:, 0] * 3  # what a gate does depends on the h it meets, which its mean does not see
+    moments = GateMoments(GateShape(3, 5, 15.0, 4.0))
+    moments.add(h[:20], gate[:20])
+    moments.add(h[20:], gate[20:])
+    torch.testing.assert_close(moments.gate("mean"), gate.mean(dim=0))
+    z = combine_experts(h, gate)
+    oracle = torch.linalg.lstsq(h, z).solution.flatten()
+    torch.testing.assert_close(moments.gate("least_squares"), oracle, rtol=1e-6, atol=1e-8)
+
+    def error(fixed: torch.Tensor) -> float:
+        return float((combine_experts(h, fixed.expand(50, -1)) - z).square().mean())
+
+    assert error(moments.gate("least_squares")) < error(moments.gate("mean"))
+
+
+def test_a_direction_that_never_occurs_leaves_the_gate_finite() -> None:
+    moments = GateMoments(GateShape(2, 2, 4.0, 4.0))
+    h = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    moments.add(h, torch.ones(2, 4))
+    torch.testing.assert_close(moments.gate("least_squares").view(2, 2)[0], torch.ones(2).double())
+    assert moments.gate("least_squares").isfinite().all()
+    nothing = GateMoments(GateShape(2, 2, 4.0, 4.0))
+    nothing.add(torch.zeros(2, 2), torch.ones(2, 4))
+    assert nothing.gate("least_squares").isfinite().all()
 
 
 def test_a_gate_that_no_token_moves_is_exported_without_loss(
