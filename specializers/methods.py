@@ -22,7 +22,13 @@ from .variant import AskSpec
 __all__ = ["METHODS", "Job", "Made", "Method", "find_method"]
 
 # Method name → module of this package that defines METHOD; imported when a recipe names it.
-METHODS = {"lora": ".lora", "trex": ".trex"}
+METHODS = {
+    "depth_pruning": ".depth_pruning",
+    "lora": ".lora",
+    "pat": ".pat",
+    "trex": ".trex",
+    "width_pruning": ".width_pruning",
+}
 
 
 @dataclass(frozen=True)
