@@ -82,6 +82,35 @@ CPU_LORA_METHODS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+GPU_LORA_METHODS: dict[str, tuple[str, ...]] = {
+    path: CPU_LORA_METHODS[path]
+    for path in (
+        "vllm.lora.model_manager:LoRAModelManager.activate_adapter",
+        "vllm.lora.layers.base:BaseLayerWithLoRA.set_mapping",
+        "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA._apply_lora_to_output",
+    )
+} | {
+    "vllm.platforms.cuda:CudaPlatformBase.get_punica_wrapper": (),
+    "vllm.lora.punica_wrapper.punica_gpu:PunicaWrapperGPU.add_shrink": (
+        "self",
+        "y",
+        "x",
+        "lora_a_stacked",
+        "scale",
+        "kwargs",
+    ),
+    "vllm.lora.punica_wrapper.punica_gpu:PunicaWrapperGPU.add_expand": (
+        "self",
+        "y",
+        "x",
+        "lora_b_stacked",
+        "output_slices",
+        "offset_start",
+        "add_inputs",
+        "kwargs",
+    ),
+}
+
 TREX_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter": ("self", "lora_request"),
     "vllm.lora.lora_model:LoRAModel.from_lora_tensors": (
@@ -129,7 +158,7 @@ def register() -> None:
     check_version(vllm.__version__)
     if not current_platform.is_cpu():
         _status["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"
-        _status["trex"] = "off (no token gate on this device)"
+        _status["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | COMPILE_CACHE_METHODS)
     from . import compile_cache, lora_cpu, trex_loader, trex_step
@@ -139,6 +168,18 @@ def register() -> None:
     trex_step.install()
     _status["trex"] = _status["lora"]
     _status["compile cache"] = compile_cache.install()
+
+
+def _register_gpu() -> str:
+    """T-REX on CUDA; not run by us."""
+    check_signatures(GPU_LORA_METHODS | TREX_METHODS)
+    from . import trex_gpu, trex_loader, trex_step
+
+    status = trex_gpu.install()
+    if status.startswith("active"):
+        trex_loader.install()
+        trex_step.install()
+    return status
 
 
 def plugin_status() -> dict[str, str]:
