@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 __all__ = ["AnnouncedUses"]
 
@@ -17,9 +17,25 @@ class AnnouncedUses:
 
     def __init__(self) -> None:
         self._by_run: dict[str, Mapping[str, int]] = {}
+        # Adapter id → distance → how many runs say so; kept as announcements come, because there may be hundreds
+        # of runs, and the slots ask at every step of each.
+        self._runs_at: dict[str, dict[int, int]] = {}
 
     def announce(self, run_id: str, uses: Mapping[str, int]) -> None:
         """Replace what is known of a run."""
+        before = self._by_run.get(run_id)
+        if before is uses:
+            return
+        for id, distance in (before or {}).items():
+            runs_at = self._runs_at[id]
+            runs_at[distance] -= 1
+            if not runs_at[distance]:
+                del runs_at[distance]
+                if not runs_at:
+                    del self._runs_at[id]
+        for id, distance in uses.items():
+            runs_at = self._runs_at.setdefault(id, {})
+            runs_at[distance] = runs_at.get(distance, 0) + 1
         if uses:
             self._by_run[run_id] = uses
         else:
@@ -27,17 +43,13 @@ class AnnouncedUses:
 
     def forget(self, run_id: str) -> None:
         """Drop what is known of a run; harmless when there is nothing."""
-        self._by_run.pop(run_id, None)
+        self.announce(run_id, {})
 
     def distance(self, id: str) -> float:
         """Asks until some run may use the adapter, infinity when none has said so."""
-        return min((uses[id] for uses in self._by_run.values() if id in uses), default=math.inf)
+        return min(self._runs_at.get(id, ()), default=math.inf)
 
-    def within(self, asks: int) -> Iterator[str]:
+    def within(self, asks: int) -> list[str]:
         """Adapters that nobody asks for yet and somebody may within so many asks, nearest first."""
-        nearest: dict[str, int] = {}
-        for uses in self._by_run.values():
-            for id, distance in uses.items():
-                if distance <= asks:
-                    nearest[id] = min(distance, nearest.get(id, distance))
-        return iter(sorted((id for id in nearest if nearest[id] > 0), key=nearest.__getitem__))
+        nearest = {id: min(runs_at) for id, runs_at in self._runs_at.items()}
+        return sorted((id for id, distance in nearest.items() if 0 < distance <= asks), key=nearest.__getitem__)
