@@ -56,7 +56,8 @@ class Usage(BaseModel):
     Tokens: `prompt_tokens` counts the whole prompt, of which `cached_tokens` came from the prefix cache;
     `answer_tokens` counts what was generated outside thinking, `thinking_tokens` inside. Times in seconds:
     `queue_s` until first scheduled, `prefill_s` until the first token, `decode_s` until the last; `cpu_s` is
-    the share of the engine's process CPU time charged to this ask (a swap is charged to who caused it).
+    the share of the engine's process CPU time charged to this ask. `swaps` counts the adapter loads this ask caused or,
+    fetched ahead, was the first to use, and `cpu_s` has their cost; `swap_s` is what it waited for them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

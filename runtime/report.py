@@ -193,8 +193,9 @@ _NOTES = [
     "- *corrected*: replies that did not fit their type; *lost*: asks without a reply (cancelled, timed out, engine"
     " died).",
     "- *cached*: prompt tokens that came from the engine's prefix cache.",
-    "- *CPU-s*: the engine's process CPU seconds, split over the asks of each step; a swap is charged to the ask"
-    " that caused it.",
+    "- *swaps*: adapter loads, counted with the ask that caused one or was the first to use what was fetched ahead;"
+    " *swap s* is what asks waited for loads, so what was fetched ahead costs none.",
+    "- *CPU-s*: the engine's process CPU seconds, split over the asks of each step; a swap's are charged like the swap.",
     "- *CPU-s per solved* is the cost-of-pass: the cost of all attempts over the number solved, failures counted.",
     "- *queue*, *prefill*, *decode* add up over asks that run side by side, so they exceed the wall time.",
 ]

@@ -57,3 +57,16 @@ def test_unknown_roles_and_missing_files_are_named(tmp_path: Path) -> None:
         assignment.check_roles(["planner", "solver"])
     with pytest.raises(AssignmentError, match="cannot be read"):
         load_assignment(tmp_path / "missing.yaml")
+
+
+def test_a_role_keeps_its_variant_for_all_asks_of_a_round_and_it_is_known_before() -> None:
+    """One adapter for a conversation: corrections and retries of a step go where the first ask went."""
+    router = Router(Assignment(roles={"solver": RoleAssignment(variant="s", rounds={2: "t"})}))
+    for number, variant in ((1, "s"), (2, "t"), (3, "s")):
+        asks = [
+            Ask(run_id=run, step_path="x", role="solver", messages=(), round=number, attempt=attempt, task=run)
+            for run in ("a", "b")
+            for attempt in range(3)
+        ]
+        assert {router.route(ask) for ask in asks} == {router.expect("solver", number)}
+        assert router.expect("solver", number).variant == variant
