@@ -123,11 +123,16 @@ def check_weights(variant: Variant, weights: Path, base: Path) -> None:
 
 
 def base_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Types and shapes of all tensors of a checkpoint, over all its files.
+    """Types and shapes of all tensors of a checkpoint, over all its files; packed layers also have a `weight`.
 
     Raises: BaseModelError when there are no weights in safetensors, or a file is missing or damaged.
     """
-    return {name: info for tensors in weight_files(folder).values() for name, info in tensors.items()}
+    found = {name: info for tensors in weight_files(folder).values() for name, info in tensors.items()}
+    for name, info in list(found.items()):
+        if name.endswith(".weight_packed"):  # int4, eight to a word: told as the layer that it is
+            rows, words = info.shape
+            found[name.removesuffix("_packed")] = TensorInfo("I4", (rows, 8 * words), info.start, info.end)
+    return found
 
 
 def base_fingerprint(folder: Path) -> str:

@@ -10,11 +10,9 @@ Layout (https://github.com/vllm-project/compressed-tensors): a quantised layer `
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,82 +20,28 @@ import torch
 
 from ..agents.errors import RecipeError
 from .checkpoint_files import CheckpointReader, CheckpointWriter
+from .quantisation_plan import LAYER_NAMES, Scheme, check_plan
 from .quantisers import dequantise
 
 __all__ = [
-    "FUSED_LAYERS",
-    "LAYER_NAMES",
     "Scheme",
     "check_plan",
-    "choose_schemes",
     "dense_names",
     "linear_layers",
     "pack_int4",
     "quantised_layers",
     "read_dense",
+    "rounds_inputs",
     "unpack_int4",
     "write_compressed",
 ]
-
-LAYER_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# vLLM computes each of these as one matrix, so their members share a scheme.
-FUSED_LAYERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-# What the int4 kernel wants of both sizes of a (fused) matrix.
-INT4_MULTIPLE = 32
 
 _LAYER = re.compile(rf".+\.({'|'.join(LAYER_NAMES)})\Z")
 _PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape")
 _TO_OFFSET = 8  # stored int4 values are 0…15
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """How a layer is stored and computed: W8A8 (8 bits, activations too) or W4A16 in groups of inputs."""
-
-    bits: int
-    group_size: int | None = None
-
-    @property
-    def name(self) -> str:
-        """`w8a8`, or `w4a16` with its group size."""
-        return "w8a8" if self.bits == 8 else f"w4a16-g{self.group_size}"
-
-    @property
-    def format(self) -> str:
-        """Name of the layout, as compressed-tensors calls it."""
-        return "int-quantized" if self.bits == 8 else "pack-quantized"
-
-    def config(self, targets: list[str]) -> dict[str, Any]:
-        """The scheme as a config group for `targets`."""
-        weights: dict[str, Any] = {"num_bits": self.bits, "type": "int", "symmetric": True, "dynamic": False}
-        activations = None
-        if self.bits == 8:
-            weights["strategy"] = "channel"
-            activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
-        else:
-            weights |= {"strategy": "group", "group_size": self.group_size}
-        return {
-            "targets": targets,
-            "weights": weights,
-            "input_activations": activations,
-            "output_activations": None,
-            "format": self.format,
-        }
-
-    def tensors(self, shape: tuple[int, ...], scale_dtype: torch.dtype) -> dict[str, tuple[torch.dtype, list[int]]]:
-        """What a layer of this shape is stored as: part of the name → type and shape."""
-        rows, inputs = shape
-        groups = inputs // (self.group_size or inputs)
-        if self.bits == 8:
-            return {"weight": (torch.int8, [rows, inputs]), "weight_scale": (scale_dtype, [rows, groups])}
-        return {
-            "weight_packed": (torch.int32, [rows, inputs // 8]),
-            "weight_scale": (scale_dtype, [rows, groups]),
-            "weight_shape": (torch.int64, [2]),
-        }
-
-
-# ---- which layer gets which scheme ------------------------------------------------------------------------------
+# ---- writing ----------------------------------------------------------------------------------------------------
 
 
 def linear_layers(reader: CheckpointReader) -> dict[str, tuple[int, ...]]:
@@ -126,83 +70,6 @@ def linear_layers(reader: CheckpointReader) -> dict[str, tuple[int, ...]]:
     return layers
 
 
-def choose_schemes(
-    layers: Iterable[str], default: Scheme | None, overrides: Mapping[str, Scheme | None]
-) -> dict[str, Scheme]:
-    """Layer → scheme; None leaves a layer as it is. The last pattern (as in a shell, `*.o_proj`) that matches wins.
-
-    Raises: RecipeError for a pattern that matches nothing.
-    """
-    names = list(layers)
-    for pattern in overrides:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            head = "head" in pattern or "embed" in pattern
-            raise RecipeError(
-                f"pattern {pattern!r} matches no layer that can be quantised",
-                expected=f"layers such as {names[0]}",
-                remedy="The output head, which often is the embedding itself, stays as it is."
-                if head
-                else "Correct the pattern; `*` stands for anything.",
-            )
-    plan: dict[str, Scheme] = {}
-    for name in names:
-        scheme = default
-        for pattern, other in overrides.items():
-            if fnmatch.fnmatchcase(name, pattern):
-                scheme = other
-        if scheme is not None:
-            plan[name] = scheme
-    return plan
-
-
-def check_plan(plan: Mapping[str, Scheme], layers: Mapping[str, tuple[int, ...]]) -> None:
-    """Check what the kernels want: one scheme over the members of a fused matrix, sizes and groups that divide.
-
-    Raises: RecipeError that names the layer.
-    """
-    if not plan:
-        raise RecipeError("no layer is left to quantise", expected="at least one", remedy="Ignore less.")
-    for name, (_, inputs) in layers.items():
-        scheme = plan.get(name)
-        block, _, member = name.rpartition(".")
-        fused = next((members for members in FUSED_LAYERS if member in members), (member,))
-        for other in fused:
-            if f"{block}.{other}" in layers and plan.get(f"{block}.{other}") != scheme:
-                theirs = plan.get(f"{block}.{other}")
-                raise RecipeError(
-                    f"{name} has scheme {_shown(scheme)} and {other} has {_shown(theirs)}",
-                    expected=f"one scheme for {', '.join(fused)}, which the engine computes as one matrix",
-                    remedy="Name all of them in the pattern.",
-                )
-        if scheme is None or scheme.bits == 8:
-            continue
-        if scheme.group_size is None or inputs % scheme.group_size:
-            raise RecipeError(
-                f"group_size {scheme.group_size} does not divide the {inputs} inputs of {name}",
-                expected=f"a divisor, such as {_divisors(inputs)}",
-                remedy="Change group_size, or leave the layer out with `ignore`.",
-            )
-        width = sum(layers[f"{block}.{m}"][0] for m in fused if f"{block}.{m}" in layers)
-        for size, what in ((inputs, "inputs"), (width, "outputs")):
-            if size % INT4_MULTIPLE:
-                raise RecipeError(
-                    f"{name} has {size} {what}{' with its fused neighbours' if len(fused) > 1 else ''}",
-                    expected=f"a multiple of {INT4_MULTIPLE} for 4 bits",
-                    remedy="Use w8a8, or leave the layer out with `ignore`.",
-                )
-
-
-def _shown(scheme: Scheme | None) -> str:
-    return "none" if scheme is None else scheme.name
-
-
-def _divisors(inputs: int) -> str:
-    return ", ".join(str(size) for size in (32, 64, 128) if inputs % size == 0) or "none of 32, 64, 128"
-
-
-# ---- writing ----------------------------------------------------------------------------------------------------
-
-
 def write_compressed(
     reader: CheckpointReader,
     target: Path,
@@ -222,7 +89,7 @@ def write_compressed(
     for name, info in reader.tensors.items():
         layer = name.removesuffix(".weight")
         if layer in plan and name.endswith(".weight"):
-            for part, promised in plan[layer].tensors(info.shape, scale_dtype).items():
+            for part, promised in _stored(plan[layer], info.shape, scale_dtype).items():
                 tensors[f"{layer}.{part}"] = promised
         else:
             copied.append(name)
@@ -241,6 +108,21 @@ def write_compressed(
     config = json.loads((reader.folder / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = _quantization_config(plan, reader)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _stored(
+    scheme: Scheme, shape: tuple[int, ...], scale_dtype: torch.dtype
+) -> dict[str, tuple[torch.dtype, list[int]]]:
+    """What a layer of this shape is stored as: part of the name → type and shape."""
+    rows, inputs = shape
+    groups = inputs // (scheme.group_size or inputs)
+    if scheme.bits == 8:
+        return {"weight": (torch.int8, [rows, inputs]), "weight_scale": (scale_dtype, [rows, groups])}
+    return {
+        "weight_packed": (torch.int32, [rows, inputs // 8]),
+        "weight_scale": (scale_dtype, [rows, groups]),
+        "weight_shape": (torch.int64, [2]),
+    }
 
 
 def pack_int4(values: torch.Tensor) -> torch.Tensor:
@@ -282,6 +164,11 @@ def _quantization_config(plan: Mapping[str, Scheme], reader: CheckpointReader) -
 def quantised_layers(reader: CheckpointReader) -> set[str]:
     """Names of the layers that a checkpoint stores quantised."""
     return {name.removesuffix(".weight_scale") for name in reader.tensors if name.endswith(".weight_scale")}
+
+
+def rounds_inputs(reader: CheckpointReader, layer: str) -> bool:
+    """Whether a layer is W8A8, so that its inputs are rounded too."""
+    return f"{layer}.weight_scale" in reader.tensors and f"{layer}.weight" in reader.tensors
 
 
 def dense_names(reader: CheckpointReader) -> list[str]:

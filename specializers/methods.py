@@ -26,6 +26,7 @@ METHODS = {
     "depth_pruning": ".depth_pruning",
     "lora": ".lora",
     "pat": ".pat",
+    "ptq": ".ptq",
     "trex": ".trex",
     "width_pruning": ".width_pruning",
 }
@@ -67,14 +68,15 @@ class Made:
 class Method:
     """One way to make a variant: its settings as a pydantic model, and the function that does it.
 
-    `makes` says whether it writes new weights. `check(settings, job)` raises RecipeError for what cannot work on
-    the job's checkpoint; it is called before any method of the recipe runs, as long as that checkpoint is the one
-    the method will get, and must take no time.
+    `makes` says whether it writes new weights, `needs_data(settings)` whether it looks at rows. `check(settings,
+    job)` raises RecipeError for what cannot work on the job's checkpoint; it is called before any method of the
+    recipe runs, as long as that checkpoint is the one the method will get, and must take no time.
     """
 
     settings: type[BaseModel]
     make: Callable[[Any, Job], Made]
     makes: Literal["adapter", "weights"] = "adapter"
+    needs_data: Callable[[Any], bool] = lambda settings: True
     check: Callable[[Any, Job], None] | None = None
 
 

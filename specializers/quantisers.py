@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["dequantise", "find_scales", "gptq", "hessian_error", "quantise", "round_to_nearest"]
+__all__ = ["dequantise", "find_scales", "gptq", "hessian_error", "quantise", "round_activations", "round_to_nearest"]
 
 # Candidates of the clip search, as shares of the largest magnitude; 1 first, so that ties keep the whole range.
 CLIP_RATIOS = tuple(1.0 - 0.025 * step for step in range(17))
@@ -53,6 +53,12 @@ def quantise(weight: torch.Tensor, scale: torch.Tensor, *, bits: int) -> torch.T
 def dequantise(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Weights [rows, inputs] in float32 that integers and scales [rows, groups] stand for."""
     return (_grouped(values.float(), values.shape[1] // scale.shape[1]) * scale.float()[..., None]).view_as(values)
+
+
+def round_activations(inputs: torch.Tensor) -> torch.Tensor:
+    """Inputs [..., features] of a W8A8 layer as its kernel sees them: 8 bits, one scale per token, in float32."""
+    scale = (inputs.float().abs().amax(-1, keepdim=True) / 127).clamp_min(SMALLEST_SCALE)
+    return _round(inputs.float(), scale, 8) * scale
 
 
 def round_to_nearest(

@@ -24,7 +24,7 @@ import inspect
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -36,6 +36,7 @@ from pydantic import (
     Tag,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from ..agents.errors import RecipeError, TaskSetError
@@ -72,7 +73,8 @@ def _kind_of_data(data: Any) -> str | None:
 class Recipe(BaseModel):
     """One variant in the making: parent, seed, data, and the methods to apply in order.
 
-    `folder` is where relative paths start; it is no part of the recipe's identity.
+    `data` may be left out where no method looks at any. `folder` is where relative paths start; it is no part of
+    the recipe's identity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,10 +82,13 @@ class Recipe(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     parent: str = "base"
     seed: int = Field(default=0, ge=0)
-    data: Annotated[
-        Annotated[TrafficData, Tag("traffic")] | Annotated[ProgramData, Tag("program")],
-        Discriminator(_kind_of_data),
-    ]
+    data: (
+        Annotated[
+            Annotated[TrafficData, Tag("traffic")] | Annotated[ProgramData, Tag("program")],
+            Discriminator(_kind_of_data),
+        ]
+        | None
+    ) = None
     methods: tuple[SerializeAsAny[BaseModel], ...] = Field(min_length=1)
     folder: Path = Field(default=Path(), exclude=True)
 
@@ -93,6 +98,17 @@ class Recipe(BaseModel):
         if not isinstance(methods, list | tuple):
             return methods
         return tuple(_method_settings(m, f"methods[{i}]") for i, m in enumerate(methods))
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Self:
+        needing = [s for s in self.methods if find_method(s.model_dump()["method"]).needs_data(s)]
+        if needing and self.data is None:
+            raise RecipeError(
+                f"data: missing, and method {needing[0].model_dump()['method']!r} looks at rows",
+                expected="`traffic: file.jsonl` or `program: file.py:function`",
+                remedy="Add `data` to the recipe.",
+            )
+        return self
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -120,11 +136,13 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def read_rows(recipe: Recipe) -> list[TrafficRow]:
-    """Read or generate the recipe's training rows, in a fixed order.
+    """Read or generate the recipe's training rows, in a fixed order; none for a recipe without data.
 
     Raises: RecipeError when the file, the function or what it gives cannot be used, or no row is left.
     """
     data = recipe.data
+    if data is None:
+        return []
     rows = _traffic_rows(recipe, data) if isinstance(data, TrafficData) else _program_rows(recipe, data)
     if not rows:
         raise RecipeError(
@@ -136,7 +154,10 @@ def read_rows(recipe: Recipe) -> list[TrafficRow]:
 
 
 def data_fingerprint(rows: Iterable[TrafficRow]) -> str:
-    """Name of training data by content: 16 hex digits over what is trained on, in order."""
+    """Name of training data by content: 16 hex digits over what is trained on, in order; empty for no rows."""
+    rows = list(rows)
+    if not rows:
+        return ""
     digest = hashlib.sha256()
     for row in rows:
         # Rows whose task is not known keep the name they had before tasks were recorded.

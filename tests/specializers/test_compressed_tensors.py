@@ -19,10 +19,6 @@ from safetensors.torch import load_file, save_file
 from metier.agents import RecipeError
 from metier.specializers.checkpoint_files import CheckpointReader, CheckpointWriter
 from metier.specializers.compressed_tensors import (
-    LAYER_NAMES,
-    Scheme,
-    check_plan,
-    choose_schemes,
     dense_names,
     linear_layers,
     pack_int4,
@@ -31,6 +27,7 @@ from metier.specializers.compressed_tensors import (
     unpack_int4,
     write_compressed,
 )
+from metier.specializers.quantisation_plan import LAYER_NAMES, Scheme, check_plan, choose_schemes
 from metier.specializers.quantisers import dequantise, round_to_nearest
 
 W8A8, W4A16 = Scheme(8), Scheme(4, 32)

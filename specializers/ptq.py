@@ -1,0 +1,192 @@
+"""Post-training quantisation: weights in 8 or 4 bits without training, as a checkpoint that vLLM opens as it is.
+
+W8A8 has 8-bit weights (a scale per output channel) and rounds activations to 8 bits per token while serving: the
+format that is faster on CPUs. W4A16 has 4-bit weights in groups of inputs: the smallest file, and slower there.
+Rounding is to the nearest (`rtn`), or `gptq` (Frantar et al., 2210.17323), which looks at calibration rows. Everything
+is streamed layer by layer, so the memory needed is far below a whole model in float32.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..agents.errors import RecipeError
+from .methods import Job, Made, Method
+from .quantisation_plan import LAYER_NAMES, Scheme, check_fused, check_plan, choose_schemes
+from .training import Progress
+from .variant import AskSpec
+
+if TYPE_CHECKING:
+    from .lora_merge import LoraDeltas
+    from .ptq_rounding import Rounded, RoundingWork
+
+__all__ = ["METHOD", "PtqSettings", "check_ptq", "make_ptq"]
+
+SchemeName = Literal["w8a8", "w4a16"]
+_ANY = range(256)  # numbers of layers that patterns may name before a model is known
+
+
+class PtqSettings(BaseModel):
+    """Settings of post-training quantisation.
+
+    `scheme` is for all layers but those whose name matches a pattern of `ignore` (kept as they are) or of
+    `overrides` (pattern → scheme, the last match wins); patterns are as in a shell, `*.o_proj` or `*.layers.0.*`.
+    Members of one fused matrix (q, k, v; gate, up) must get the same. `group_size` inputs share a scale in W4A16.
+    `clip_search` tries scales that cut off the largest weights. `adapter` says what becomes of the parent's LoRA:
+    `merge` it into the weights before rounding, `keep` it as an adapter on the rounded weights, or `drop` it.
+
+    GPTQ looks at `calibration_rows` rows of at most `max_row_tokens` tokens; `damping` is the share of the mean
+    curvature added to all. Perplexity before and after goes on the card, on `perplexity_windows` windows (0: none)
+    of `perplexity_window_tokens` tokens of a text that ships with Python.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["ptq"] = "ptq"
+    scheme: SchemeName = "w8a8"
+    rounding: Literal["rtn", "gptq"] = "rtn"
+    clip_search: bool = True
+    group_size: Literal[32, 64, 128] = 64
+    ignore: tuple[str, ...] = ()
+    overrides: dict[str, SchemeName] = {}
+    adapter: Literal["merge", "keep", "drop"] = "merge"
+    calibration_rows: int = Field(default=64, ge=1)
+    max_row_tokens: int = Field(default=1024, ge=2)
+    damping: float = Field(default=0.01, gt=0.0, le=1.0)
+    perplexity_windows: int = Field(default=16, ge=0)
+    perplexity_window_tokens: int = Field(default=256, ge=2)
+
+    @model_validator(mode="after")
+    def _overrides_are_not_ignored(self) -> PtqSettings:
+        both = sorted(set(self.ignore) & set(self.overrides))
+        if both:
+            raise ValueError(f"one of ignore and overrides for {both[0]!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _patterns_fit_some_model(self) -> PtqSettings:
+        """Refuse patterns that fit no model, or split fused matrices of every one, before a checkpoint is seen."""
+        blocks = {name: "self_attn" if name[0] in "qkvo" else "mlp" for name in LAYER_NAMES}
+        layers = {f"model.layers.{i}.{block}.{name}": None for i in _ANY for name, block in blocks.items()}
+        check_fused(self.plan(layers), layers)
+        return self
+
+    def plan(self, layers: Iterable[str]) -> dict[str, Scheme]:
+        """Layer → scheme, for those that are quantised; raises RecipeError for a pattern that matches none."""
+        schemes = {"w8a8": Scheme(8), "w4a16": Scheme(4, self.group_size)}
+        overrides: Mapping[str, Scheme | None] = {
+            **dict.fromkeys(self.ignore),
+            **{pattern: schemes[name] for pattern, name in self.overrides.items()},
+        }
+        return choose_schemes(layers, schemes[self.scheme], overrides)
+
+
+def check_ptq(settings: PtqSettings, job: Job) -> None:
+    """Check layers, groups, patterns and what becomes of the adapter against the job's checkpoint.
+
+    Raises: RecipeError, for an adapter that does not fit the checkpoint AdapterError.
+    """
+    _prepare(settings, job)
+
+
+def make_ptq(settings: PtqSettings, job: Job) -> Made:
+    """Quantise the job's checkpoint into `job.out / "weights"`.
+
+    The card has bytes before and after, the relative error of the weights (over all, and of the worst layer),
+    and perplexities. Raises: RecipeError, TrainingError (rows too long), OSError when the disk is full.
+    """
+    from .compressed_tensors import write_compressed
+    from .ptq_rounding import round_by_gptq, round_nearest
+
+    work = _prepare(settings, job)
+    rounded = round_nearest(work) if settings.rounding == "rtn" else round_by_gptq(work, job)
+    weights = job.out / "weights"
+    write_compressed(work.reader, weights, work.plan, _with_progress(rounded, work, job), scale_dtype=work.scale_dtype)
+    ask = AskSpec()
+    if settings.adapter == "keep" and job.adapter is not None:
+        shutil.copytree(job.adapter, job.out / "adapter")
+        ask = job.ask
+    before, after = (_size(folder) for folder in (job.model, weights))
+    card: dict[str, Any] = {
+        "bytes": after,
+        "bytes_before": before,
+        "size_ratio": round(after / before, 4),
+        "quantised_layers": len(work.plan),
+        "weight_error": round(work.errors.relative, 6),
+        "worst_layer": {"name": work.errors.worst[1], "weight_error": round(work.errors.worst[0], 6)},
+    }
+    if settings.perplexity_windows:
+        card |= _perplexities(settings, job, weights, work.merged)
+    return Made(ask=ask, card=card)
+
+
+def _prepare(settings: PtqSettings, job: Job) -> RoundingWork:
+    from .checkpoint_files import CheckpointReader
+    from .compressed_tensors import linear_layers
+    from .lora_merge import LoraDeltas
+    from .ptq_rounding import RoundingWork
+
+    reader = CheckpointReader(job.model)
+    layers = linear_layers(reader)
+    plan = settings.plan(layers)
+    check_plan(plan, layers)
+    if settings.rounding == "gptq" and not job.rows:
+        raise RecipeError(
+            "gptq has no calibration data",
+            expected="rows of the asks that the variant is for",
+            remedy="Add `data` to the recipe, or set rounding: rtn.",
+        )
+    merged = None
+    if job.adapter is not None and settings.adapter == "merge":
+        merged = LoraDeltas(job.adapter, job.model)
+    return RoundingWork(settings, reader, plan, merged)
+
+
+def _with_progress(rounded: Iterable[Rounded], work: RoundingWork, job: Job) -> Iterator[Rounded]:
+    """Pass on layers, saying how many are done; the `loss` beside is the relative error of the weights so far."""
+    began_s = time.monotonic()
+    for layer in rounded:
+        yield layer
+        if job.on_progress is not None:
+            done, layers = work.errors.layers, len(work.plan)
+            left_s = (time.monotonic() - began_s) / done * (layers - done)
+            job.on_progress(Progress(done, layers, work.errors.relative, 0.0, left_s))
+
+
+def _perplexities(settings: PtqSettings, job: Job, weights: Path, merged: LoraDeltas | None) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    from .perplexity import measure_perplexity, offline_text, text_windows
+
+    name, text = offline_text()
+    rows = text_windows(
+        AutoTokenizer.from_pretrained(job.model),
+        text,
+        count=settings.perplexity_windows,
+        tokens=settings.perplexity_window_tokens,
+    )
+    before, after = measure_perplexity(job.model, rows, merged), measure_perplexity(weights, rows)
+    return {
+        "perplexity": round(after, 4),
+        "perplexity_before": round(before, 4),
+        "perplexity_on": {"text": name, "windows": len(rows), "window_tokens": settings.perplexity_window_tokens},
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+METHOD = Method(
+    settings=PtqSettings,
+    make=make_ptq,
+    makes="weights",
+    needs_data=lambda settings: bool(settings.rounding == "gptq"),
+    check=check_ptq,
+)
