@@ -33,7 +33,8 @@ class TrexSettings(TrainingSettings):
     ablation without it, stored as k_task 0, so that serving leaves it out too. omega and gamma go through
     sigmoid(100 x), so they have a rate of their own: each step of `gate_learning_rate` moves the sigmoid's argument
     by up to a hundred times that, and the matrices' rate would saturate it within tens of steps.
-    `router_init_std` 0 starts the router at zero, as released: without intuition B then stays of rank one for ever.
+    `router_init_std` 0 starts the router at zero, as released: without intuition nothing but rounding then tells the
+    columns of B apart, and B stays of rank one for long.
     """
 
     method: Literal["trex"] = "trex"
