@@ -13,27 +13,23 @@ collator puts under "intuition"; set `remove_unused_columns=False`, or it drops 
 
 from __future__ import annotations
 
-import enum
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, cast
 
-import peft
 import torch
 from peft.config import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import register_peft_method
 from peft.utils.peft_types import PeftType
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..agents.errors import AdapterError, RecipeError, VariantError
+from ..agents.errors import AdapterError, RecipeError
 from ..agents.task_text import TASK_TEXT_RULE
+from .peft_registration import register_tuner
 from .semantic_map import CENTER_KEY, CENTROIDS_KEY, SemanticMap
 from .text_embedding import DEFAULT_EMBEDDING, TextEmbedding
 from .trex_layer import GateShape, Intuition, TrexLinear, ZeroIntuition, intuition_scope
@@ -43,12 +39,6 @@ __all__ = ["TREX_FORMAT", "TrexConfig", "TrexModel", "register_trex"]
 TREX_FORMAT = 1
 _TREX = "TREX"
 _BLOCK = ("r1", "r2", "k_tok", "k_task", "embed_id", "prompt_rule")
-# What this file overrides in peft: hook → the parameters it must take.
-_PEFT_HOOKS = {
-    "_get_adapter_state_dict": ("model", "config", "adapter_name", "state_dict", "unwanted_adapter_names"),
-    "_remove_adapter_name_from_key": ("key", "adapter_name"),
-    "_remap_adapter_state_dict_for_load": ("model", "config", "adapter_name", "state_dict"),
-}
 
 
 @dataclass
@@ -254,41 +244,9 @@ class TrexModel(BaseTuner):  # type: ignore[misc]
 def register_trex() -> None:
     """Make PEFT know `peft_type: TREX`; importing this file calls it, and calling it again does nothing.
 
-    PEFT has `register_peft_method`, but it takes names of its own enumeration only, and that cannot be extended
-    in public: the member is created by hand. Raises: VariantError when PEFT is not as this was written for.
+    Raises: VariantError when PEFT is not as this was written for.
     """
-    if _TREX in PeftType.__members__ and PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType(_TREX)) is TrexModel:
-        return
-    problem = _peft_problem()
-    if problem:
-        raise VariantError(
-            f"peft {peft.__version__} {problem}",
-            expected="a peft that T-REX was written for, 0.21",
-            remedy="Install peft>=0.21.2,<0.22.",
-        )
-    member = str.__new__(PeftType, _TREX)
-    member._name_ = member._value_ = _TREX
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType)
-    PeftType._member_names_.append(_TREX)
-    PeftType._member_map_[_TREX] = member
-    PeftType._value2member_map_[_TREX] = member
-    type.__setattr__(PeftType, _TREX, member)
-    register_peft_method(name=_TREX.lower(), config_cls=TrexConfig, model_cls=TrexModel)
-
-
-def _peft_problem() -> str:
-    """What of PEFT differs from what this file relies on; empty when nothing does."""
-    if not issubclass(PeftType, str) or not issubclass(PeftType, enum.Enum):
-        return "no longer keeps its methods in an enumeration of strings"
-    if _TREX in PeftType.__members__:
-        return "already has a method TREX, which is another"
-    for name, wanted in _PEFT_HOOKS.items():
-        hook = getattr(BaseTuner, name, None)
-        found = () if hook is None else tuple(inspect.signature(hook).parameters)
-        if found != wanted:
-            return f"has BaseTuner.{name}({', '.join(found)}), where ({', '.join(wanted)}) is overridden"
-    return ""
+    register_tuner(_TREX, TrexConfig, TrexModel)
 
 
 def _drop_intuition(_model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from metier.agents import AdapterError, RecipeError, VariantError
-from metier.specializers import trex_tuner
+from metier.specializers.peft_registration import register_tuner
 from metier.specializers.semantic_map import SemanticMap
-from metier.specializers.trex_tuner import TrexConfig, register_trex
+from metier.specializers.trex_tuner import TrexConfig, TrexModel
 from tests.tiny_model import LINEAR_TARGETS, linear_shapes
 
 R1, R2 = 2, 3
@@ -280,7 +280,7 @@ def test_peft_is_as_it_was_when_the_method_was_registered() -> None:
     assert member is PeftType.TREX and member.name == member.value == member == "TREX"
     assert list(PeftType)[-1] is member and len(set(PeftType)) == len(PeftType)
     assert pickle.loads(pickle.dumps(member)) is member and copy.deepcopy(member) is member
-    register_trex()  # once more does nothing
+    register_tuner("TREX", TrexConfig, TrexModel)  # once more does nothing
     assert list(PeftType).count(member) == 1
 
 
@@ -309,8 +309,7 @@ def test_another_peft_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> Non
     with unregistered():
         monkeypatch.setattr(BaseTuner, "_remove_adapter_name_from_key", classmethod(changed))
         with pytest.raises(VariantError, match=r"peft .*_remove_adapter_name_from_key\(key\).*peft>=0.21.2,<0.22"):
-            register_trex()
+            register_tuner("TREX", TrexConfig, TrexModel)
         assert "TREX" not in PeftType.__members__
-    monkeypatch.setattr(trex_tuner, "TrexModel", object)
     with pytest.raises(VariantError, match="already has a method TREX"):
-        register_trex()
+        register_tuner("TREX", TrexConfig, BaseTuner)
