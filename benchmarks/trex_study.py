@@ -111,7 +111,7 @@ def show(progress: Progress) -> None:
         print(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f}, {progress.eta_s:.0f} s", flush=True)
 
 
-def progressive_loss(arm: str, settings: dict[str, Any], seed: int, folder: Path, last: int = 20) -> float:
+def progressive_loss(arm: str, settings: dict[str, Any], seed: int, folder: Path, last: int = 16) -> float:
     """Mean loss of a short run's last steps, each taken before the rows were learned from: to choose a rate.
 
     The rows are seen once, so this is a loss on unseen rows, without touching tune or test puzzles.
@@ -121,7 +121,7 @@ def progressive_loss(arm: str, settings: dict[str, Any], seed: int, folder: Path
     name = "rate-" + "-".join([arm, *(f"{value:g}" for value in settings.values())])
     shelf = Shelf(folder / "shelf-rates")
     short = recipe.model_copy(update={"name": name, "methods": methods})
-    variant = produce(short, shelf=shelf, base="smollm2-135m")
+    variant = produce(short, shelf=shelf, base="smollm2-135m", on_progress=show)
     log = (shelf.path(variant) / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
     return float(np.mean([json.loads(line)["loss"] for line in log[-last:]]))
 
@@ -238,7 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", action="store_true", help="make the variants that are missing (an hour or more)")
     parser.add_argument("--evaluate", action="store_true", help="ask the engine what has not been asked")
-    parser.add_argument("--rates", type=float, nargs="+", default=[], help="compare learning rates over 60 steps")
+    parser.add_argument("--rates", type=float, nargs="+", default=[], help="compare learning rates over 48 steps")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "trex-study", help="variants and rows")
@@ -246,7 +246,7 @@ def main() -> None:
     options = parser.parse_args()
     for arm in options.arms if options.rates else ():
         for rate in options.rates:
-            loss = progressive_loss(arm, {"steps": 60, "learning_rate": rate}, options.seed, options.folder)
+            loss = progressive_loss(arm, {"steps": 48, "learning_rate": rate}, options.seed, options.folder)
             print(f"{arm}, learning rate {rate:g}: loss {loss:.4f}", flush=True)
     if options.train:
         train(options.arms, options.seed, options.folder)
