@@ -16,7 +16,7 @@ from ..agents.prompts import PROMPT_LAYOUT
 from .adapter_check import SLOT_RANKS, check_adapter, check_variant
 from .adapter_conversion import convert_adapter
 from .adapter_files import CONFIG, WEIGHTS, read_config
-from .base_model import base_fingerprint, find_base
+from .base_model import base_fingerprint, check_weights, find_base
 from .shelf import RECORD, Shelf, hash_files, read_variant
 from .variant import AskSpec, EngineSpec, Variant
 
@@ -116,10 +116,11 @@ def _copy_variant(folder: Path, staging: Path, shelf: Shelf, base: Path) -> dict
             expected="the files of the record, unchanged",
             remedy="Export or copy it again, whole.",
         )
-    if variant.engine.weights not in ("base", "own"):
-        shelf.get(variant.engine.weights)
     if variant.engine.weights == "base":
         check_variant(variant, folder, base, slot_rank=SLOT_RANKS[-1])
+    else:
+        holder = folder if variant.engine.weights == "own" else shelf.path(variant.engine.weights)
+        check_weights(variant, holder / "weights", base)
     for file in variant.files:
         (staging / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / file, staging / file)
