@@ -134,6 +134,11 @@ TREX_METHODS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+QUANTISED_LORA_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.lora.layers.utils:_get_lora_device": ("base_layer",),
+    "vllm.lora.layers.base_linear:_get_lora_device": ("base_layer",),
+}
+
 COMPILE_CACHE_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.compilation.decorators:_try_load_aot_compiled_fn": ("model", "aot_compilation_path"),
 }
@@ -160,13 +165,14 @@ def register() -> None:
         _status["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"
         _status["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
-    check_signatures(CPU_LORA_METHODS | TREX_METHODS | COMPILE_CACHE_METHODS)
-    from . import compile_cache, lora_cpu, trex_loader, trex_step
+    check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS)
+    from . import compile_cache, lora_cpu, quantised_lora, trex_loader, trex_step
 
     _status["lora"] = lora_cpu.install()
     trex_loader.install()
     trex_step.install()
     _status["trex"] = _status["lora"]
+    _status["lora on int8"] = quantised_lora.install()
     _status["compile cache"] = compile_cache.install()
 
 
