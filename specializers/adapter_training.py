@@ -35,15 +35,24 @@ class LoadedBase:
 
 
 def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
-    """Load the job's model as the settings' `dtype` asks, on the GPU where there is one."""
+    """Load the job's model as the settings' `dtype` asks, on the GPU where there is one.
+
+    Quantised weights are dequantised: the adapter learns on what an engine computes with.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .layer_stream import load_dense_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     autocast = settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
     # Mixed precision on CPU keeps the residual stream in float32; a GPU holds bigger models, so saves memory.
     dtype = torch.bfloat16 if autocast and device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype).to(device)
+    quantised = "quantization_config" in json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    if quantised:
+        model = load_dense_model(job.model, dtype).to(device)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype).to(device)
     return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
 
 

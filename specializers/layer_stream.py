@@ -137,10 +137,12 @@ def load_dense_model(folder: Path, dtype: torch.dtype) -> Any:
 
     reader = CheckpointReader(folder)
     model = AutoModelForCausalLM.from_config(_dense_config(folder), dtype=dtype)
+    parameters = dict(model.named_parameters())
+    unknown = set(dense_names(reader)) - set(parameters) - {"lm_head.weight"}  # which may be a copy of the embedding
+    assert not unknown, unknown
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters.items():
             parameter.copy_(read_dense(reader, name, dtype))
-    assert set(dense_names(reader)) - {"lm_head.weight"} <= dict(model.named_parameters()).keys()
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metier.agents import RecipeError, TrafficRow, write_traffic
 from metier.specializers import AskSpec, Recipe, Shelf, Variant, load_recipe, produce
+from metier.specializers.adapter_check import check_adapter
 from metier.specializers.checkpoint_files import CheckpointReader
 from metier.specializers.compressed_tensors import dense_names, quantised_layers, read_dense
 from metier.specializers.layer_stream import load_dense_model
@@ -196,6 +197,24 @@ def test_the_parents_lora_is_merged_kept_or_dropped(tmp_path: Path, folder: Path
         assert variant.parent == parent.id
     chained, chained_place = make(tmp_path, folder, tiny_base, lora, GPTQ, name="chained")
     assert chained.ask == AskSpec() and [s["method"] for s in chained.card["stages"]] == ["lora", "ptq"]
+
+
+@pytest.mark.parametrize("method", [W8A8, W4A16], ids=["w8a8", "w4a16"])
+def test_adapters_are_trained_on_quantised_weights(
+    tmp_path: Path, folder: Path, tiny_base: Path, method: dict[str, Any]
+) -> None:
+    lora = {"method": "lora", "rank": 4, "steps": 3, "batch_rows": 4, "learning_rate": 0.02}
+    parent, place = make(tmp_path, folder, tiny_base, method, data=None)
+    child, child_place = make(tmp_path, folder, tiny_base, lora, name="tuned", parent="small")
+    assert (child.checkpoint, child.ask.adapter) == (parent.id, "lora")
+    facts = check_adapter(child_place / "adapter", place / "weights", slot_rank=8)
+    assert len(facts.modules) == 14
+    # The first loss is that of the rounded weights, which are not those of the base.
+    _, plain_place = make(tmp_path, folder, tiny_base, lora, name="plain")
+    on_rounded, on_base = (
+        json.loads((p / "training_log.jsonl").read_text().splitlines()[0])["loss"] for p in (child_place, plain_place)
+    )
+    assert on_rounded != on_base and on_rounded == pytest.approx(on_base, rel=0.1)
 
 
 def test_recipes_that_cannot_work_are_refused_when_loaded(tmp_path: Path) -> None:
