@@ -38,6 +38,9 @@ __all__ = ["RunResult", "Session"]
 STREAM_TEXT_EVENTS = 10_000
 """Pieces of text a slow reader of `Session.stream` may fall behind; further ones are dropped, other events never."""
 
+GRAPHS_FORESEEN = 64
+"""Graphs whose futures are kept worked out; a program that builds a new graph for every run must not grow."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -308,6 +311,8 @@ class Session:
         if not self._foresees:
             return None
         if id(built) not in self._foresights:
+            if len(self._foresights) >= GRAPHS_FORESEEN:
+                self._foresights.clear()
             foresight = Foresight(built, self._variant_of, asks=self.settings.engine.foresight_asks)
             self._foresights[id(built)] = (built, foresight)
         return RunForesight(run_id, self._foresights[id(built)][1], cast(ForeseeingBackend, self._backend), again=again)
