@@ -37,9 +37,10 @@ def encode_rows(
 ) -> list[EncodedRow]:
     """Tokenise rows exactly as an engine prompts: chat template, generation prompt, reply, end of turn.
 
-    Prompt and reply are tokenised apart, because that is where an engine starts to generate. `intuition` turns a
-    row's task into what the model is told of it.
-    Raises: TrainingError for no rows, or a row longer than `max_row_tokens`.
+    Prompt and reply are tokenised apart, because that is where an engine starts to generate. A row without messages
+    is plain text, of which all tokens but the first are learned. `intuition` turns a row's task into what the model
+    is told of it.
+    Raises: TrainingError for no rows, a row longer than `max_row_tokens`, or text too short to learn from.
     """
     if not rows:
         raise TrainingError(
@@ -49,13 +50,13 @@ def encode_rows(
         )
     encoded = []
     for number, row in enumerate(rows, 1):
-        prompt = tokenizer.apply_chat_template(
-            [message.model_dump() for message in row.messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
-        answer = tokenizer(row.reply, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        prompt, answer = _tokens_of(row, tokenizer)
+        if not answer:
+            raise TrainingError(
+                f"training row {number} is text of {len(prompt)} tokens",
+                expected="at least two, since the first is not learned",
+                remedy="Leave such rows out.",
+            )
         if len(prompt) + len(answer) > max_row_tokens:
             raise TrainingError(
                 f"training row {number} has {len(prompt) + len(answer)} tokens",
@@ -65,6 +66,19 @@ def encode_rows(
         told = None if intuition is None else intuition(row.task)
         encoded.append(EncodedRow((*prompt, *answer), len(prompt), told))
     return encoded
+
+
+def _tokens_of(row: TrafficRow, tokenizer: Any) -> tuple[list[int], list[int]]:
+    reply = tokenizer(row.reply, add_special_tokens=False).input_ids
+    if not row.messages:
+        return reply[:1], reply[1:]
+    prompt = tokenizer.apply_chat_template(
+        [message.model_dump() for message in row.messages],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+    return prompt, [*reply, tokenizer.eos_token_id]
 
 
 def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: int) -> list[list[int]]:

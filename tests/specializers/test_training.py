@@ -69,6 +69,15 @@ def test_rows_are_encoded_as_an_engine_prompts(tokenizer: Any, rows: list[Traffi
         encode_rows([], tokenizer, max_row_tokens=200)
 
 
+def test_a_row_without_messages_is_plain_text(tokenizer: Any) -> None:
+    text = "The planner writes a plan, the solver solves it."
+    (row,) = encode_rows([TrafficRow(role="text", messages=(), reply=text)], tokenizer, max_row_tokens=200)
+    assert tokenizer.decode(row.tokens) == text  # no turn begins or ends
+    assert row.prompt_tokens == 1
+    with pytest.raises(TrainingError, match="row 1 is text of 0 tokens"):
+        encode_rows([TrafficRow(role="text", messages=(), reply="")], tokenizer, max_row_tokens=200)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_the_loss_is_that_of_each_row_alone(tiny_base: Path, encoded: list[EncodedRow], count: int) -> None:
     import torch
