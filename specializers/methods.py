@@ -25,6 +25,8 @@ __all__ = ["METHODS", "Job", "Made", "Method", "find_method"]
 METHODS = {
     "depth_pruning": ".depth_pruning",
     "lora": ".lora",
+    "msq": ".msq",
+    "npft": ".npft",
     "pat": ".pat",
     "ptq": ".ptq",
     "trex": ".trex",

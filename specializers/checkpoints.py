@@ -1,0 +1,54 @@
+"""What a method that tunes weights in their own shapes starts from and ends with: a model, and a checkpoint of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..agents.errors import RecipeError
+from .adapter_training import LoadedBase
+from .dense_checkpoint import dense_tensors, load_folded, write_dense
+from .methods import Job
+from .training import TrainingSettings, multiplies_bfloat16
+
+__all__ = ["check_tunable", "load_tunable", "save_tuned"]
+
+
+def check_tunable(job: Job) -> None:
+    """Check that the job's checkpoint holds plain weights, and an adapter that they can take in.
+
+    Raises: RecipeError for a quantised checkpoint, or an adapter that is no LoRA.
+    """
+    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise RecipeError(
+            "the weights to tune are quantised",
+            expected="a checkpoint of plain weights",
+            remedy="Put the method that quantises last, or name a parent from before it.",
+        )
+    if job.ask.adapter not in (None, "lora"):
+        raise RecipeError(
+            f"the parent has an adapter of kind {job.ask.adapter}",
+            expected="a LoRA adapter, which new weights can take in, or none",
+            remedy="Set parent: base, or export the adapter as LoRA first.",
+        )
+
+
+def load_tunable(job: Job, settings: TrainingSettings) -> LoadedBase:
+    """Load the job's model in float32, with the LoRA before it folded in, on the GPU where there is one."""
+    import torch
+    from transformers import AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
+    model = load_folded(job, device=device)
+    return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
+
+
+def save_tuned(model: Any, job: Job) -> None:
+    """Write `job.out / "weights"`: the job's checkpoint with the model's weights, in that checkpoint's dtype.
+
+    Raises: TrainingError when a value is not finite, OSError when the disk is full.
+    """
+    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    write_dense(job.out / "weights", dense_tensors(model), config)
