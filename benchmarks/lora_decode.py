@@ -60,11 +60,15 @@ BASES = ("base eager", "base compiled")
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement: tokens a second of wall time, CPU seconds per 1000 tokens, other programs' share of the CPUs."""
+    """One measurement: tokens a second of wall time, CPU seconds per 1000 tokens, other programs' share of the CPUs.
+
+    `first_token_s` is the time to the first token where a workload begins with prompts, else 0.
+    """
 
     tokens_per_s: float
     cpu_s_per_1k: float
     others: float = 0.0
+    first_token_s: float = 0.0
 
 
 def main() -> None:
@@ -106,7 +110,7 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> dict[str, dict[str, list[Sample]]]:
     """Start one process per engine kind, then measure every workload on each of them in turn, round by round."""
-    workers = {kind: Worker(kind, options) for kind in options.engines}
+    workers = {kind: start_worker(kind, options) for kind in options.engines}
     samples: dict[str, dict[str, list[Sample]]] = {k: {w: [] for w in WORKLOADS} for k in workers}
     try:
         for kind, worker in workers.items():
@@ -127,6 +131,14 @@ def compare(options: argparse.Namespace) -> dict[str, dict[str, list[Sample]]]:
     return samples
 
 
+def start_worker(kind: str, options: argparse.Namespace) -> Worker:
+    """A process of this program that is the engine `kind`."""
+    arguments = [__file__, "--worker", kind, "--adapters", str(options.adapters)]
+    for name in ("base", "steps", "max_lora_rank", "threads"):
+        arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    return Worker(arguments, threads=options.threads, plugin=KINDS[kind].plugin)
+
+
 def least_disturbed(tries: Iterable[Sample]) -> Sample:
     """The first sample that had the machine to itself, else the one that came closest."""
     seen = []
@@ -140,22 +152,19 @@ def least_disturbed(tries: Iterable[Sample]) -> Sample:
 class Worker:
     """A process with one engine; it measures what it is told to on its standard input."""
 
-    def __init__(self, kind: str, options: argparse.Namespace) -> None:
+    def __init__(self, arguments: list[str], *, threads: int, plugin: bool = True) -> None:
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",
-            "METIER_PLUGIN": "1" if KINDS[kind].plugin else "0",
-            "OMP_NUM_THREADS": str(options.threads),
+            "METIER_PLUGIN": "1" if plugin else "0",
+            "OMP_NUM_THREADS": str(threads),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
         }
-        arguments = [sys.executable, __file__, "--worker", kind, "--adapters", str(options.adapters)]
-        for name in ("base", "steps", "max_lora_rank", "threads"):
-            arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
         started = time.perf_counter()
         self.process = subprocess.Popen(
-            arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, *arguments], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.answer()
         self.ready_s = time.perf_counter() - started
@@ -233,10 +242,11 @@ def busy_s() -> float:
     return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def decode(engine: Any, requests: list[Any], steps: int) -> Sample:
-    """Time `steps` decode steps of as many sequences as there are entries in `requests`."""
+def decode(engine: Any, requests: list[Any], steps: int, extra: list[dict[str, Any] | None] | None = None) -> Sample:
+    """Time `steps` decode steps of one sequence per entry of `requests`; `extra` are their extra_args."""
     for index, request in enumerate(requests):
-        add(engine, f"d{index}", prompt(24 + index % 4, index), steps + 16, request)
+        more = None if extra is None else extra[index]
+        add(engine, f"d{index}", prompt(24 + index % 4, index), steps + 16, request, more)
     while engine.has_unfinished_requests():
         outputs = engine.step()
         # Prefill over, every row has a token: from here each step is a pure decode step.
@@ -281,11 +291,18 @@ def prompt(length: int, seed: int) -> list[int]:
     return [100 + (seed * 7919 + position * 31) % 5000 for position in range(length)]
 
 
-def add(engine: Any, name: str, tokens: list[int], new_tokens: int, request: Any) -> None:
-    """Add one greedy request of exactly `new_tokens` tokens."""
+def add(
+    engine: Any,
+    name: str,
+    tokens: list[int],
+    new_tokens: int,
+    request: Any,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Add one greedy request of exactly `new_tokens` tokens; `extra` travels to the engine's workers with it."""
     from vllm import SamplingParams
 
-    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False, extra_args=extra)
     engine.add_request(name, {"prompt_token_ids": tokens}, params, lora_request=request)
 
 
