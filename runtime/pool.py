@@ -23,9 +23,11 @@ from ..agents.errors import (
     VariantError,
 )
 from ..agents.messages import Ask, Reply
+from ..specializers.self_check import read_self_check
 from ..specializers.variant import EngineSpec, Variant
 from .adapter_slots import OnAdapterUse
 from .announced_uses import AnnouncedUses
+from .answer_check import check_answers
 from .engine import (
     Engine,
     EngineCounters,
@@ -55,13 +57,17 @@ FORESEEN_LIMIT = 10_000
 
 @dataclass(frozen=True)
 class EngineStart:
-    """What one engine of a pool is started with; `weights` is the checkpoint folder."""
+    """What one engine of a pool is started with; `weights` is the checkpoint folder.
+
+    `self_check` is what it must answer before it may serve (see `specializers.self_check`).
+    """
 
     name: str
     weights: Path
     dtype: str
     adapters: bool
     settings: EngineSettings
+    self_check: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -244,10 +250,10 @@ class EnginePool:
 
     async def _find_target(self, name: str | None) -> _Target:
         if name is None:
-            return _Target(self._engine_start(EngineSpec(base=""), "base", "base", self._base))
+            return _Target(self._engine_start(EngineSpec(base=""), None, self._base))
         variant, folder = self._resolve(name)
         owner, weights = self._checkpoint(variant, folder)
-        start = self._engine_start(variant.engine, owner, variant.checkpoint, weights)
+        start = self._engine_start(variant.engine, owner, weights)
         if variant.ask.adapter is not None and not start.adapters:
             raise AdapterError(
                 f"variant {variant.name!r} has an adapter, and the pool was opened without any",
@@ -262,10 +268,10 @@ class EnginePool:
             return _Target(start, variant, adapter, await anyio.to_thread.run_sync(_load_semantic_map, adapter))
         return _Target(start, variant, adapter)
 
-    def _checkpoint(self, variant: Variant, folder: Path) -> tuple[str, Path]:
-        """Name and folder of the checkpoint a variant stands on: the base, its own, or an ancestor's."""
+    def _checkpoint(self, variant: Variant, folder: Path) -> tuple[Variant | None, Path]:
+        """Who holds the checkpoint a variant stands on (None for the base), and its folder."""
         if variant.engine.weights == "base":
-            return "base", self._base
+            return None, self._base
         owner, place = variant, folder
         if variant.engine.weights != "own":
             try:
@@ -276,13 +282,16 @@ class EnginePool:
                     expected="that variant on the same shelf",
                     remedy="Copy its folder there too, or make it again from its recipe.",
                 ) from error
-        # The name is for people and may be used again; the id keeps engines apart.
-        return f"{owner.name}-{owner.id[:6]}", place / "weights"
+        return owner, place / "weights"
 
-    def _engine_start(self, spec: EngineSpec, name: str, checkpoint: str, weights: Path) -> EngineStart:
+    def _engine_start(self, spec: EngineSpec, owner: Variant | None, weights: Path) -> EngineStart:
+        checkpoint = "base" if owner is None else owner.id
         adapters = self._adapters if isinstance(self._adapters, bool) else checkpoint in self._adapters
+        # The name is for people and may be used again; the id keeps engines apart.
+        name = "base" if owner is None else f"{owner.name}-{owner.id[:6]}"
         name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
-        return EngineStart(name, weights, spec.dtype, adapters, self._settings)
+        known = () if owner is None else read_self_check(owner.card)
+        return EngineStart(name, weights, spec.dtype, adapters, self._settings, known)
 
     def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
         """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""
@@ -339,6 +348,7 @@ class EnginePool:
                 first = {} if self._settings.runs_eagerly else {"note": "compiles for about a minute the first time"}
                 self._tell("engine_starting", engine=seat.start.name, **first)
                 engine: Engine = await self._start_engine(seat.start)
+                await check_answers(engine, seat.start.self_check)
                 seat.running = self._with_adapters(engine, seat)
                 kind: EventKind = "engine_restarted" if seat.past else "engine_ready"
                 seat.restarts += bool(seat.past)

@@ -112,17 +112,27 @@ class LayerStream:
         hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
+    def next_token_logits(self, sequences: Sequences) -> torch.Tensor:
+        """Logits [sequences, vocabulary] of what follows each sequence, after the last layer."""
+        last = torch.cat([states[:, -1] for states in sequences.states])
+        return self._normed(last) @ self._head().T
+
     def losses(self, sequences: Sequences, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Cross-entropy in nats of each token but the first of each row, after the last layer."""
-        self._fill(self._inner.norm, "model.norm")
-        tied = "lm_head.weight" not in self.reader.tensors
-        head = read_dense(self.reader, "model.embed_tokens.weight" if tied else "lm_head.weight", torch.float32)
-        losses = []
+        head, losses = self._head(), []
         for states, row in zip(sequences.states, rows, strict=True):
-            logits = self._inner.norm(states)[0, :-1] @ head.T
+            logits = self._normed(states)[0, :-1] @ head.T
             losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(list(row[1:])), reduction="none"))
-        self._inner.norm.to_empty(device="meta")
         return losses
+
+    def _normed(self, states: torch.Tensor) -> torch.Tensor:
+        self._fill(self._inner.norm, "model.norm")
+        normed: torch.Tensor = self._inner.norm(states)
+        return normed
+
+    def _head(self) -> torch.Tensor:
+        tied = "lm_head.weight" not in self.reader.tensors
+        return read_dense(self.reader, "model.embed_tokens.weight" if tied else "lm_head.weight", torch.float32)
 
     def _fill(self, module: Any, prefix: str) -> None:
         module.to_empty(device="cpu")

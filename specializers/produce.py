@@ -16,6 +16,7 @@ from .bundled_model import BUNDLED
 from .file_lock import exclusive
 from .methods import Job, find_method
 from .recipe import Recipe, data_fingerprint, read_rows
+from .self_check import make_self_check
 from .shelf import Shelf
 from .stages import TRAINING_LOG, Stage, apply_methods, stage_results
 from .training import Progress
@@ -110,6 +111,9 @@ def produce(
                 remedy="Free space there, or choose another work folder, and make it again: it goes on.",
             ) from error
         weights = "own" if (job.out / "weights").is_dir() else checkpoint
+        card = _card(stages)
+        if weights == "own":
+            card["self_check"] = make_self_check(job.out / "weights")
         engine = EngineSpec(base=fingerprint) if parent is None else parent.engine
         variant = shelf.add(
             job.out,
@@ -118,7 +122,7 @@ def produce(
                 **record,
                 "engine": engine.model_copy(update={"weights": weights}),
                 "ask": stages[-1].made.ask,
-                "card": _card(stages),
+                "card": card,
             },
         )
     shutil.rmtree(work, ignore_errors=True)

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from metier.agents.errors import AdapterError, EngineDeadError, UnknownVariantError, VariantError
+from metier.agents.errors import AdapterError, EngineDeadError, EngineError, UnknownVariantError, VariantError
 from metier.agents.messages import Ask, Reply, Usage
 from metier.runtime.engine import EngineCounters, EngineRequest, LoadedAdapter, SwapCost
 from metier.runtime.events import Event
@@ -260,6 +260,27 @@ async def test_weights_that_cannot_be_served_are_refused(tiny_base: Path, tmp_pa
         with pytest.raises(VariantError, match="'tuned' stands on the weights of variant 000000000000000b"):
             await pool.warm(["tuned"])
     assert not started.engines
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+async def test_an_engine_that_computes_something_else_does_not_serve(
+    tiny_base: Path, tmp_path: Path, make_ask: MakeAsk, wrong: int
+) -> None:
+    variants = checkpoints(tiny_base, tmp_path)
+    record, folder = variants["slim"]
+    known = [{"prompt": str(n), "begins": "Paris" if n < wrong else " slim-000000:-"} for n in range(3)]
+    variants["slim"] = (record.model_copy(update={"card": {"self_check": known}}), folder)
+    started = Started()
+    async with EnginePool(tiny_base, variants.__getitem__, TINY, start_engine=started) as pool:
+        if wrong < 2:
+            assert (await pool.reply(make_ask(variant="slim"))).text == "slim-000000:-"
+            assert started.engines[0].written_off == 3.0  # what the check cost is on nobody's bill
+        else:
+            with pytest.raises(
+                EngineError, match="'slim-000000' answers 2 of 3 prompts wrongly: '0' with 'slim.*Paris"
+            ):
+                await pool.reply(make_ask(variant="slim"))
+            assert started.engines[0].closed
 
 
 @pytest.mark.engine

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from metier.agents import Ask
+from metier.runtime.answer_check import check_answers
 from metier.runtime.engine import EngineRequest, LoadedAdapter
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.specializers import Recipe, Shelf, produce
+from metier.specializers import Recipe, Shelf, produce, self_check
 from metier.specializers.checkpoint_files import CheckpointReader
 from metier.specializers.compressed_tensors import rounds_inputs
 from metier.specializers.layer_stream import load_dense_model
@@ -126,6 +127,15 @@ async def test_adapters_add_to_the_dequantised_model(
     assert together == {number: alone[number % 2] for number in range(4)}
     assert alone[0] != alone[1]
     await engine.remove_adapter(adapter)
+
+
+async def test_the_engine_answers_what_the_checkpoint_is_sure_of(
+    engine: InProcessEngine, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_check, "SURE_MARGIN", 0.3)  # random weights are never as sure as trained ones
+    known = self_check.read_self_check({"self_check": self_check.make_self_check(weights)})
+    assert len(known) >= 2
+    await check_answers(engine, known)
 
 
 def weights_are_int4(weights: Path) -> bool:

@@ -17,6 +17,7 @@ from metier.agents import TrafficRow, VariantError, write_traffic
 from metier.specializers import AskSpec, Recipe, Shelf, Variant, base_fingerprint, check_base, check_weights, produce
 from metier.specializers.adapter_check import check_adapter
 from metier.specializers.methods import METHODS
+from metier.specializers.self_check import make_self_check, read_self_check
 from tests.tiny_model import write_tiny_llama
 
 SCALED = {"method": "scaled", "factor": 0.5}
@@ -53,6 +54,7 @@ def test_new_weights_are_a_whole_checkpoint_of_their_own(tmp_path: Path, folder:
     check_base(weights)
     check_weights(variant, weights, tiny_base)
     shelf.verify(variant)
+    assert read_self_check(variant.card) == tuple((e["prompt"], e["begins"]) for e in make_self_check(weights))
     assert variant.card["factor"] == 0.5 and last_norm(shelf, variant) == 0.5
     # Unlike the base, whose fingerprint says what the variant descends from.
     assert base_fingerprint(weights) != base_fingerprint(tiny_base) == variant.base
@@ -113,6 +115,7 @@ import resource, sys
 from pathlib import Path
 from metier.specializers import Recipe, Shelf, produce
 from metier.specializers.methods import METHODS
+from metier.specializers.self_check import make_self_check, read_self_check
 
 METHODS["scaled"] = "tests.specializers.scaled_weights"
 recipe = Recipe.model_validate_json(sys.argv[1]).model_copy(update={"folder": Path(sys.argv[2])})
