@@ -5,6 +5,7 @@ Source: "Pruning-Aware Tuning for Large Language Models" (arXiv 2408.14721, AAAI
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ from .variant import AskSpec
 if TYPE_CHECKING:
     import torch
 
-    from .pat_tuner import PatModel
+    from .pat_tuner import PatModel, PatObjective
 
 __all__ = ["METHOD", "PatSettings", "check_pat", "make_pat"]
 
@@ -36,7 +37,9 @@ class PatSettings(TrainingSettings):
     the trained sizes; `embedding_operator` is what sits behind the embedding: `mask_only` keeps a tied head tied,
     `trained` is the published form and gives a tied head a matrix of its own, `auto` is the first for tied bases
     and the second for others. `channels: random` is the control: drawn beforehand, faded out linearly, all else
-    equal. `milestone_share` of the steps the mask is soft; then it is hard, exactly, for the rest
+    equal. `mask_start: fisher` ranks the channels before the first step by what `calibration_rows` rows' losses say of
+    each (the mask is still soft, and the task can change it); `zeros` is as published, and needs thousands of steps to
+    tell channels apart. `milestone_share` of the steps the mask is soft; then it is hard, exactly, for the rest
     (`harden: milestone`), or only after the last step, as published (`harden: end`). `mask_learning_rate` is the
     proxies' own: they have to travel 0.5 within the milestone.
     """
@@ -49,6 +52,8 @@ class PatSettings(TrainingSettings):
     operator_rank: int = Field(default=32, ge=1)
     embedding_operator: Literal["auto", "mask_only", "trained"] = "auto"
     channels: Literal["learned", "random"] = "learned"
+    mask_start: Literal["fisher", "zeros"] = "fisher"
+    calibration_rows: int = Field(default=64, ge=1)
     milestone_share: float = Field(default=1 / 3, gt=0.0, le=1.0)
     harden: Literal["milestone", "end"] = "milestone"
     mask_learning_rate: float = Field(default=0.02, gt=0.0)
@@ -117,24 +122,28 @@ def make_pat(settings: PatSettings, job: Job) -> Made:
     tuned = _with_operators(settings, job, base, device)
     pad = tokenizer.pad_token_id
     pad_token = int(tokenizer.eos_token_id if pad is None else pad)
+    objective = PatObjective(
+        tuned,
+        pad_token=pad_token,
+        device=device,
+        autocast=autocast,
+        active_weight=settings.active_weight,
+        identity_weight=settings.identity_weight,
+    )
+    checkpoint = job.work_dir / "checkpoint.safetensors"
+    if settings.channels == "learned" and settings.mask_start == "fisher" and not checkpoint.exists():
+        _rank_channels(settings, objective, rows, job.seed)
     log = train(
         tuned,
         rows,
         settings,
         seed=job.seed,
         pad_token=pad_token,
-        checkpoint=job.work_dir / "checkpoint.safetensors",
+        checkpoint=checkpoint,
         job=job.fingerprint,
         device=device,
         rate_factor=lambda name: settings.mask_learning_rate / settings.learning_rate if "proxies" in name else 1.0,
-        objective=PatObjective(
-            tuned,
-            pad_token=pad_token,
-            device=device,
-            autocast=autocast,
-            active_weight=settings.active_weight,
-            identity_weight=settings.identity_weight,
-        ),
+        objective=objective,
         on_progress=job.on_progress,
     )
     mask = _mask_card(tuned, settings)
@@ -198,6 +207,18 @@ def _with_operators(settings: PatSettings, job: Job, base: PrunableModel, device
     return PatModel(tuned, mask, rank=settings.operator_rank, embedding_rank=0 if only_mask else settings.operator_rank)
 
 
+def _rank_channels(settings: PatSettings, objective: PatObjective, rows: list[EncodedRow], seed: int) -> None:
+    import torch
+
+    from .pat_modules import ranked_proxies
+    from .pat_tuner import channel_importance
+
+    chosen = random.Random(seed).sample(rows, min(settings.calibration_rows, len(rows)))
+    importance = channel_importance(objective, chosen)
+    with torch.no_grad():
+        objective.pat.mask.proxies.copy_(ranked_proxies(importance, settings.hidden_size))
+
+
 def _mask_card(tuned: PatModel, settings: PatSettings) -> dict[str, Any]:
     """How decided the mask was when it became hard: channels above zero then, and the largest step any value took."""
     from .pat_modules import hard_mask, soft_mask
@@ -205,6 +226,7 @@ def _mask_card(tuned: PatModel, settings: PatSettings) -> dict[str, Any]:
     proxies = tuned.mask.proxies.detach()
     card: dict[str, Any] = {"channels": settings.channels, "kept": settings.hidden_size}
     if settings.channels == "learned":
+        card["start"] = settings.mask_start
         soft = soft_mask(proxies, tuned.mask.harden_step, settings.milestone)
         card["above_zero"] = int((proxies > 0).sum())
         card["hardening_jump"] = round(float((soft - hard_mask(proxies, settings.hidden_size)).abs().max()), 4)

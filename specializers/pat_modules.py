@@ -28,12 +28,15 @@ __all__ = [
     "keep_channels",
     "mask_offset",
     "mask_temperature",
+    "ranked_proxies",
     "soft_mask",
     "sparsify",
 ]
 
 FREEZE_SHARE = 0.8
 """From this share of the milestone on the temperature stays, and the task's gradient no longer reaches the mask."""
+
+_START = 0.1
 
 
 def mask_temperature(step: int, milestone: int) -> float:
@@ -76,6 +79,19 @@ def hard_mask(proxies: torch.Tensor, count: int) -> torch.Tensor:
     mask = torch.zeros_like(proxies.detach())
     mask[keep_channels(proxies, count)] = 1.0
     return mask
+
+
+def ranked_proxies(importance: torch.Tensor, count: int) -> torch.Tensor:
+    """Proxies [d] in [-0.1, 0.1] that are in the order of `importance`, with exactly `count` above zero.
+
+    A start for the mask that is still undecided: the task can turn it round while it is soft.
+    """
+    ranks = torch.empty_like(importance)
+    order = torch.argsort(importance, descending=True, stable=True)
+    ranks[order] = torch.arange(len(importance), dtype=importance.dtype, device=importance.device)
+    return _START * torch.where(
+        ranks < count, (count - ranks) / count, (count - 1 - ranks) / max(1, len(importance) - count)
+    )
 
 
 def active_loss(proxies: torch.Tensor, count: int, *, ranked: bool = False) -> torch.Tensor:

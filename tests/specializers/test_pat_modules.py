@@ -19,6 +19,7 @@ from metier.specializers.pat_modules import (
     keep_channels,
     mask_offset,
     mask_temperature,
+    ranked_proxies,
     soft_mask,
 )
 
@@ -73,6 +74,17 @@ def test_exactly_as_many_channels_stay_as_asked_for(values: list[int], data: st.
     assert keep == oracle
     mask = hard_mask(proxies, count)
     assert mask.sum() == count and set(mask.tolist()) <= {0.0, 1.0}
+
+
+@given(st.lists(st.floats(0, 10, width=32), min_size=2, max_size=24), st.data())
+def test_a_ranked_start_is_in_order_and_has_the_right_count(values: list[float], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(values) - 1))
+    importance = torch.tensor(values)
+    proxies = ranked_proxies(importance, count)
+    assert int((proxies > 0).sum()) == count and proxies.abs().max() <= 0.1
+    assert torch.equal(keep_channels(proxies, count), keep_channels(importance, count))
+    for i in range(len(values)):
+        assert all(proxies[i] > proxies[j] for j in range(len(values)) if importance[i] > importance[j])
 
 
 def test_the_active_loss_is_that_of_a_loop_and_lowest_at_the_count() -> None:
