@@ -170,4 +170,10 @@ def _put_blocks(model: Any, blocks: Sequence[Any], kept: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
 
 
-METHOD = Method(settings=DepthPruningSettings, make=make_depth_pruning, makes="weights", check=check_depth_pruning)
+METHOD = Method(
+    settings=DepthPruningSettings,
+    make=make_depth_pruning,
+    makes="weights",
+    needs_data=lambda settings: settings.score != "random",
+    check=check_depth_pruning,
+)

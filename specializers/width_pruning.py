@@ -131,4 +131,10 @@ def _mean_squares(settings: WidthPruningSettings, job: Job, model: Any) -> list[
     return [total.float() / tokens for total in sums]
 
 
-METHOD = Method(settings=WidthPruningSettings, make=make_width_pruning, makes="weights", check=check_width_pruning)
+METHOD = Method(
+    settings=WidthPruningSettings,
+    make=make_width_pruning,
+    makes="weights",
+    needs_data=lambda settings: settings.score == "activation",
+    check=check_width_pruning,
+)
