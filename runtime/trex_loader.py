@@ -44,9 +44,10 @@ def trex_of(lora: LoRAModel | None) -> TrexGates | None:
 def gates_of(manager: Any, lora_id: int, module_name: str, slices: int) -> list[TrexGate | None]:
     """The gate of each slice of a wrapped layer for adapter `lora_id`; None for slices that it leaves alone."""
     trex = trex_of(manager.get_adapter(lora_id))
-    if trex is None:
+    parts = manager.packed_modules.get(module_name, [module_name])
+    if trex is None or len(parts) != slices:  # the loader refuses adapters of layers that are packed otherwise
         return [None] * slices
-    return [trex.by_module.get(part) for part in manager.packed_modules.get(module_name, [module_name])]
+    return [trex.by_module.get(part) for part in parts]
 
 
 def install() -> None:
