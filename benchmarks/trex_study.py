@@ -6,9 +6,10 @@
 Arms: `trex` (2 input and 4 output vectors), `trex-no-intuition` (c = 0; a small random router breaks the
 symmetry that the released initialisation would keep), `lora` (rank 7: equal parameters), `lora-per-kind` (one
 such LoRA for each kind, on the mixture's rows of that kind), `base`. The first three see the same rows in the
-same order, with the same steps, batches and schedule. Rows are seen once. Answers come from the real engine,
-greedy, under the answer type's grammar, and count when the kind's own score is 1.0. What exists is skipped, so
-a run that was stopped goes on; every (arm, kind) is written as it is measured.
+same order, with the same steps, batches and schedule, each at the learning rate that was best for it over 48 steps
+(`--rates`; `lora-slow` is the LoRA at the rate of the other examples). Rows are seen once. Answers come from the
+real engine, greedy, under the answer type's grammar, and count when the kind's own score is 1.0. What exists is
+skipped, so a run that was stopped goes on; every (arm, kind) is written as it is measured.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 from mixed_puzzles import KINDS, Answer, kind_rows, kind_tasks, solver  # noqa: E402
 
-ARMS = ("trex", "trex-no-intuition", "lora", "lora-per-kind", "base")
+ARMS = ("trex", "trex-no-intuition", "lora", "lora-slow", "lora-per-kind", "base")
 RECIPES = ROOT / "examples" / "recipes"
 RESULTS = Path(__file__).parent / "trex_study.jsonl"
 TEST_PUZZLES_PER_KIND = 60
 PER_KIND_BATCH_ROWS = 8
 """Half the mixture's batch: a kind has few rows, and its LoRA should still take enough steps."""
+SLOW_RATE = 0.001
+"""The rate that the other examples' LoRAs were tuned to, for an arm beside the one tuned to these puzzles."""
 RESAMPLES = 10_000
 
 
@@ -63,6 +66,10 @@ def recipes(arm: str, seed: int, folder: Path) -> Iterator[Recipe]:
         yield with_intuition.model_copy(update={"name": arm, "seed": seed, "methods": methods})
     elif arm == "lora":
         yield load_recipe(RECIPES / "mixed_lora.yaml").model_copy(update={"seed": seed})
+    elif arm == "lora-slow":
+        mixture = next(recipes("lora", seed, folder))
+        methods = tuple(method.model_copy(update={"learning_rate": SLOW_RATE}) for method in mixture.methods)
+        yield mixture.model_copy(update={"name": arm, "methods": methods})
     elif arm == "lora-per-kind":
         yield from (per_kind_recipe(kind, seed, folder) for kind in KINDS)
 
