@@ -141,7 +141,11 @@ async def compare(options: argparse.Namespace, folder: Path) -> None:
             for label in (*list(contestants)[turn:], *list(contestants)[:turn]):
                 await measure(contestants[label], graph, briefs, options.concurrency)
                 shown = contestants[label]
-                print(f"round {number} {label}: {shown.wall_s[-1]:.1f} s, {shown.cpu_s[-1]:.1f} CPU-s", flush=True)
+                print(
+                    f"round {number} {label}: {shown.wall_s[-1]:.1f} s, {shown.cpu_s[-1]:.1f} CPU-s, {shown.loads} loads"
+                    f" so far, fewest {fewest_loads(shown.trace.events, shown.slots)}",
+                    flush=True,
+                )
         for contestant in contestants.values():  # the first round warms up
             del contestant.wall_s[0], contestant.cpu_s[0]
         print_table(contestants, options)
