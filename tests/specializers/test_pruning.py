@@ -178,6 +178,15 @@ def test_pruning_steps_follow_each_other(tmp_path: Path, folder: Path, base: Pat
     assert [stage["method"] for stage in variant.card["stages"]] == ["depth_pruning", "width_pruning", "pat"]
 
 
+def test_weights_alone_need_no_rows_and_activations_do(tmp_path: Path, base: Path) -> None:
+    method = {"method": "width_pruning", "intermediate_size": KEPT}
+    variant = produce(Recipe.model_validate({"name": "small", "methods": [method]}), shelf=Shelf(tmp_path), base=base)
+    assert variant.card["intermediate_size"] == KEPT
+    for needing in ({**method, "score": "activation"}, {"method": "depth_pruning", "layers": 2}):
+        with pytest.raises(RecipeError, match="data"):
+            Recipe.model_validate({"name": "small", "methods": [needing]})
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [
