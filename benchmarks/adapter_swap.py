@@ -142,8 +142,8 @@ async def compare(options: argparse.Namespace, folder: Path) -> None:
                 await measure(contestants[label], graph, briefs, options.concurrency)
                 shown = contestants[label]
                 print(
-                    f"round {number} {label}: {shown.wall_s[-1]:.1f} s, {shown.cpu_s[-1]:.1f} CPU-s, {shown.loads} loads"
-                    f" so far, fewest {fewest_loads(shown.trace.events, shown.slots)}",
+                    f"round {number} {label}: {shown.wall_s[-1]:.1f} s, {shown.cpu_s[-1]:.1f} CPU-s, {shown.loads}"
+                    f" loads so far, fewest {fewest_loads(shown.trace.events, shown.slots)}",
                     flush=True,
                 )
         for contestant in contestants.values():  # the first round warms up
