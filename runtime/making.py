@@ -19,6 +19,7 @@ __all__ = ["list_variants", "make_variant", "show_variants"]
 console = Console(stderr=True)
 LINES = 20
 """Lines of progress where there is no terminal to draw a bar on."""
+_COLUMNS = ("served_average_bits", "bytes", "bytes_before")  # of a card, that have columns of their own
 
 
 def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | None) -> None:
@@ -69,14 +70,20 @@ def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
 def show_variants(variants: list[Variant], shelf: Shelf) -> None:
     """Print variants as a table: lineage, size, and the plain numbers of their cards."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("name", "id", "parent", "method", "adapter", "MB", "measured"):
+    for head in ("name", "id", "parent", "method", "weights", "bits", "adapter", "MB", "measured"):
         table.add_column(head, overflow="fold")
+    names = {v.id: v.name for v in shelf.list()}
     for v in variants:
         size = sum(f.stat().st_size for f in shelf.path(v).rglob("*") if f.is_file()) / 1e6
         methods = "+".join(m["method"] for m in v.recipe.get("methods", [])) or "–"
         adapter = f"{v.ask.adapter} r{v.ask.rank}" if v.ask.adapter else "–"
-        measured = ", ".join(f"{k} {_number(x)}" for k, x in v.card.items() if isinstance(x, int | float | str))
-        table.add_row(v.name, v.id, v.parent or "base", methods, adapter, f"{size:.1f}", measured)
+        measured = ", ".join(
+            f"{k} {_number(x)}" for k, x in v.card.items() if isinstance(x, int | float | str) and k not in _COLUMNS
+        )
+        weights = names.get(v.engine.weights, v.engine.weights)
+        bits = _number(v.card.get("served_average_bits", "–"))
+        parent = names.get(v.parent, v.parent) if v.parent else "base"
+        table.add_row(v.name, v.id, parent, methods, weights, bits, adapter, f"{size:.1f}", measured)
     Console().print(table)
 
 

@@ -8,6 +8,7 @@ is streamed layer by layer, so the memory needed is far below a whole model in f
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -98,8 +99,9 @@ def check_ptq(settings: PtqSettings, job: Job) -> None:
 def make_ptq(settings: PtqSettings, job: Job) -> Made:
     """Quantise the job's checkpoint into `job.out / "weights"`.
 
-    The card has bytes before and after, the relative error of the weights (over all, and of the worst layer),
-    and perplexities. Raises: RecipeError, TrainingError (rows too long), OSError when the disk is full.
+    The card has the scheme, bits per weight, bytes before and after, the relative error of the weights (over all,
+    and of the worst layer), and perplexities. Raises: RecipeError, TrainingError (rows too long), OSError when the
+    disk is full.
     """
     from .compressed_tensors import write_compressed
     from .ptq_rounding import round_by_gptq, round_nearest
@@ -114,6 +116,9 @@ def make_ptq(settings: PtqSettings, job: Job) -> Made:
         ask = job.ask
     before, after = (_size(folder) for folder in (job.model, weights))
     card: dict[str, Any] = {
+        "scheme": settings.scheme if len(set(work.plan.values())) == 1 else "mixed",
+        "rounding": settings.rounding,
+        "served_average_bits": round(_average_bits(work), 4),
         "bytes": after,
         "bytes_before": before,
         "size_ratio": round(after / before, 4),
@@ -145,7 +150,7 @@ def _prepare(settings: PtqSettings, job: Job) -> RoundingWork:
     merged = None
     if job.adapter is not None and settings.adapter == "merge":
         merged = LoraDeltas(job.adapter, job.model)
-    return RoundingWork(settings, reader, plan, merged)
+    return RoundingWork(settings, reader, layers, plan, merged)
 
 
 def _with_progress(rounded: Iterable[Rounded], work: RoundingWork, job: Job) -> Iterator[Rounded]:
@@ -177,6 +182,16 @@ def _perplexities(settings: PtqSettings, job: Job, weights: Path, merged: LoraDe
         "perplexity_before": round(before, 4),
         "perplexity_on": {"text": name, "windows": len(rows), "window_tokens": settings.perplexity_window_tokens},
     }
+
+
+def _average_bits(work: RoundingWork) -> float:
+    """Bits of a weight of the linear layers at the mean, scales not counted; what is not rounded counts as stored."""
+    bits = weights = 0
+    for name, shape in work.layers.items():
+        numel, scheme = math.prod(shape), work.plan.get(name)
+        bits += numel * (8 * work.reader.dtype(f"{name}.weight").itemsize if scheme is None else scheme.bits)
+        weights += numel
+    return bits / weights
 
 
 def _size(folder: Path) -> int:

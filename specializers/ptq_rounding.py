@@ -54,10 +54,11 @@ class RoundingErrors:
 
 @dataclass
 class RoundingWork:
-    """What one job quantises: the layers and their schemes, the LoRA merged before, and what rounding has cost."""
+    """What one job quantises: shapes and schemes of its layers, the LoRA merged before, and what rounding has cost."""
 
     settings: PtqSettings
     reader: CheckpointReader
+    layers: dict[str, tuple[int, ...]]
     plan: dict[str, Scheme]
     merged: LoraDeltas | None
     errors: RoundingErrors = field(default_factory=RoundingErrors)

@@ -72,6 +72,7 @@ def test_a_w8a8_recipe_needs_no_data(tmp_path: Path, folder: Path, tiny_base: Pa
     assert variant.card["weight_error"] == pytest.approx((changes / weights) ** 0.5, rel=1e-3)
     assert variant.card["weight_error"] < variant.card["worst_layer"]["weight_error"] < 0.02
     size = (place / "weights" / "model.safetensors").stat().st_size
+    assert (variant.card["scheme"], variant.card["served_average_bits"]) == ("w8a8", 8.0)
     assert variant.card["bytes"] == size and variant.card["size_ratio"] < 0.7
     assert variant.card["perplexity"] == pytest.approx(variant.card["perplexity_before"], rel=0.05)
     assert variant.card["perplexity_on"]["text"] == offline_text()[0]
@@ -79,7 +80,11 @@ def test_a_w8a8_recipe_needs_no_data(tmp_path: Path, folder: Path, tiny_base: Pa
 
 def test_w4a16_rounds_in_groups_with_layers_left_out(tmp_path: Path, folder: Path, tiny_base: Path) -> None:
     method = {**W4A16, "ignore": ["*.layers.0.*"], "overrides": {"*.layers.1.mlp.*": "w8a8"}}
-    _, place = make(tmp_path, folder, tiny_base, method, data=None)
+    variant, place = make(tmp_path, folder, tiny_base, method, data=None)
+    # Attention 64 x (128 + 2 x 64 + 128), MLP 64 x 128 x 3, in each of two layers; the first stays in 32 bits.
+    attention, mlp = 64 * 384, 64 * 384
+    expected_bits = (32 * (attention + mlp) + 4 * attention + 8 * mlp) / (2 * (attention + mlp))
+    assert (variant.card["scheme"], variant.card["served_average_bits"]) == ("mixed", expected_bits)
     reader = CheckpointReader(place / "weights")
     assert all(name.startswith("model.layers.1.") for name in quantised_layers(reader))
     kinds = {name.rpartition(".")[2] for name in reader.tensors if ".layers.1.self_attn." in name}
