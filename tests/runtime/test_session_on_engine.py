@@ -22,6 +22,8 @@ from metier.agents import (
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Session, load_settings, open_session
 from metier.runtime.engine_settings import EngineSettings
+from metier.runtime.events import Event
+from metier.specializers import Recipe, produce
 from metier.specializers.base_model import base_fingerprint
 from metier.specializers.shelf import Shelf
 from metier.specializers.variant import AskSpec, EngineSpec
@@ -131,6 +133,43 @@ async def test_three_roles_on_three_variants_add_up(session: Session) -> None:
     assert charged == pytest.approx(totals["cpu_s"], rel=0.02)
     report = session.report()
     assert "| planner | planner | 12 | 12 | 0 | 0 |" in report and "CPU-s" in report
+
+
+async def test_two_checkpoints_serve_beside_an_adapter_of_the_base(
+    tiny_base: Path, shelf: Path, tmp_path: Path
+) -> None:
+    """Quantised variants and adapters in one assignment: an engine for each checkpoint, LoRA where it is needed."""
+    for scheme in ("w8a8", "w4a16"):
+        method = {"method": "ptq", "scheme": scheme, "perplexity_windows": 0}
+        produce(Recipe.model_validate({"name": scheme, "methods": [method]}), shelf=Shelf(shelf), base=tiny_base)
+    engines: dict[str, float] = {}
+
+    def on_event(event: Event) -> None:
+        if event.kind == "engine_ready":
+            engines[event.data["engine"].rpartition("-")[0] or event.data["engine"]] = event.data["seconds"]
+
+    async with open_session(
+        base=tiny_base,
+        assignment=assigned(planner="w8a8", solver="w4a16", critic="critic"),
+        store=tmp_path / "runs.db",
+        settings=settings(shelf),  # type: ignore[arg-type]
+        on_event=on_event,
+    ) as session:
+        results = await session.map(graph, [Puzzle(text=f"number {i}") for i in range(3)], concurrency=3)
+        assert [r.error for r in results] == [None] * 3
+        assert session.batch is not None
+        totals = session.store.engine_totals(session.batch)
+        rows = session.store.query("SELECT * FROM asks")
+        assert {(row["role"], row["variant"]) for row in rows} == {
+            ("planner", "w8a8"),
+            ("solver", "w4a16"),
+            ("critic", "critic"),
+        }
+        assert sorted(engine.partition("-")[0].partition("@")[0] for engine in totals) == ["base", "w4a16", "w8a8"]
+        charged = sum(row["cpu_s"] for row in rows) + sum(t["overhead_cpu_s"] for t in totals.values())
+        abandoned = sum(sum(t["abandoned_cpu_s"].values()) for t in totals.values())
+        assert charged + abandoned == pytest.approx(sum(t["cpu_s"] for t in totals.values()), rel=0.02)
+    assert set(engines) == {"base", "w8a8", "w4a16"}
 
 
 async def test_a_prompt_longer_than_the_context_fails_its_run_only(session: Session) -> None:
