@@ -122,6 +122,17 @@ def test_widths_that_are_no_multiple_of_the_heads_and_untied_heads(tmp_path: Pat
     assert logits(weights).isfinite().all()
 
 
+def test_a_base_in_bfloat16_is_tuned_and_checked_in_float32_and_written_as_it_was(tmp_path: Path, folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    base = write_tiny_llama(tmp_path / "base", hidden=96, heads=6, kv_heads=3, dtype="bfloat16")
+    variant, weights = make(folder, base, tmp_path / "shelf", hidden_size=64, steps=4)
+    assert variant.card["merge_error"] < 1e-4
+    assert json.loads((weights / "config.json").read_text())["dtype"] == "bfloat16"
+    assert {tensor.dtype for tensor in load_file(weights / "model.safetensors").values()} == {torch.bfloat16}
+
+
 def test_a_lora_parent_is_folded_in_first(tmp_path: Path, folder: Path, tiny_base: Path) -> None:
     from metier.specializers.methods import Job
     from metier.specializers.pat import PatSettings, make_pat
