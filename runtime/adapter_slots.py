@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -88,7 +87,8 @@ class AdapterSlots:
       is in use at all or the first in the queue has been overtaken `pass_limit` times;
     - a slot that becomes free goes to the adapter that most asks wait for, so that its work runs together;
     - `prefetch` brings in what is announced within `prefetch_asks` asks when a slot is empty or holds an adapter
-      that nobody has announced. Anything else would only move a load forward, and often make two of it.
+      that nobody has announced within `sure_asks` asks, beyond which are guesses. Anything else would only move a
+      load forward, and often make two of it.
 
     Numbers are given here only, one per content id, and a number whose load failed is never given again
     (vLLM may keep a half-loaded adapter under it). One event loop at a time.
@@ -104,6 +104,7 @@ class AdapterSlots:
         announced: AnnouncedUses | None = None,
         pin_asks: int = 2,
         prefetch_asks: int = 1,
+        sure_asks: int = 16,
         on_move: OnAdapterMove | None = None,
         on_use: OnAdapterUse | None = None,
     ) -> None:
@@ -114,6 +115,7 @@ class AdapterSlots:
         self._announced = announced
         self._pin_asks = pin_asks
         self._prefetch_asks = prefetch_asks
+        self._sure_asks = sure_asks
         self._on_move = on_move or (lambda kind, adapter, cost: None)
         self._on_use = on_use or (lambda kind, id: None)
         self._next_number = itertools.count(1)
@@ -178,7 +180,7 @@ class AdapterSlots:
 
     def _has_spare_slot(self) -> bool:
         staying = [r for r in self._residents.values() if not r.leaving]
-        return len(staying) < self._slots or any(r.evictable and self._distance(r) == math.inf for r in staying)
+        return len(staying) < self._slots or any(r.evictable and self._distance(r) > self._sure_asks for r in staying)
 
     # --- the queue ----------------------------------------------------------------------------------------
 

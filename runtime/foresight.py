@@ -13,7 +13,7 @@ __all__ = ["ForeseeingBackend", "Foresight", "Prefetch", "RunForesight", "Upcomi
 
 Upcoming = tuple[tuple[str | None, int], ...]
 """Variants (None is the base) and how many asks ahead each is at the earliest, nearest first: 0 is the step that
-begins now, 1 the next ask."""
+begins now, 1 the next ask. Beyond the `foresight_asks` of the settings are guesses."""
 
 Prefetch = Callable[[], Coroutine[Any, Any, None]]
 """Brings in what was announced; awaited in a task beside the run."""
@@ -65,7 +65,10 @@ class Foresight:
 
     Everything that is possible counts: the next round and what comes after the loop, steps whose condition may
     yet fail. A distance is the smallest possible one and counts asks, so functions and skipped steps are free.
-    With `again`, another run of the same graph follows: then its first steps come after the last ones.
+
+    After a run's last steps come the first ones of the next run of the graph. With `again` one is known to follow.
+    Otherwise that is a guess, which still says what to keep when nothing else is known; its distances are beyond
+    `asks`, so that whatever is sure comes first.
     """
 
     def __init__(self, graph: BuiltGraph, variant_of: VariantOf, *, asks: int) -> None:
@@ -90,7 +93,7 @@ class Foresight:
         work = here.node.work
         found = {self._variant_of(work.role.name, here.level.round): 0} if isinstance(work, RoleWork) else {}
         seen: set[tuple[bool, str]] = set()
-        queue = deque((place, 0) for place in self._next(here, again))
+        queue = deque((place, 0) for place in self._next(here))
         while queue and len(seen) < PLACES_LIMIT:
             place, asks = queue.popleft()
             level, node = place
@@ -101,28 +104,29 @@ class Foresight:
             if entered is not None:
                 queue.extendleft((inner, asks) for inner in entered)
             if isinstance(node.work, RoleWork):
-                found.setdefault(self._variant_of(node.work.role.name, level.round), asks + 1)
-                queue.extend((after, asks + 1) for after in self._next(place, again))
+                variant = self._variant_of(node.work.role.name, level.round)
+                distance = asks + 1 + (self._asks if level.later and not again else 0)
+                found[variant] = min(distance, found.get(variant, distance))
+                queue.extend((after, asks + 1) for after in self._next(place))
             if node.when is not None or (entered is None and not isinstance(node.work, RoleWork)):
-                queue.extendleft((after, asks) for after in self._next(place, again))
+                queue.extendleft((after, asks) for after in self._next(place))
         return tuple(sorted(found.items(), key=lambda item: item[1]))
 
-    def _next(self, place: _Place, again: bool) -> Iterator[_Place]:
+    def _next(self, place: _Place) -> Iterator[_Place]:
         """Where a run may go from a place: the steps after it, or out of its body when it is a last one."""
         level, node = place
         followers = self._followers_of(level.body)[node.name]
         if followers:
             yield from (_Place(level, follower) for follower in followers)
         elif level.around is None or level.outer is None:
-            if again:
-                yield from _roots(_Level(self._graph.body, later=True))
+            yield from _roots(_Level(self._graph.body, later=True))
         else:
             work = level.around.work
             if isinstance(work, LoopWork) and level.round < work.max_rounds:
                 yield from _roots(_round(_Place(level.outer, level.around), work, level.round + 1))
                 if work.until is None:
                     return
-            yield from self._next(_Place(level.outer, level.around), again)
+            yield from self._next(_Place(level.outer, level.around))
 
     def _followers_of(self, body: BuiltBody) -> dict[str, list[BuiltNode]]:
         known = self._followers.get(id(body))

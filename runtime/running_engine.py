@@ -48,6 +48,7 @@ class RunningEngine:
             announced=announced if settings.foresight else None,
             pin_asks=settings.pin_asks,
             prefetch_asks=settings.prefetch_asks,
+            sure_asks=settings.foresight_asks,
             on_move=on_move,
             on_use=on_use,
         )

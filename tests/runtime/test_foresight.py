@@ -29,6 +29,11 @@ def foresight(graph: TaskGraph, asks: int = 16) -> Foresight:
     return Foresight(graph.build(), lambda role, number: f"{role}{number}", asks=asks)
 
 
+def surely(seen: Foresight, path: str, *, again: bool = False, asks: int = 16) -> Upcoming:
+    """What is announced but not guessed."""
+    return tuple((variant, distance) for variant, distance in seen.upcoming(path, again=again) if distance <= asks)
+
+
 def looping(max_rounds: int = 3, until: Callable[[Any], bool] | None = lambda s: False) -> TaskGraph:
     """a, then rounds of b and c, then d."""
     graph = TaskGraph("looping", takes=Text, gives=str)
@@ -42,7 +47,7 @@ def looping(max_rounds: int = 3, until: Callable[[Any], bool] | None = lambda s:
 
 def test_a_round_may_be_followed_by_the_next_and_by_what_comes_after_the_loop() -> None:
     seen = foresight(looping())
-    assert seen.upcoming("a") == (
+    assert surely(seen, "a") == (
         ("a1", 0),
         ("b1", 1),
         ("c1", 2),
@@ -52,24 +57,33 @@ def test_a_round_may_be_followed_by_the_next_and_by_what_comes_after_the_loop() 
         ("b3", 5),
         ("c3", 6),
     )
-    assert seen.upcoming("again[2]/c") == (("c2", 0), ("b3", 1), ("d1", 1), ("c3", 2))
-    assert seen.upcoming("again[3]/c") == (("c3", 0), ("d1", 1))
-    assert seen.upcoming("d") == (("d1", 0),)
+    assert surely(seen, "again[2]/c") == (("c2", 0), ("b3", 1), ("d1", 1), ("c3", 2))
+    assert surely(seen, "again[3]/c") == (("c3", 0), ("d1", 1))
+    assert surely(seen, "d") == (("d1", 0),)
 
 
 def test_a_loop_without_condition_runs_all_its_rounds() -> None:
-    assert foresight(looping(2, None)).upcoming("again[1]/c") == (("c1", 0), ("b2", 1), ("c2", 2), ("d1", 3))
+    assert surely(foresight(looping(2, None)), "again[1]/c") == (("c1", 0), ("b2", 1), ("c2", 2), ("d1", 3))
 
 
 def test_no_further_than_told() -> None:
-    assert foresight(looping(), asks=2).upcoming("a") == (("a1", 0), ("b1", 1), ("c1", 2))
+    assert surely(foresight(looping(), asks=2), "a", asks=2) == (("a1", 0), ("b1", 1), ("c1", 2))
     assert foresight(looping(max_rounds=1000), asks=16).upcoming("a")[-1][1] == 16
 
 
 def test_the_next_run_of_the_batch_follows_the_last_steps() -> None:
     seen = foresight(looping(1))
-    assert seen.upcoming("again[1]/c", again=True) == (("c1", 0), ("d1", 1), ("a1", 2), ("b1", 3))
-    assert seen.upcoming("again[1]/c") == (("c1", 0), ("d1", 1))
+    assert surely(seen, "again[1]/c", again=True) == (("c1", 0), ("d1", 1), ("a1", 2), ("b1", 3))
+    assert surely(seen, "again[1]/c") == (("c1", 0), ("d1", 1))
+
+
+def test_without_a_next_run_its_first_steps_are_a_guess_beyond_all_that_is_sure() -> None:
+    seen = foresight(looping(1))
+    assert seen.upcoming("again[1]/c") == (("c1", 0), ("d1", 1), ("a1", 16 + 2), ("b1", 16 + 3))
+    # One variant for a and c: that c needs it again is sure, and counts although a guess is as near.
+    shared = Foresight(looping(2).build(), lambda role, n: "v" if role in "ac" else f"{role}{n}", asks=16)
+    assert shared.upcoming("again[1]/b") == (("b1", 0), ("v", 1), ("b2", 2), ("d1", 2))
+    assert shared.upcoming("again[2]/b") == (("b2", 0), ("v", 1), ("d1", 2), ("b1", 16 + 4))
 
 
 def test_loops_in_loops_and_sub_graphs_count_their_own_rounds() -> None:
@@ -83,10 +97,10 @@ def test_loops_in_loops_and_sub_graphs_count_their_own_rounds() -> None:
         sub = graph.step(inner, name="sub", after=loop)
     graph.returns(sub)
     seen = foresight(graph)
-    assert seen.upcoming("outer[1]/a") == (("a1", 0), ("b1", 1), ("b2", 2), ("x1", 2), ("a2", 3))
-    assert seen.upcoming("outer[1]/inner[2]/b") == (("b2", 0), ("x1", 1), ("a2", 2), ("b1", 3))
-    assert seen.upcoming("outer[1]/sub/x") == (("x1", 0), ("a2", 1), ("b1", 2), ("b2", 3))
-    assert seen.upcoming("outer[2]/sub/x") == (("x1", 0),)
+    assert surely(seen, "outer[1]/a") == (("a1", 0), ("b1", 1), ("b2", 2), ("x1", 2), ("a2", 3))
+    assert surely(seen, "outer[1]/inner[2]/b") == (("b2", 0), ("x1", 1), ("a2", 2), ("b1", 3))
+    assert surely(seen, "outer[1]/sub/x") == (("x1", 0), ("a2", 1), ("b1", 2), ("b2", 3))
+    assert surely(seen, "outer[2]/sub/x") == (("x1", 0),)
 
 
 def test_functions_are_free_and_steps_with_conditions_may_be_passed() -> None:
@@ -98,8 +112,8 @@ def test_functions_are_free_and_steps_with_conditions_may_be_passed() -> None:
     checked = graph.step(check, after=a)
     b = graph.step(role("b"), after=checked, when=lambda s: s[checked])
     graph.returns(graph.step(role("c"), after=b))
-    assert foresight(graph).upcoming("a") == (("a1", 0), ("b1", 1), ("c1", 1))
-    assert foresight(graph).upcoming("check") == (("b1", 1), ("c1", 1))
+    assert surely(foresight(graph), "a") == (("a1", 0), ("b1", 1), ("c1", 1))
+    assert surely(foresight(graph), "check") == (("b1", 1), ("c1", 1))
 
 
 def test_one_variant_for_many_roles_is_named_once_at_its_nearest() -> None:
@@ -107,7 +121,7 @@ def test_one_variant_for_many_roles_is_named_once_at_its_nearest() -> None:
         Assignment(roles={"c": RoleAssignment(variant="v", rounds={2: "w"}), "d": RoleAssignment(variant="v")})
     )
     seen = Foresight(looping().build(), lambda r, n: router.expect(r, n).variant, asks=16)
-    assert seen.upcoming("a") == ((None, 0), ("v", 2), ("w", 4))
+    assert surely(seen, "a") == ((None, 0), ("v", 2), ("w", 4))
 
 
 def test_rounds_of_nothing_but_functions_come_to_an_end() -> None:
@@ -121,7 +135,7 @@ def test_rounds_of_nothing_but_functions_come_to_an_end() -> None:
         graph.step(work)
     graph.returns(a)
     graph.step(role("b"), after=many)
-    assert foresight(graph).upcoming("a") == (("a1", 0), ("b1", 1))
+    assert surely(foresight(graph), "a") == (("a1", 0), ("b1", 1))
 
 
 class Listening(ScriptedBackend):
@@ -197,7 +211,7 @@ async def test_side_by_side_steps_announce_together() -> None:
     with RunStore(":memory:") as store:
         async with open_session(backend=backend, assignment=every_role_its_own(), store=store) as session:
             await session.run(graph, Text())
-    assert set(seen[0][:2]) == {("b", 0), ("c", 0)} and seen[0][2:] == (("d", 1),)
+    assert set(seen[0][:2]) == {("b", 0), ("c", 0)} and seen[0][2] == ("d", 1)
 
 
 @pytest.mark.anyio

@@ -91,7 +91,7 @@ def in_circles(roles: int, rounds: int) -> TaskGraph:
     return graph
 
 
-def _count(draft: str, rounds: int | None = None) -> int:
+async def _count(draft: str, rounds: int | None = None) -> int:
     return 1 + (rounds or 0)
 
 
@@ -111,10 +111,15 @@ async def run_in_circles(
     return pool, trace
 
 
-@pytest.mark.parametrize("runs", [1, 7])
+@pytest.mark.parametrize(("runs", "times_the_optimum"), [(1, 1.15), (7, 1.3)])
 async def test_a_loop_over_more_adapters_than_slots_loads_hardly_more_than_the_optimum(
-    tiny_base: Path, tiny_variants: Variants, monkeypatch: pytest.MonkeyPatch, runs: int
+    tiny_base: Path,
+    tiny_variants: Variants,
+    monkeypatch: pytest.MonkeyPatch,
+    runs: int,
+    times_the_optimum: float,
 ) -> None:
+    """Side by side on two slots, and with rounds announced that never come, there is no promise: a third at most."""
     loads: list[str] = []
     add_adapter = FakeEngine.add_adapter
 
@@ -125,7 +130,7 @@ async def test_a_loop_over_more_adapters_than_slots_loads_hardly_more_than_the_o
     monkeypatch.setattr(FakeEngine, "add_adapter", counted)
     pool, trace = await run_in_circles(tiny_base, tiny_variants, runs=runs, rounds=3)
     assert len(trace.events) == 2 * runs * 5 * 3
-    assert len(loads) <= 1.15 * fewest_loads(trace.events, TINY.adapter_slots) + 1
+    assert len(loads) <= times_the_optimum * fewest_loads(trace.events, TINY.adapter_slots) + 1
 
 
 @pytest.mark.engine
