@@ -45,7 +45,8 @@ from mixed_puzzles import KINDS, Answer, kind_rows, kind_tasks, solver  # noqa: 
 ARMS = ("trex", "trex-no-intuition", "lora", "lora-slow", "lora-per-kind", "base")
 RECIPES = ROOT / "examples" / "recipes"
 RESULTS = Path(__file__).parent / "trex_study.jsonl"
-TEST_PUZZLES_PER_KIND = 60
+TEST_PUZZLES_PER_PART = 60
+"""Fresh test puzzles per kind in one part; intervals narrow with every further part (`--parts`)."""
 PER_KIND_BATCH_ROWS = 8
 """Half the mixture's batch: a kind has few rows, and its LoRA should still take enough steps."""
 SLOW_RATE = 0.001
@@ -142,27 +143,29 @@ def variant_name(arm: str, kind: str, seed: int, folder: Path) -> str | None:
     return (names[list(KINDS).index(kind)] if len(names) > 1 else names[0]) if names else None
 
 
-async def evaluate(arms: Sequence[str], seed: int, folder: Path, results: Path) -> None:
+async def evaluate(arms: Sequence[str], parts: int, seed: int, folder: Path, results: Path) -> None:
     """Ask every arm every test puzzle that it has not answered yet, in one engine with all their adapters."""
-    done = {(row["arm"], row["kind"]) for row in read_results(results) if row["seed"] == seed}
-    open_cells = [(arm, kind) for arm in arms for kind in KINDS if (arm, kind) not in done]
+    done = {(row["arm"], row["kind"], row["part"]) for row in read_results(results) if row["seed"] == seed}
+    cells = ((arm, kind, part) for part in range(parts) for arm in arms for kind in KINDS)
+    open_cells = [cell for cell in cells if cell not in done]
     if not open_cells:
         return
     shelf = Shelf(folder / f"shelf-{seed}")
-    wanted = {cell: variant_name(*cell, seed, folder) for cell in open_cells}
+    wanted = {cell: variant_name(*cell[:2], seed, folder) for cell in open_cells}
     slots = len({name for name in wanted.values() if name is not None})
     settings = EngineSettings(adapter_slots=max(1, slots), max_running=16, max_model_tokens=512)
     base = find_base("smollm2-135m")
     async with EnginePool(base, lambda name: (shelf.get(name), shelf.path(name)), settings, adapters=slots > 0) as pool:
-        for (arm, kind), name in wanted.items():
-            tasks = kind_tasks(kind, "test", TEST_PUZZLES_PER_KIND)
-            replies = await ask_all(pool, list(tasks), name)
-            solved = "".join("1" if tasks.score(task, replies[task.id]) == 1.0 else "0" for task in tasks)
+        for (arm, kind, part), name in wanted.items():
+            tasks = kind_tasks(kind, "test", (part + 1) * TEST_PUZZLES_PER_PART)
+            fresh = tasks.tasks[-TEST_PUZZLES_PER_PART:]
+            replies = await ask_all(pool, fresh, name)
+            solved = "".join("1" if tasks.score(task, replies[task.id]) == 1.0 else "0" for task in fresh)
             identity = None if name is None else shelf.get(name).id
-            row = {"seed": seed, "arm": arm, "kind": kind, "variant": identity, "solved": solved}
+            row = {"seed": seed, "arm": arm, "kind": kind, "part": part, "variant": identity, "solved": solved}
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{arm} {kind}: {solved.count('1') / len(solved):.3f}", flush=True)
+            print(f"{arm} {kind}, part {part}: {solved.count('1') / len(solved):.3f}", flush=True)
 
 
 async def ask_all(pool: EnginePool, tasks: Sequence[Task], variant: str | None) -> dict[str, Answer | None]:
@@ -201,9 +204,12 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 
 def solved_by(results: list[dict[str, Any]], arm: str, seed: int) -> np.ndarray | None:
-    """Array [kinds, puzzles] of 0 and 1, None when a kind is missing."""
-    rows = {row["kind"]: row["solved"] for row in results if (row["arm"], row["seed"]) == (arm, seed)}
-    return np.array([[int(c) for c in rows[kind]] for kind in KINDS]) if set(KINDS) <= set(rows) else None
+    """Array [kinds, puzzles] of 0 and 1, of the parts that are whole; None when there is none."""
+    rows = {(r["part"], r["kind"]): r["solved"] for r in results if (r["arm"], r["seed"]) == (arm, seed)}
+    parts: list[list[list[int]]] = []
+    while all((len(parts), kind) in rows for kind in KINDS):
+        parts.append([[int(c) for c in rows[len(parts), kind]] for kind in KINDS])
+    return np.concatenate([np.array(part) for part in parts], axis=1) if parts else None
 
 
 def interval(solved: np.ndarray) -> tuple[float, float, float]:
@@ -220,13 +226,13 @@ def print_tables(results: list[dict[str, Any]]) -> None:
     """Accuracy per arm and kind, and paired differences on the same puzzles; one pair of tables a seed."""
     for seed in sorted({row["seed"] for row in results}):
         measured = {arm: solved for arm in ARMS if (solved := solved_by(results, arm, seed)) is not None}
-        print(f"\nSeed {seed}: per cent of {TEST_PUZZLES_PER_KIND} test puzzles per kind solved\n")
-        print(f"| arm | mean over kinds (95 %) | {' | '.join(KINDS)} |")
-        print("|---" * (len(KINDS) + 2) + "|")
+        print(f"\nSeed {seed}: per cent of test puzzles solved\n")
+        print(f"| arm | mean over kinds (95 %) | {' | '.join(KINDS)} | puzzles per kind |")
+        print("|---" * (len(KINDS) + 3) + "|")
         for arm, solved in measured.items():
             mean, low, high = interval(solved)
             by_kind = " | ".join(f"{100 * kind.mean():.0f}" for kind in solved)
-            print(f"| {arm} | {mean:.1f} ({low:.1f} to {high:.1f}) | {by_kind} |")
+            print(f"| {arm} | {mean:.1f} ({low:.1f} to {high:.1f}) | {by_kind} | {solved.shape[1]} |")
         print("\n| paired difference | points (95 %) |\n|---|---|")
         for one, other in (
             ("trex", "lora"),
@@ -237,7 +243,8 @@ def print_tables(results: list[dict[str, Any]]) -> None:
             ("lora", "lora-per-kind"),
         ):
             if one in measured and other in measured:
-                mean, low, high = interval(measured[one] - measured[other])
+                common = min(measured[one].shape[1], measured[other].shape[1])
+                mean, low, high = interval(measured[one][:, :common] - measured[other][:, :common])
                 print(f"| {one} - {other} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |")
 
 
@@ -248,6 +255,7 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="ask the engine what has not been asked")
     parser.add_argument("--rates", type=float, nargs="+", default=[], help="compare learning rates over 48 steps")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--parts", type=int, default=1, help="parts of 60 test puzzles per kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "trex-study", help="variants and rows")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -259,7 +267,7 @@ def main() -> None:
     if options.train:
         train(options.arms, options.seed, options.folder)
     if options.evaluate:
-        anyio.run(evaluate, options.arms, options.seed, options.folder, options.results)
+        anyio.run(evaluate, options.arms, options.parts, options.seed, options.folder, options.results)
     print_tables(read_results(options.results))
 
 
