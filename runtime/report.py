@@ -195,7 +195,8 @@ _NOTES = [
     "- *cached*: prompt tokens that came from the engine's prefix cache.",
     "- *swaps*: adapter loads, counted with the ask that caused one or was the first to use what was fetched ahead;"
     " *swap s* is what asks waited for loads, so what was fetched ahead costs none.",
-    "- *CPU-s*: the engine's process CPU seconds, split over the asks of each step; a swap's are charged like the swap.",
+    "- *CPU-s*: the engine's process CPU seconds, split over the asks of each step; a swap's go where the swap is"
+    " counted.",
     "- *CPU-s per solved* is the cost-of-pass: the cost of all attempts over the number solved, failures counted.",
     "- *queue*, *prefill*, *decode* add up over asks that run side by side, so they exceed the wall time.",
 ]
