@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -132,7 +131,7 @@ class CheckpointWriter:
         except OSError:
             self._abandon()
             raise
-        shutil.move(self._part, self._path)
+        self._part.replace(self._path)
 
     def _abandon(self) -> None:
         try:

@@ -20,6 +20,7 @@ import torch
 
 from ..agents.errors import RecipeError
 from .checkpoint_files import CheckpointReader, CheckpointWriter
+from .lora_merge import LoraDeltas
 from .quantisation_plan import LAYER_NAMES, Scheme, check_plan
 from .quantisers import dequantise
 
@@ -77,12 +78,13 @@ def write_compressed(
     quantised: Iterable[tuple[str, torch.Tensor, torch.Tensor]],
     *,
     scale_dtype: torch.dtype = torch.bfloat16,
+    merged: LoraDeltas | None = None,
 ) -> None:
     """Write the checkpoint of `reader` into the folder `target` with the layers of `plan` quantised.
 
     `quantised` gives each of those layers once, in any order: name, int8 values [rows, inputs], scales
-    [rows, groups]; one is held at a time. All other tensors are copied. Writes `model.safetensors` and
-    `config.json`. Raises: OSError when the disk is full.
+    [rows, groups]; one is held at a time. All other tensors are copied, with what `merged` adds to them. Writes
+    `model.safetensors` and `config.json`. Raises: OSError when the disk is full.
     """
     tensors: dict[str, tuple[torch.dtype, Iterable[int]]] = {}
     copied = []
@@ -97,7 +99,10 @@ def write_compressed(
     target.mkdir(parents=True, exist_ok=True)
     with CheckpointWriter(target / "model.safetensors", tensors) as writer:
         for name in copied:
-            writer.copy(name, reader)
+            if merged is not None and name.removesuffix(".weight") in merged.layers:
+                writer.write(name, merged.add(name, reader.read(name).float()).to(reader.dtype(name)))
+            else:
+                writer.copy(name, reader)
         for layer, values, scale in quantised:
             writer.write(f"{layer}.weight_scale", scale.to(scale_dtype))
             if plan[layer].bits == 8:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -23,6 +24,8 @@ from .training import Progress
 from .variant import AskSpec, EngineSpec, Variant
 
 __all__ = ["TRAINING_LOG", "produce"]
+
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 def produce(
@@ -141,7 +144,9 @@ def _check_methods(recipe: Recipe, job: Job) -> None:
 
 def _is_write_error(error: Exception) -> bool:
     """Whether the disk is at fault; safetensors has an error of its own, for this and for other things."""
-    return isinstance(error, OSError) or (type(error).__name__ == "SafetensorError" and "I/O error" in str(error))
+    if isinstance(error, OSError):
+        return error.errno in _WRITE_ERRORS
+    return type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
 
 
 def _card(stages: list[Stage]) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def make_ptq(settings: PtqSettings, job: Job) -> Made:
     work = _prepare(settings, job)
     rounded = round_nearest(work) if settings.rounding == "rtn" else round_by_gptq(work, job)
     weights = job.out / "weights"
-    write_compressed(work.reader, weights, work.plan, _with_progress(rounded, work, job), scale_dtype=work.scale_dtype)
+    layers = _with_progress(rounded, work, job)
+    write_compressed(work.reader, weights, work.plan, layers, scale_dtype=work.scale_dtype, merged=work.merged)
     ask = AskSpec()
     if settings.adapter == "keep" and job.adapter is not None:
         shutil.copytree(job.adapter, job.out / "adapter")

@@ -75,6 +75,7 @@ def round_nearest(work: RoundingWork) -> Iterator[Rounded]:
         weight = work.reader.read(f"{name}.weight").float()
         if work.merged is not None:
             weight = work.merged.add(f"{name}.weight", weight)
+        _check_finite(weight, f"{name} has weights")
         values, scale = round_to_nearest(
             weight,
             bits=scheme.bits,
@@ -138,12 +139,8 @@ def _hessians(stream: Any, layer: Any, members: Mapping[str, Any], sequences: Se
 def _gptq_layer(work: RoundingWork, name: str, module: Any, hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise one layer, and leave its module with the rounded weights for the layers after it."""
     scheme = work.plan[name]
-    if not bool(torch.isfinite(hessian).all()):
-        raise RecipeError(
-            f"the calibration rows give {name} inputs that are not finite",
-            expected="finite numbers",
-            remedy="The parent's weights are damaged or diverged; make it again.",
-        )
+    _check_finite(module.weight, f"{name} has weights")
+    _check_finite(hessian, f"{name} gets, from the calibration rows, inputs")
     values, scale = gptq(
         module.weight,
         hessian,
@@ -157,3 +154,12 @@ def _gptq_layer(work: RoundingWork, name: str, module: Any, hessian: torch.Tenso
     work.errors.add(name, module.weight, rounded)
     module.weight.copy_(rounded)
     return values, scale
+
+
+def _check_finite(values: torch.Tensor, what: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise RecipeError(
+            f"{what} that are not finite",
+            expected="finite numbers",
+            remedy="The parent diverged or is damaged: make it again.",
+        )

@@ -23,7 +23,7 @@ class EngineSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base: str
-    weights: str = "base"
+    weights: str = Field(default="base", pattern=r"^(base|own|[0-9a-f]{16})$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     attention: Literal["stock"] = "stock"
 

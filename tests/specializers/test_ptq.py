@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metier.agents import RecipeError, TrafficRow, write_traffic
@@ -200,7 +202,11 @@ def test_the_parents_lora_is_merged_kept_or_dropped(tmp_path: Path, folder: Path
         assert variant.ask == (parent.ask if choice == "keep" else AskSpec())
         assert (place / "adapter").is_dir() == (choice == "keep")
         assert variant.parent == parent.id
-    chained, chained_place = make(tmp_path, folder, tiny_base, lora, GPTQ, name="chained")
+    left_out = {**W4A16, "ignore": ["*.down_proj"]}
+    _, place = make(tmp_path, folder, tiny_base, left_out, name="left-out", parent="tuned")
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert torch.allclose(read_all(place / "weights")[name], merged[name], atol=1e-6)
+    chained, _ = make(tmp_path, folder, tiny_base, lora, GPTQ, name="chained")
     assert chained.ask == AskSpec() and [s["method"] for s in chained.card["stages"]] == ["lora", "ptq"]
 
 
@@ -260,6 +266,18 @@ def test_what_does_not_fit_the_checkpoint_is_said_before_anything_is_made(
     refuse(r"gate_proj|down_proj", {**W4A16, "group_size": 32}, base=narrow)
     produce(recipe(folder, W8A8), shelf=shelf, base=tiny_base)
     refuse("are quantised already", W4A16, parent="small", name="twice")
+
+
+@pytest.mark.parametrize("method", [W8A8, GPTQ], ids=["rtn", "gptq"])
+def test_weights_that_are_not_finite_are_named(
+    tmp_path: Path, folder: Path, tiny_base: Path, method: dict[str, Any]
+) -> None:
+    broken = shutil.copytree(tiny_base, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match=r"layers\.1\.mlp\.up_proj has weights that are not finite"):
+        make(tmp_path, folder, broken, method)
 
 
 def test_a_checkpoint_of_another_base_is_refused(tmp_path: Path, folder: Path, tiny_base: Path) -> None:
