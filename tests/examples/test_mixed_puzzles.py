@@ -19,7 +19,7 @@ from metier.specializers.recipe import data_fingerprint, read_rows
 
 pytest.importorskip("reasoning_gym")
 EXAMPLES = Path(__file__).parents[2] / "examples"
-SHIPPED = {"mixed-trex": "trex.yaml"}
+SHIPPED = {"mixed-trex": "trex.yaml", "mixed-checker": "mixed_checker.yaml"}
 
 
 @pytest.fixture
