@@ -138,7 +138,7 @@ def _save(model: Any, objective: MsqObjective, schemes: Mapping[str, Scheme], jo
         scale = step_size(objective.scales[name], width)
         codes[name] = to_codes(objective.weights[name], objective.scales[name], width), scale
     with torch.no_grad():
-        for name, values in objective.rounded().items():
+        for name, values in objective.rounded():
             objective.weights[name].copy_(values)
     if not schemes:
         save_tuned(model, job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -149,9 +149,10 @@ class MsqObjective(Objective):
         at_target = average_bits(self.bits, self.units) <= self.settings.target_bits
         return self.settings.allocation == "search" and not at_target
 
-    def rounded(self) -> dict[str, torch.Tensor]:
-        """The weights the model computes with: W_n of every matrix."""
-        return {name: to_values(w, self.scales[name], self.width(name)) for name, w in self.weights.items()}
+    def rounded(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The weights the model computes with, W_n of every matrix by name, one at a time."""
+        for name, weight in self.weights.items():
+            yield name, to_values(weight, self.scales[name], self.width(name))
 
     def add_gradients(self, rows: Sequence[EncodedRow], step: int) -> dict[str, float]:
         if step == 0:
@@ -261,12 +262,13 @@ class MsqObjective(Objective):
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.widths.sum()))
+        for weight in self.weights.values():
+            weight.grad = None  # the step is done with it, and second derivatives need the room
         was_training = self.model.training
         self.model.eval()
-        rounded = self.rounded()
-        errors = {name: float((rounded[name] - w.detach()).square().sum()) for name, w in self.weights.items()}
+        errors = {name: float((value - self.weights[name].detach()).square().sum()) for name, value in self.rounded()}
         # The fused attention kernels have no second derivative.
-        with with_values(self.weights, rounded), sdpa_kernel(SDPBackend.MATH):
+        with with_values(self.weights, self.rounded()), sdpa_kernel(SDPBackend.MATH):
             traces = hutchinson_traces(
                 self.weights,
                 lambda: answer_loss(self.model, self._trace_rows, pad_token=self.pad_token, device=self.device),

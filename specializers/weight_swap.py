@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,21 +13,20 @@ __all__ = ["with_entries", "with_values"]
 
 
 @contextmanager
-def with_values(weights: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Let `weights` hold `values`; the originals come back bit-exactly, whatever happens inside.
+def with_values(weights: Mapping[str, torch.Tensor], values: Iterable[tuple[str, torch.Tensor]]) -> Iterator[None]:
+    """Let `weights` hold `values` (name and tensor); the originals come back bit-exactly, whatever happens inside.
 
+    Values are taken one at a time, each before its weight changes, so that they may be computed on the way.
     Backward passes must run inside: autograd refuses to go back through weights that changed since.
     """
     import torch
 
     originals: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
-        for name, weight in weights.items():
-            originals[name] = weight.detach().clone()
     try:
         with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(values[name])
+            for name, value in values:
+                originals[name] = weights[name].detach().clone()
+                weights[name].copy_(value)
         yield
     finally:
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,10 @@ def test_what_is_exported_is_what_was_trained(
     simulated: dict[str, torch.Tensor] = {}
     original = MsqObjective.rounded
 
-    def record(self: MsqObjective) -> dict[str, torch.Tensor]:
-        simulated.update(original(self))
-        return dict(simulated)
+    def record(self: MsqObjective) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, values in original(self):
+            simulated[name] = values
+            yield name, values
 
     monkeypatch.setattr(MsqObjective, "rounded", record)
     variant = produce(recipe(folder), shelf=Shelf(tmp_path / "again"), base=tiny_base)

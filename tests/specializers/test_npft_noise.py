@@ -125,7 +125,7 @@ def test_noise_is_nowhere_else_and_weights_come_back_bit_for_bit() -> None:
 def test_whole_matrices_come_back_bit_for_bit() -> None:
     weight = torch.nn.Parameter(torch.randn(3, 4, generator=seeded()))
     before = weight.detach().clone()
-    with with_values({"w": weight}, {"w": torch.zeros(3, 4)}):
+    with with_values({"w": weight}, [("w", torch.zeros(3, 4))]):
         (weight * torch.arange(12.0).view(3, 4)).sum().backward()
         assert torch.equal(weight.detach(), torch.zeros(3, 4))
     assert torch.equal(weight.detach(), before)
