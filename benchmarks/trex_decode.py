@@ -82,7 +82,7 @@ def main() -> None:
         serve(work(options), options.worker)
         return
     options.base = str(find_base(options.base))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as our engines set it; for all processes alike
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our engines set it; for all processes alike
     with tempfile.TemporaryDirectory(prefix="metier-trex-bench-") as scratch:
         options.adapters = Path(scratch)
         write_adapters(options.adapters, Path(options.base))
