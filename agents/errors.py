@@ -10,6 +10,7 @@ MetierError
 │   ├── AdapterError       an adapter folder cannot be served
 │   └── BaseModelError     a base model folder cannot be used
 ├── TrainingError          tuning went wrong (not finite, cannot resume)
+│   └── QualityError       what a method made does not hold the role's quality
 ├── AssignmentError        an assignment is wrong or names what is not there
 ├── RunError               one run of a workflow failed
 │   ├── AnswerError        a reply does not fit the type its role gives
@@ -41,6 +42,7 @@ __all__ = [
     "LoopLimitError",
     "MetierError",
     "PluginError",
+    "QualityError",
     "RecipeError",
     "ResumeError",
     "RunError",
@@ -53,6 +55,7 @@ __all__ = [
     "TrainingError",
     "UnknownVariantError",
     "VariantError",
+    "first_error",
 ]
 
 
@@ -120,6 +123,10 @@ class TrainingError(MetierError):
     """Tuning went wrong: not finite, or a checkpoint that does not fit the recipe."""
 
 
+class QualityError(TrainingError):
+    """What a recipe's first method made does not hold the role's quality, so there is nothing to keep."""
+
+
 class AssignmentError(MetierError):
     """An assignment is wrong, or names a role or variant that is not there."""
 
@@ -180,3 +187,10 @@ class StoreError(MetierError):
 
 class ResumeError(StoreError):
     """A run cannot be resumed as asked."""
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of a task group to show: one that was not made on purpose hides behind no other."""
+    errors = group.exceptions
+    worst = next((e for e in errors if not isinstance(e, MetierError | BaseExceptionGroup)), errors[0])
+    return first_error(worst) if isinstance(worst, BaseExceptionGroup) else worst

@@ -17,26 +17,22 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
 
-from metier.agents import Ask
-from metier.agents.answers import answer_schema, parse_answer
-from metier.agents.errors import AnswerError
-from metier.agents.traffic import TrafficRow
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.pool import EnginePool
 from metier.specializers import Recipe, Shelf, find_base
 from metier.specializers.produce import produce
+from metier.specializers.role_quality import measure_role
 from metier.specializers.training import Progress
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
-from puzzles import Plan, evaluate, planner, planner_rows, read_terms  # noqa: E402
+from puzzles import planner, planner_rows, planner_score  # noqa: E402
 
 RESULTS = Path(__file__).parent / "pruning_study.jsonl"
 TEST_ROWS = 300
@@ -103,41 +99,15 @@ async def measure(arm: str, seed: int, folder: Path, results: Path) -> None:
     adapters = variant is not None and shelf.get(variant).ask.adapter is not None
     base = find_base("smollm2-135m")
     async with EnginePool(base, lambda name: (shelf.get(name), shelf.path(name)), settings, adapters=adapters) as pool:
-        solved = await ask_all(pool, rows, variant)
-    row = {"seed": seed, "arm": arm, "variant": variant and shelf.get(variant).id, "solved": solved}
+        quality = await measure_role(pool, planner, rows, variant, planner_score)
+    solved = "".join(str(int(score)) for score in quality.scores)
+    row: dict[str, Any] = {"seed": seed, "arm": arm, "variant": variant and shelf.get(variant).id, "solved": solved}
+    row["cpu_ms_per_ask"] = round(quality.cpu_ms_per_ask, 2)
     if variant is not None:
         row["parameters_of_base"] = shelf.get(variant).card.get("parameters_of_base", 1.0)
     with results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     print(f"{arm}: {solved.count('1') / len(solved):.3f}", flush=True)
-
-
-async def ask_all(pool: EnginePool, rows: Sequence[TrafficRow], variant: str | None) -> str:
-    """One character a row, in order: 1 when the expression has the teacher's value."""
-    marks = ["0"] * len(rows)
-
-    async def ask_one(number: int) -> None:
-        row = rows[number]
-        ask = Ask(
-            run_id=f"{variant}-{number}",
-            step_path=planner.name,
-            role=planner.name,
-            messages=row.messages,
-            variant=variant,
-            answer_schema=answer_schema(Plan),
-            max_tokens=planner.max_tokens,
-        )
-        reply = await pool.reply(ask)
-        try:
-            found = evaluate(read_terms(parse_answer(reply.text, Plan).expression))
-            marks[number] = str(int(found == evaluate(read_terms(parse_answer(row.reply, Plan).expression))))
-        except (AnswerError, ValueError, IndexError):  # no plan, or an expression that is none
-            pass
-
-    async with anyio.create_task_group() as asks:
-        for number in range(len(rows)):
-            asks.start_soon(ask_one, number)
-    return "".join(marks)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

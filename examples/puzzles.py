@@ -218,6 +218,20 @@ def planner_rows(size: int, seed: int, split: Split = "train") -> Iterator[Traff
         yield _row(planner, {"puzzle": task.input, "verdict": verdict}, plan)
 
 
+def planner_tune_rows(size: int, seed: int) -> Iterator[TrafficRow]:
+    """Rows of the planner that no training sees, to decide by."""
+    return planner_rows(size, seed, "tune")
+
+
+def planner_score(row: TrafficRow, answer: Plan) -> float:
+    """1.0 where the expression has the value of the teacher's, in whatever order it is written."""
+    try:
+        right = evaluate(read_terms(Plan.model_validate_json(row.reply).expression))
+        return float(evaluate(read_terms(answer.expression)) == right)
+    except (ValueError, IndexError):  # an expression that is none
+        return 0.0
+
+
 def solver_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
     """Workings of expressions, in the order of the puzzle and the other way round."""
     rng = random.Random(seed)

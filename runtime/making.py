@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,12 +15,19 @@ from ..specializers.shelf import Shelf
 from ..specializers.variant import Variant
 from .settings import load_settings
 
+if TYPE_CHECKING:
+    from .pool import EnginePool
+
 __all__ = ["list_variants", "make_variant", "show_variants"]
 
 console = Console(stderr=True)
 LINES = 20
 """Lines of progress where there is no terminal to draw a bar on."""
-_COLUMNS = ("served_average_bits", "bytes", "bytes_before")  # of a card, that have columns of their own
+# Of a card, that have columns of their own.
+_COLUMNS = frozenset(
+    "served_average_bits bytes bytes_before role asks margin quality quality_before compared_with "
+    "cpu_ms_per_ask cpu_ms_per_ask_before".split()
+)
 
 
 def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | None) -> None:
@@ -48,9 +56,43 @@ def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | N
 
         if not console.is_terminal:
             console.print(f"making {loaded.name} on {base}: reading data", markup=False)
-        variant = produce(loaded, shelf=Shelf(folder), base=base, on_progress=show, work_dir=work_dir)
+
+        def note(text: str) -> None:
+            console.print(f"{loaded.name}: {text}", markup=False)
+
+        variant = produce(
+            loaded,
+            shelf=Shelf(folder),
+            base=base,
+            on_progress=show,
+            work_dir=work_dir,
+            open_backend=partial(_engines, base),
+            on_note=note,
+        )
+    if "rejected" in variant.card:
+        lost = variant.card["rejected"]
+        console.print(
+            f"{variant.name} ends before {lost['method']!r}: after it, {lost['role']} scores {lost['quality']:.3f} on "
+            f"{lost['asks']} asks, {lost['compared_with']} {lost['quality_before']:.3f}, and the recipe allows "
+            f"{lost['margin']:g} less.",
+            markup=False,
+        )
     console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {Shelf(folder).path(variant)}", markup=False)
     show_variants([variant], Shelf(folder))
+
+
+def _engines(base: str, shelf: Shelf) -> EnginePool:
+    """Engines that serve the base and a shelf's variants, to measure what a recipe made."""
+    from ..specializers.base_model import find_base
+    from .pool import EnginePool
+
+    adapters = {variant.checkpoint for variant in shelf.list() if variant.ask.adapter}
+    return EnginePool(
+        find_base(base),
+        lambda name: (shelf.get(name), shelf.path(name)),
+        load_settings().engine,
+        adapters=adapters,
+    )
 
 
 def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
@@ -70,7 +112,19 @@ def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
 def show_variants(variants: list[Variant], shelf: Shelf) -> None:
     """Print variants as a table: lineage, size, and the plain numbers of their cards."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("name", "id", "parent", "method", "weights", "bits", "adapter", "MB", "measured"):
+    for head in (
+        "name",
+        "id",
+        "parent",
+        "method",
+        "weights",
+        "bits",
+        "adapter",
+        "MB",
+        "quality",
+        "CPU ms an ask",
+        "measured",
+    ):
         table.add_column(head, overflow="fold")
     names = {v.id: v.name for v in shelf.list()}
     for v in variants:
@@ -83,8 +137,20 @@ def show_variants(variants: list[Variant], shelf: Shelf) -> None:
         weights = names.get(v.engine.weights, v.engine.weights)
         bits = _number(v.card.get("served_average_bits", "–"))
         parent = names.get(v.parent, v.parent) if v.parent else "base"
-        table.add_row(v.name, v.id, parent, methods, weights, bits, adapter, f"{size:.1f}", measured)
+        quality, cost = _quality(v.card)
+        table.add_row(v.name, v.id, parent, methods, weights, bits, adapter, f"{size:.1f}", quality, cost, measured)
     Console().print(table)
+
+
+def _quality(card: dict[str, Any]) -> tuple[str, str]:
+    """What a card says of the role's quality and of an ask's cost, beside what it was compared with."""
+    if "quality" not in card:
+        return "–", "–"
+    other = card["compared_with"]
+    return (
+        f"{card['role']} {card['quality']:.1%} ({other} {card['quality_before']:.1%})",
+        f"{card['cpu_ms_per_ask']:.1f} ({other} {card['cpu_ms_per_ask_before']:.1f})",
+    )
 
 
 def _number(value: float | int | str) -> str:

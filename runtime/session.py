@@ -16,7 +16,7 @@ import anyio
 from pydantic import BaseModel, TypeAdapter
 
 from ..agents.backend import Backend
-from ..agents.errors import LimitError, MetierError, RunInterrupted
+from ..agents.errors import LimitError, MetierError, RunInterrupted, first_error
 from ..agents.graph import TaskGraph
 from ..agents.messages import Ask
 from ..agents.nodes import BuiltGraph
@@ -347,17 +347,10 @@ async def _unwrapped(work: Awaitable[Any]) -> Any:
     try:
         return await work
     except BaseExceptionGroup as group:
-        first: BaseException = group
-        while isinstance(first, BaseExceptionGroup):
-            first = _worst(first.exceptions)
+        first = first_error(group)
         if isinstance(first, MetierError):
             raise first from first.__cause__
         raise first from group
-
-
-def _worst(errors: Sequence[BaseException]) -> BaseException:
-    """The error to show: one that was not made on purpose hides behind no other."""
-    return next((e for e in errors if not isinstance(e, MetierError | BaseExceptionGroup)), errors[0])
 
 
 def _built(graph: TaskGraph | BuiltGraph) -> BuiltGraph:

@@ -6,12 +6,14 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..agents.errors import RecipeError, TrainingError, VariantError
+from ..agents.errors import QualityError, RecipeError, TrainingError, VariantError
 from ..agents.prompts import PROMPT_LAYOUT
+from .acceptance import Judge, OpenBackend
 from .base_model import base_fingerprint, find_base
 from .bundled_model import BUNDLED
 from .file_lock import exclusive
@@ -35,6 +37,8 @@ def produce(
     base: str | Path,
     on_progress: Callable[[Progress], None] | None = None,
     work_dir: Path | None = None,
+    open_backend: OpenBackend | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Variant:
     """Make the variant a recipe describes, put it on the shelf, and return its record.
 
@@ -42,8 +46,12 @@ def produce(
     in a folder named by recipe, data, base and parent: a run that was killed, also with kill -9, goes on after
     the last method that was done, or from the checkpoint of the one that was not, and ends with the same weights.
     A variant already made this way is returned at once.
+
+    A recipe with `accept` measures what each method made through `open_backend(shelf)`, and ends with the last one
+    that held the role's quality; its card says what was rejected. `on_note` hears what is being measured.
     Raises: RecipeError (parent, data or settings do not fit), TrainingError (not finite, or another process is
-    making it), VariantError (shelf, base or parent cannot be used, or the disk is full).
+    making it), QualityError (already the first method lost too much), VariantError (shelf, base or parent cannot be
+    used, or the disk is full).
     """
     folder = find_base(base)
     fingerprint = base_fingerprint(folder)
@@ -65,15 +73,20 @@ def produce(
     record: dict[str, Any] = {
         "base": fingerprint,
         "parent": None if parent is None else parent.id,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", exclude={"accept"}),
         "seed": recipe.seed,
         "data": data_fingerprint(rows),
         "prompt_layout": PROMPT_LAYOUT,
     }
-    for known in shelf.list():
-        if known.model_dump(mode="json", include=set(record)) == record:
-            return known
+    # What is accepted decides where a recipe ends, not what its methods make: another margin trains nothing again.
     job_name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    asked = record
+    if recipe.accept is not None:
+        accept = recipe.accept.model_dump(mode="json")
+        asked = {**record, "recipe": {**record["recipe"], "accept": accept}}
+    for known in shelf.list():
+        if known.model_dump(mode="json", include=set(asked)) == asked:
+            return known
     work = (work_dir or shelf.folder / ".work") / job_name
     checkpoint = "base" if parent is None else parent.checkpoint
     job = Job(
@@ -102,9 +115,13 @@ def produce(
             raise TrainingError(
                 f"another process is making {recipe.name!r}", expected="one at a time", remedy="Wait for it."
             )
+        making = _Making(recipe, job, parent, checkpoint, record)
         try:
-            stages = apply_methods(recipe, job)
-            stage_results(stages, job.out)
+            judge = _judge(recipe, shelf, work, open_backend, on_note)
+            stages, card = making.kept(judge) if judge else (apply_methods(recipe, job), {})
+            variant = replace(making, record=asked).add(
+                stages, shelf, name=recipe.name, card={**_card(stages), **card}, self_check=True
+            )
         except Exception as error:
             if not _is_write_error(error):
                 raise
@@ -113,23 +130,87 @@ def produce(
                 expected=f"room for it in {work}",
                 remedy="Free space there, or choose another work folder, and make it again: it goes on.",
             ) from error
-        weights = "own" if (job.out / "weights").is_dir() else checkpoint
-        card = _card(stages)
-        if weights == "own":
-            card["self_check"] = make_self_check(job.out / "weights")
-        engine = EngineSpec(base=fingerprint) if parent is None else parent.engine
-        variant = shelf.add(
-            job.out,
-            name=recipe.name,
-            record={
-                **record,
-                "engine": engine.model_copy(update={"weights": weights}),
-                "ask": stages[-1].made.ask,
-                "card": card,
-            },
-        )
     shutil.rmtree(work, ignore_errors=True)
     return variant
+
+
+@dataclass(frozen=True)
+class _Making:
+    """A recipe at work: turns the stages that are done into a variant on a shelf."""
+
+    recipe: Recipe
+    job: Job
+    parent: Variant | None
+    checkpoint: str
+    record: dict[str, Any]
+
+    def add(
+        self, stages: Sequence[Stage], shelf: Shelf, *, name: str, card: dict[str, Any], self_check: bool
+    ) -> Variant:
+        """Put what the stages made on a shelf; `self_check` adds what its engine must answer to the card."""
+        out = self.job.out
+        stage_results(stages, out)
+        own = (out / "weights").is_dir()
+        if own and self_check:
+            card = {**card, "self_check": make_self_check(out / "weights")}
+        engine = EngineSpec(base=self.record["base"]) if self.parent is None else self.parent.engine
+        changed = {
+            "engine": engine.model_copy(update={"weights": "own" if own else self.checkpoint}),
+            "ask": stages[-1].made.ask,
+            "card": card,
+        }
+        return shelf.add(out, name=name, record={**self.record, **changed})
+
+    def kept(self, judge: Judge) -> tuple[list[Stage], dict[str, Any]]:
+        """Apply the methods for as long as the judge keeps what they make; the stages, and the card's word on it.
+
+        Raises: QualityError when not even the first is kept.
+        """
+        verdicts: list[dict[str, Any]] = []
+        rejected: dict[str, Any] = {}
+        last: Variant | None = self.parent
+
+        def keep(stages: Sequence[Stage]) -> bool:
+            nonlocal last
+            name = f"{self.recipe.name}.{len(stages)}-{stages[-1].name}"
+            candidate = self.add(stages, judge.shelf, name=name, card={}, self_check=False)
+            accepted, verdict = judge.judge(candidate, last)
+            if accepted:
+                last = candidate
+                verdicts.append(verdict)
+            else:
+                rejected.update(method=stages[-1].name, **verdict)
+            return accepted
+
+        stages = apply_methods(self.recipe, self.job, keep)
+        if not stages:
+            raise QualityError(
+                f"recipe {self.recipe.name!r}: after {rejected['method']!r}, role {rejected['role']!r} scores "
+                f"{rejected['quality']:.3f} on {rejected['asks']} asks, {rejected['compared_with']} "
+                f"{rejected['quality_before']:.3f}",
+                expected=f"at most {rejected['margin']:g} less",
+                remedy="Allow a larger `accept.margin` (nothing is trained again), or change the method's settings.",
+            )
+        return stages, {**verdicts[-1], **({"rejected": rejected} if rejected else {})}
+
+
+def _judge(
+    recipe: Recipe,
+    shelf: Shelf,
+    work: Path,
+    open_backend: OpenBackend | None,
+    on_note: Callable[[str], None] | None,
+) -> Judge | None:
+    if recipe.accept is None:
+        return None
+    if open_backend is None:
+        raise RecipeError(
+            f"recipe {recipe.name!r} accepts by quality, and there is no backend to measure it with",
+            expected="open_backend=…",
+            remedy="Make it with `metier make`, pass a backend, or leave `accept` out.",
+        )
+    candidates = Shelf(work / "candidates", also=[shelf.folder, *shelf.also])
+    return Judge(recipe, recipe.accept, shelf=candidates, work_dir=work, open_backend=open_backend, on_note=on_note)
 
 
 def _check_methods(recipe: Recipe, job: Job) -> None:

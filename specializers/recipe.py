@@ -11,6 +11,10 @@ A recipe file is YAML:
     methods:
       - method: lora
         rank: 8
+    accept:                           # keep a method's result only if it holds the role's quality
+      role: ../puzzles.py:solver
+      data: {program: ../puzzles.py:solver_tune_rows, size: 200}
+      margin: 0.03
 
 Paths are relative to the recipe's folder.
 """
@@ -22,7 +26,7 @@ import hashlib
 import importlib.util
 import inspect
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -40,10 +44,23 @@ from pydantic import (
 )
 
 from ..agents.errors import RecipeError, TaskSetError
+from ..agents.roles import Role
 from ..agents.traffic import TrafficRow, read_traffic
 from .methods import find_method
 
-__all__ = ["ProgramData", "Recipe", "TrafficData", "data_fingerprint", "load_recipe", "read_rows"]
+__all__ = [
+    "Acceptance",
+    "ProgramData",
+    "Recipe",
+    "TrafficData",
+    "data_fingerprint",
+    "load_named",
+    "load_recipe",
+    "load_role",
+    "read_rows",
+]
+
+_NAMED = r"^[^:]+\.py:[A-Za-z_]\w*$"
 
 
 class TrafficData(BaseModel):
@@ -61,7 +78,7 @@ class ProgramData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    program: str = Field(pattern=r"^[^:]+\.py:[A-Za-z_]\w*$")
+    program: str = Field(pattern=_NAMED)
     size: int = Field(ge=1)
 
 
@@ -70,8 +87,30 @@ def _kind_of_data(data: Any) -> str | None:
     return next((kind for kind in ("traffic", "program") if kind in keys), None)
 
 
+Data = Annotated[
+    Annotated[TrafficData, Tag("traffic")] | Annotated[ProgramData, Tag("program")], Discriminator(_kind_of_data)
+]
+
+
+class Acceptance(BaseModel):
+    """When a method's result is kept: its mean score at a role may be lower by `margin` at most.
+
+    `role` is `file.py:name` of the Role whose asks `data` holds; every row is asked once, greedily. `score` is
+    `file.py:function`, called with the row and the typed answer, 0 to 1; without it an answer that equals the row's
+    own scores 1. It is compared with what the method started from, or with the variant `against` names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: str = Field(pattern=_NAMED)
+    data: Data
+    score: str | None = Field(default=None, pattern=_NAMED)
+    margin: float = Field(default=0.03, ge=0.0, le=1.0)
+    against: str | None = None
+
+
 class Recipe(BaseModel):
-    """One variant in the making: parent, seed, data, and the methods to apply in order.
+    """One variant in the making: parent, seed, data, the methods to apply in order, and when to keep what they make.
 
     `data` may be left out where no method looks at any. `folder` is where relative paths start; it is no part of
     the recipe's identity.
@@ -82,14 +121,9 @@ class Recipe(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     parent: str = "base"
     seed: int = Field(default=0, ge=0)
-    data: (
-        Annotated[
-            Annotated[TrafficData, Tag("traffic")] | Annotated[ProgramData, Tag("program")],
-            Discriminator(_kind_of_data),
-        ]
-        | None
-    ) = None
+    data: Data | None = None
     methods: tuple[SerializeAsAny[BaseModel], ...] = Field(min_length=1)
+    accept: Acceptance | None = None
     folder: Path = Field(default=Path(), exclude=True)
 
     @field_validator("methods", mode="before")
@@ -135,12 +169,12 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"recipe {path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error
 
 
-def read_rows(recipe: Recipe) -> list[TrafficRow]:
-    """Read or generate the recipe's training rows, in a fixed order; none for a recipe without data.
+def read_rows(recipe: Recipe, data: TrafficData | ProgramData | None = None) -> list[TrafficRow]:
+    """Read or generate the recipe's training rows, or other `data` of it, in a fixed order; none without data.
 
     Raises: RecipeError when the file, the function or what it gives cannot be used, or no row is left.
     """
-    data = recipe.data
+    data = data or recipe.data
     if data is None:
         return []
     rows = _traffic_rows(recipe, data) if isinstance(data, TrafficData) else _program_rows(recipe, data)
@@ -187,23 +221,8 @@ def _traffic_rows(recipe: Recipe, data: TrafficData) -> list[TrafficRow]:
 
 def _program_rows(recipe: Recipe, data: ProgramData) -> list[TrafficRow]:
     where = f"recipe {recipe.name!r}: data.program {data.program!r}"
-    file, _, name = data.program.partition(":")
-    path = recipe.folder / file
-    if not path.is_file():
-        raise RecipeError(f"{where}: no such file", expected=f"a Python file at {path}")
-    spec = importlib.util.spec_from_file_location(f"metier_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    function = load_named(recipe.folder, data.program, where, "function", callable)
     try:
-        spec.loader.exec_module(module)
-        function = getattr(module, name, None)
-        if not callable(function):
-            functions = [n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")]
-            raise RecipeError(
-                f"{where}: {file} has no function {name!r}",
-                expected=f"one of {', '.join(functions) or 'none'}",
-                remedy=_did_you_mean(name, functions) or "Correct the function's name.",
-            )
         rows = list(function(size=data.size, seed=recipe.seed))
     except RecipeError:
         raise
@@ -217,6 +236,46 @@ def _program_rows(recipe: Recipe, data: ProgramData) -> list[TrafficRow]:
     if wrong is not None:
         raise RecipeError(f"{where} yields {type(wrong).__name__}", expected="TrafficRow")
     return rows
+
+
+def load_role(recipe: Recipe, named: str) -> Role:
+    """The Role at `file.py:name`; raises RecipeError that lists the roles the file has."""
+    role = load_named(
+        recipe.folder, named, f"recipe {recipe.name!r}: accept.role {named!r}", "role", lambda v: isinstance(v, Role)
+    )
+    assert isinstance(role, Role)
+    return role
+
+
+def load_named(folder: Path, named: str, where: str, what: str, fits: Callable[[Any], bool]) -> Any:
+    """What a `file.py:name` relative to `folder` names; `where` and `what` go into errors.
+
+    Raises: RecipeError when there is no such file, it cannot be imported, or it has nothing of that name that fits.
+    """
+    file, _, name = named.partition(":")
+    path = folder / file
+    if not path.is_file():
+        raise RecipeError(f"{where}: no such file", expected=f"a Python file at {path}")
+    spec = importlib.util.spec_from_file_location(f"metier_recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RecipeError(
+            f"{where} raised {type(error).__name__}: {error}",
+            expected="a file that can be imported",
+            remedy="Correct the program, or install what it needs.",
+        ) from error
+    found = getattr(module, name, None)
+    if found is None or not fits(found):
+        own = [n for n, v in vars(module).items() if fits(v) and not n.startswith("_") and not inspect.isclass(v)]
+        raise RecipeError(
+            f"{where}: {file} has no {what} {name!r}",
+            expected=f"one of {', '.join(own) or 'none'}",
+            remedy=_did_you_mean(name, own) or "Correct the name.",
+        )
+    return found
 
 
 def _method_settings(method: Any, where: str) -> BaseModel:
@@ -234,8 +293,10 @@ def _method_settings(method: Any, where: str) -> BaseModel:
 def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str) -> RecipeError:
     first = error.errors(include_url=False)[0]
     location = list(first["loc"])
-    if len(location) > 1 and location[1] in ("traffic", "program"):
-        del location[1]  # pydantic's tag of the chosen kind of data, which is not in the file
+    for place in range(len(location) - 1):
+        if location[place] == "data" and location[place + 1] in ("traffic", "program"):
+            del location[place + 1]  # pydantic's tag of the chosen kind of data, which is not in the file
+            break
     path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,10 @@ class Stage:
     cpu_s: float
 
 
-def apply_methods(recipe: Recipe, job: Job) -> list[Stage]:
+def apply_methods(recipe: Recipe, job: Job, keep: Callable[[Sequence[Stage]], bool] | None = None) -> list[Stage]:
     """Apply a recipe's methods in order; one that was done before a kill is not done again.
 
+    `keep` hears all stages so far and says whether the last one stays; the first that does not ends the recipe.
     Raises: RecipeError and TrainingError of the methods, VariantError when a checkpoint they wrote is not whole,
     OSError when the disk is full.
     """
@@ -49,6 +51,8 @@ def apply_methods(recipe: Recipe, job: Job) -> list[Stage]:
         stage = _read_done(name, folder)
         if stage is None:
             stage = _apply(name, settings, folder, replace(job, fingerprint=f"{job.fingerprint}-{number}"))
+        if keep is not None and not keep([*stages, stage]):
+            break
         stages.append(stage)
         weights, adapter = stage.out / "weights", stage.out / "adapter"
         if weights.is_dir():
@@ -57,7 +61,7 @@ def apply_methods(recipe: Recipe, job: Job) -> list[Stage]:
     return stages
 
 
-def stage_results(stages: list[Stage], staging: Path) -> None:
+def stage_results(stages: Sequence[Stage], staging: Path) -> None:
     """Put together the variant's folder: the last weights made, the adapter that goes with them, and the log.
 
     Raises: OSError when the disk is full.
