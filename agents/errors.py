@@ -12,6 +12,8 @@ MetierError
 ├── TrainingError          tuning went wrong (not finite, cannot resume)
 │   └── QualityError       what a method made does not hold the role's quality
 ├── AssignmentError        an assignment is wrong or names what is not there
+│   └── InfeasibleError    no assignment meets the limits
+├── ProfileError           what a probe measured cannot be used
 ├── RunError               one run of a workflow failed
 │   ├── AnswerError        a reply does not fit the type its role gives
 │   ├── StepError          a Python function step raised
@@ -38,10 +40,12 @@ __all__ = [
     "EngineDeadError",
     "EngineError",
     "GraphError",
+    "InfeasibleError",
     "LimitError",
     "LoopLimitError",
     "MetierError",
     "PluginError",
+    "ProfileError",
     "QualityError",
     "RecipeError",
     "ResumeError",
@@ -129,6 +133,14 @@ class QualityError(TrainingError):
 
 class AssignmentError(MetierError):
     """An assignment is wrong, or names a role or variant that is not there."""
+
+
+class InfeasibleError(AssignmentError):
+    """No assignment meets the limits; says which of them binds, and what would be feasible."""
+
+
+class ProfileError(MetierError):
+    """What a probe measured cannot be used: missing, not a number, or of another workflow."""
 
 
 class RunError(MetierError):

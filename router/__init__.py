@@ -1,6 +1,49 @@
-"""Which variant serves whom: decides, executes nothing."""
+"""Which variant serves whom: measures, decides, executes nothing itself."""
 
+from .assign import Assigned, AssignSettings, assign
 from .assignment import Assignment, RoleAssignment, load_assignment
+from .coupling import Prediction, Problem, Serving, make_problem, predict
+from .evaluator import Evaluator, RunTasks
+from .outcomes import AskCost, Journal, Outcome
+from .probe import ProbeResult, ProbeSettings, probe
+from .profile import Footprint, Profile, read_profiles, write_profiles
 from .route import Route, Router
+from .solve import Limits, Solution, SolverSettings, front, solve
+from .space import Candidate, Part, Space, space_of
 
-__all__ = ["Assignment", "RoleAssignment", "Route", "Router", "load_assignment"]
+__all__ = [
+    "AskCost",
+    "AssignSettings",
+    "Assigned",
+    "Assignment",
+    "Candidate",
+    "Evaluator",
+    "Footprint",
+    "Journal",
+    "Limits",
+    "Outcome",
+    "Part",
+    "Prediction",
+    "ProbeResult",
+    "ProbeSettings",
+    "Problem",
+    "Profile",
+    "RoleAssignment",
+    "Route",
+    "Router",
+    "RunTasks",
+    "Serving",
+    "Solution",
+    "SolverSettings",
+    "Space",
+    "assign",
+    "front",
+    "load_assignment",
+    "make_problem",
+    "predict",
+    "probe",
+    "read_profiles",
+    "solve",
+    "space_of",
+    "write_profiles",
+]

@@ -1,0 +1,264 @@
+"""What an assignment costs as a whole: checkpoints, adapter slots and prompt prefixes are shared by the parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..agents.errors import ProfileError
+from .profile import Profile
+from .space import Candidate, Choices, Part
+
+__all__ = [
+    "LoneCost",
+    "Prediction",
+    "Problem",
+    "Rejected",
+    "Serving",
+    "make_problem",
+    "predict",
+    "shared",
+    "swap_share",
+]
+
+SMALLEST_RATIO = 1e-3
+"""A candidate that solved nothing keeps this share of the incumbent's quality, so that logarithms exist."""
+
+
+class Serving(BaseModel):
+    """How variants are served: what an engine holds beside its checkpoint, and what bringing in an adapter costs.
+
+    Every checkpoint has an engine of its own with `kv_cache_mib` and `engine_mib`; `adapter_slots` adapters of at
+    most `slot_rank` rows are resident in each.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kv_cache_mib: float = Field(default=512, ge=0)
+    engine_mib: float = Field(default=0, ge=0)
+    adapter_slots: int = Field(default=4, ge=1)
+    slot_rank: int = Field(default=16, ge=1)
+    swap_cpu_s: float = Field(default=0.033, ge=0)
+    swap_s: float = Field(default=0.033, ge=0)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A candidate that no choice may use at a part, and why."""
+
+    part: Part
+    candidate: Candidate
+    why: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a choice is expected to come to: quality 0 to 1, and amounts a task; `memory_mib` is for all engines."""
+
+    quality: float
+    cpu_s: float
+    latency_s: float
+    tokens: float
+    memory_mib: float
+    swaps: float = 0.0
+
+    @property
+    def cost_of_pass(self) -> float:
+        """CPU-seconds per solved task, failures counted; infinite where nothing is solved."""
+        return self.cpu_s / self.quality if self.quality > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Parts, their profiled candidates, and how they are served. `quality` is the incumbent's.
+
+    With `coupled=False` every part pays for itself, as if nothing were shared: its own engine, the prefix hits it
+    had when it was measured, no swaps. That is the control, not a way to assign.
+    """
+
+    parts: tuple[Part, ...]
+    rows: Mapping[Part, Mapping[Candidate, Profile]]
+    quality: float
+    serving: Serving = Serving()
+    coupled: bool = True
+    rejected: tuple[Rejected, ...] = ()
+    incumbent: Mapping[Part, Candidate] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """How many assignments there are."""
+        return math.prod(len(self.rows[part]) for part in self.parts)
+
+    @cached_property
+    def lone(self) -> Mapping[tuple[Part, Candidate], LoneCost]:
+        """What each candidate costs at each part when nothing is shared."""
+        return {
+            (part, candidate): _lone_cost(self, row)
+            for part in self.parts
+            for candidate, row in self.rows[part].items()
+        }
+
+
+@dataclass(frozen=True)
+class LoneCost:
+    """One candidate at one part, before anything is shared: every prompt token computed, no swap."""
+
+    log_ratio: float
+    cpu_s: float
+    seconds: float
+    tokens: float
+
+
+def make_problem(
+    profiles: Sequence[Profile],
+    parts: Sequence[Part],
+    *,
+    serving: Serving | None = None,
+    candidates: Sequence[Candidate] | None = None,
+    coupled: bool = True,
+) -> Problem:
+    """The problem that profiles pose; candidates that were dropped or cannot be served are left out, with the reason.
+
+    Raises: ProfileError when a part, or a pair of part and one of `candidates`, has no profile, when nothing is left
+    for a part, or when the incumbent solved nothing.
+    """
+    serving = serving or Serving()
+    rows: dict[Part, dict[Candidate, Profile]] = {part: {} for part in parts}
+    rejected: list[Rejected] = []
+    for profile in profiles:
+        part, candidate = profile.part, profile.candidate
+        if part not in rows:
+            continue
+        if candidates is not None and candidate not in candidates:
+            rejected.append(Rejected(part, candidate, "not among the candidates asked for"))
+        elif profile.dropped:
+            rejected.append(Rejected(part, candidate, f"dropped by the probe: {profile.dropped}"))
+        elif profile.footprint.adapter_rank > serving.slot_rank:
+            why = f"its rank {profile.footprint.adapter_rank} does not fit slots of slot_rank={serving.slot_rank}"
+            rejected.append(Rejected(part, candidate, why))
+        else:
+            rows[part][candidate] = profile
+    _check_pairs(profiles, parts, candidates, rows, rejected)
+    incumbent = _incumbent(profiles, parts)
+    measured = [p for p in profiles if incumbent.get(p.part) == p.candidate] or list(profiles)
+    widest = max(measured, key=lambda p: p.n)
+    quality = widest.quality - widest.gain
+    if quality <= 0:
+        raise ProfileError(
+            "the incumbent of these profiles solved nothing",
+            expected="one that solves something: what replacing one part is worth cannot be told otherwise",
+            remedy="Probe again without --incumbent, or with a better one.",
+        )
+    return Problem(tuple(parts), rows, quality, serving, coupled, tuple(rejected), incumbent)
+
+
+def predict(problem: Problem, choices: Choices) -> Prediction:
+    """What a choice comes to.
+
+    Quality: the incumbent's, times for each part the ratio that replacing this part alone has shown: parts that work
+    one after the other multiply. What parts do to each other beyond that only running the whole shows.
+    """
+    lone = [problem.lone[part, choices[part]] for part in problem.parts]
+    rows = [problem.rows[part][choices[part]] for part in problem.parts]
+    quality = min(problem.quality * math.exp(math.fsum(cost.log_ratio for cost in lone)), 1.0)
+    cpu_s = math.fsum(cost.cpu_s for cost in lone)
+    latency_s = math.fsum(cost.seconds for cost in lone)
+    tokens = math.fsum(cost.tokens for cost in lone)
+    swaps = 0.0
+    if problem.coupled:
+        for row in rows:
+            saved = max([row.shared_tokens.get("", 0.0), *(shared(row, other) for other in rows)])
+            cpu_s -= saved * row.token_cost.prefill_cpu_s
+            latency_s -= saved * row.token_cost.prefill_s
+        swaps = _swaps(problem, rows)
+        cpu_s += swaps * problem.serving.swap_cpu_s
+        latency_s += swaps * problem.serving.swap_s
+    return Prediction(quality, max(cpu_s, 0.0), max(latency_s, 0.0), max(tokens, 0.0), _memory(problem, rows), swaps)
+
+
+def shared(row: Profile, other: Profile) -> float:
+    """Prompt tokens a task that a part finds computed because another has the same variant; 0 where it has not."""
+    if row.footprint.prefix_key != other.footprint.prefix_key:
+        return 0.0
+    return min(row.shared_tokens.get(str(other.part), 0.0), row.prompt_tokens)
+
+
+def swap_share(adapters: int, slots: int) -> float:
+    """Share of asks that find their adapter not resident, when `adapters` take turns on `slots`.
+
+    Runs in all stages at once ask for each adapter equally often, and any `slots` of them are there: 1 - slots /
+    adapters. Foresight and asks that share a load do better; a probe with as many adapters says how much.
+    """
+    return 0.0 if adapters <= slots else 1.0 - slots / adapters
+
+
+def _swaps(problem: Problem, rows: Sequence[Profile]) -> float:
+    adapters: dict[str, set[str]] = {}
+    asks: dict[str, float] = {}
+    for row in rows:
+        if row.footprint.adapter:
+            adapters.setdefault(row.footprint.checkpoint, set()).add(row.footprint.adapter)
+            asks[row.footprint.checkpoint] = asks.get(row.footprint.checkpoint, 0.0) + row.asks
+    slots = problem.serving.adapter_slots
+    return math.fsum(asks[checkpoint] * swap_share(len(ids), slots) for checkpoint, ids in adapters.items())
+
+
+def _memory(problem: Problem, rows: Sequence[Profile]) -> float:
+    each_mib = problem.serving.kv_cache_mib + problem.serving.engine_mib
+    if not problem.coupled:
+        return math.fsum(
+            row.footprint.checkpoint_mib + each_mib + (row.footprint.slot_mib if row.footprint.adapter else 0.0)
+            for row in rows
+        )
+    # All variants of a checkpoint say the same of it.
+    engines = {row.footprint.checkpoint: row.footprint.checkpoint_mib + each_mib for row in rows}
+    slots = {row.footprint.checkpoint: row.footprint.slot_mib for row in rows if row.footprint.adapter}
+    return math.fsum([*engines.values(), *slots.values()])
+
+
+def _lone_cost(problem: Problem, row: Profile) -> LoneCost:
+    before = row.quality - row.gain
+    ratio = row.quality / before if before > 0 else 1.0
+    cpu_s, seconds = row.cpu_s, row.seconds
+    if problem.coupled:
+        cpu_s += row.cached_tokens * row.token_cost.prefill_cpu_s - row.swaps * problem.serving.swap_cpu_s
+        seconds += row.cached_tokens * row.token_cost.prefill_s
+    return LoneCost(
+        math.log(max(ratio, SMALLEST_RATIO)),
+        max(cpu_s, 0.0) + row.elsewhere_cpu_s,
+        seconds + row.elsewhere_seconds,
+        row.tokens + row.elsewhere_tokens,
+    )
+
+
+def _check_pairs(
+    profiles: Sequence[Profile],
+    parts: Sequence[Part],
+    candidates: Sequence[Candidate] | None,
+    rows: Mapping[Part, Mapping[Candidate, Profile]],
+    rejected: Sequence[Rejected],
+) -> None:
+    for part in parts:
+        measured = {profile.candidate for profile in profiles if profile.part == part}
+        missing = [str(candidate) for candidate in candidates or () if candidate not in measured]
+        if missing or not measured:
+            raise ProfileError(
+                f"no profile of {', '.join(missing) or 'any candidate'} at {part}",
+                expected="one of every candidate at every part",
+                remedy="Run `metier probe` with these variants, and rounds split as they are here.",
+            )
+        if not rows[part]:
+            why = "; ".join(f"{r.candidate}: {r.why}" for r in rejected if r.part == part)
+            raise ProfileError(f"no candidate is left for {part} ({why})", expected="one that can be served")
+
+
+def _incumbent(profiles: Sequence[Profile], parts: Sequence[Part]) -> dict[Part, Candidate]:
+    """Who plays each part in the assignment the profiles were measured around, as its text in every row says."""
+    text = profiles[0].incumbent if profiles else ""
+    named = dict(item.split("=", 1) for item in text.split(", ") if "=" in item)
+    found = {part: Candidate.read(named[str(part)]) for part in parts if str(part) in named}
+    return found if len(found) == len(parts) else {}

@@ -1,0 +1,179 @@
+"""What one run of a workflow under one assignment came to, and the journal that keeps it for the next probe."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TextIO, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ..agents.errors import ProfileError
+
+__all__ = ["AskCost", "Journal", "Outcome", "content_key"]
+
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class AskCost(BaseModel):
+    """What one ask of a run cost; `reused` where its reply came from an earlier run that asked exactly the same.
+
+    `cpu_s` and `seconds` (prefill and decode, without queueing and swaps) are the engine's; `shared_tokens` maps
+    earlier asks of the run, by `role[round]`, to the prompt tokens that are the same from the start, which a prefix
+    cache saves where the same variant answers both. Its key "" is what asks of other runs share.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: str
+    round: int = Field(default=1, ge=1)
+    variant: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    cpu_s: float = 0.0
+    seconds: float = 0.0
+    swaps: int = 0
+    swap_s: float = 0.0
+    reused: bool = False
+    shared_tokens: dict[str, int] = {}
+
+    @property
+    def output_tokens(self) -> int:
+        """All generated tokens, thinking included."""
+        return self.thinking_tokens + self.answer_tokens
+
+
+class Outcome(BaseModel):
+    """How one task ended under one assignment: the workflow's score (a failed run scores 0) and what was asked.
+
+    `role_scores` holds a role's own verifier, where the workflow has one, as the mean over its answers.
+    Raises: ProfileError when a score is no number from 0 to 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    task: str
+    score: float
+    asks: tuple[AskCost, ...] = ()
+    role_scores: dict[str, float] = {}
+    error: str = ""
+
+    @field_validator("score")
+    @classmethod
+    def _is_a_score(cls, score: float) -> float:
+        return check_score(score, "the workflow's score")
+
+    @field_validator("role_scores")
+    @classmethod
+    def _are_scores(cls, scores: dict[str, float]) -> dict[str, float]:
+        return {role: check_score(score, f"the score of role {role!r}") for role, score in scores.items()}
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU-seconds of the whole run."""
+        return math.fsum(ask.cpu_s for ask in self.asks)
+
+
+def check_score(score: float, what: str) -> float:
+    """A score as it is; raises ProfileError when it is NaN or outside 0 to 1."""
+    if not 0.0 <= score <= 1.0:  # also catches NaN
+        raise ProfileError(f"{what} is {score}", expected="a number from 0 to 1", remedy="Correct the scorer.")
+    return score
+
+
+def content_key(**content: Any) -> str:
+    """16 hex digits that name content: equal content, equal key."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Journal(Generic[Record]):
+    """A JSONL file of records that is only ever appended to: what a killed probe had finished is there for the next.
+
+    A last line that was cut off by a kill is dropped, and written again by whoever needs it. `path` None keeps
+    records for this process only. Use as a context manager, or close it.
+    Raises: ProfileError when a line is no record, or the file cannot be written.
+    """
+
+    def __init__(self, path: Path | None, kind: type[Record]) -> None:
+        self.path = path
+        self._kind = kind
+        self._records: dict[str, Record] = {}
+        self._file: TextIO | None = None
+        if path is not None:
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            whole, newline, torn = text.rpartition("\n")
+            if torn:
+                os.truncate(path, len((whole + newline).encode()))
+            self._file = path.open("a", encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(f"{path} cannot be used: {error}", expected="a file that can be written") from error
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = self._kind.model_validate_json(line)
+            except ValidationError as error:
+                self.close()
+                raise ProfileError(
+                    f"{path}, line {number} is no {self._kind.__name__}: {error.errors()[0]['msg']}",
+                    expected="a file that `metier probe` wrote",
+                    remedy="Remove the line, or name another folder.",
+                ) from error
+            self._records[_key(record)] = record
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, key: str) -> Record | None:
+        """The record of that content, None where there is none yet."""
+        return self._records.get(key)
+
+    def items(self) -> list[tuple[str, Record]]:
+        """Keys and records, in the order they were first written."""
+        return list(self._records.items())
+
+    def add(self, record: Record) -> None:
+        """Keep a record; it survives this process once the call returns."""
+        self._records[_key(record)] = record
+        if self._file is None:
+            return
+        try:
+            self._file.write(record.model_dump_json(exclude_defaults=True) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ProfileError(
+                f"{self.path} cannot be written: {error}",
+                expected="a disk with room",
+                remedy="Make room and run the same command again: what was written is kept.",
+            ) from error
+
+    def close(self) -> None:
+        """Close the file; closing twice is harmless."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _key(record: BaseModel) -> str:
+    fields: Mapping[str, Any] = record.__dict__
+    return str(fields["key"])

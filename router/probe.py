@@ -1,0 +1,173 @@
+"""Measure every candidate at every part of a workflow, replacing one at a time, and stop early where it is clear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..agents.errors import ProfileError
+from .evaluator import Evaluator
+from .intervals import mean, upper_bound
+from .outcomes import AskCost, Outcome, content_key
+from .profile import Footprint, Profile, TokenCost, fit_token_cost, make_profile
+from .search import SearchSettings, find_best, find_start
+from .space import Candidate, Choices, Part
+
+__all__ = ["ProbeResult", "ProbeSettings", "probe"]
+
+
+class ProbeSettings(BaseModel):
+    """How much is measured, and when an arm (a candidate at a part) is dropped.
+
+    All arms go through the tasks together, `batch_tasks` at a time. An arm is dropped when its mean score is below
+    that of another arm of its part, or of the incumbent, by more than `margin`, with `confidence` over all arms and
+    all looks. `intervals` is the confidence of the reported intervals. `search` is used where no incumbent is given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    batch_tasks: int = Field(default=8, ge=1)
+    margin: float = Field(default=0.05, ge=0, le=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    intervals: float = Field(default=0.95, gt=0, lt=1)
+    search: SearchSettings = SearchSettings(batch_tasks=4)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The profiles, the incumbent they were measured around, and how many runs dropping arms early has saved."""
+
+    incumbent: dict[Part, Candidate]
+    profiles: list[Profile]
+    outcomes: dict[str, list[Outcome]] = field(repr=False)
+    saved_runs: int = 0
+
+
+@dataclass
+class _Arm:
+    part: Part
+    candidate: Candidate
+    outcomes: list[Outcome] = field(default_factory=list)
+    dropped: str = ""
+
+    @property
+    def scores(self) -> list[float]:
+        return [outcome.score for outcome in self.outcomes]
+
+
+async def probe(
+    evaluator: Evaluator,
+    incumbent: Choices | None = None,
+    settings: ProbeSettings | None = None,
+    *,
+    workflow: str = "",
+    footprints: Mapping[str, Footprint] | None = None,
+    variants: Mapping[str, str] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> ProbeResult:
+    """Profile every candidate of every part of the evaluator's space on its tasks, paired with the incumbent.
+
+    The incumbent is the assignment in which one part at a time is replaced; without one, the best that replacing
+    single parts leads to is searched for first. `footprints` and `variants` (content ids) are by variant name.
+    Raises: ProfileError when nothing solves any task or a score is none, AssignmentError for an incumbent with
+    candidates that are not in the space, and what running the workflow raises.
+    """
+    settings = settings or ProbeSettings()
+    tell = on_note or (lambda note: None)
+    space, tasks = evaluator.space, list(evaluator.tasks)
+    if not tasks:
+        raise ProfileError("there are no tasks to probe on", expected="one or more")
+    if incumbent is None:
+        tell("looking for an assignment to start from")
+        start = await find_start(space, tasks, evaluator.scores, settings.search)
+        incumbent = await find_best(space, tasks, evaluator.scores, start, settings.search)
+    incumbent = dict(incumbent)
+    tell("incumbent: " + _named(incumbent))
+    arms = [_Arm(part, c) for part in space.parts for c in space.candidates[part] if c != incumbent[part]]
+    base: list[Outcome] = []
+    for begin in range(0, len(tasks), settings.batch_tasks):
+        batch = tasks[begin : begin + settings.batch_tasks]
+        base += await evaluator.outcomes(incumbent, batch)
+        for arm in arms:
+            if not arm.dropped:
+                arm.outcomes += await evaluator.outcomes({**incumbent, arm.part: arm.candidate}, batch)
+        _drop(arms, base, settings, tell)
+    saved = sum(len(tasks) - len(arm.outcomes) for arm in arms)
+    if mean([outcome.score for outcome in base]) == 0:
+        tell("the incumbent solves none of the tasks: replacing one part at a time says little")
+    every = [*arms, *(_Arm(part, incumbent[part], base) for part in space.parts)]
+    costs = _token_costs(every, footprints or {})
+    task_key = content_key(tasks=[evaluator.tasks[task] for task in tasks])
+    name = _named(incumbent)
+
+    def profile(arm: _Arm) -> Profile:
+        variant_id = (variants or {}).get(arm.candidate.variant, arm.candidate.variant)
+        footprint = (footprints or {}).get(arm.candidate.variant, Footprint())
+        runs = [outcome.key for outcome in arm.outcomes]
+        key = content_key(runs=runs, part=str(arm.part), candidate=str(arm.candidate), incumbent=name, id=variant_id)
+        return make_profile(
+            arm.part,
+            arm.candidate,
+            arm.outcomes,
+            base[: len(arm.outcomes)],
+            parts=space.parts,
+            key=key,
+            workflow=workflow,
+            tasks=task_key,
+            incumbent_name=name,
+            variant_id=variant_id,
+            token_cost=costs.get(footprint.checkpoint, TokenCost()),
+            footprint=footprint,
+            dropped=arm.dropped,
+            confidence=settings.intervals,
+        )
+
+    order = {part: number for number, part in enumerate(space.parts)}
+    every.sort(key=lambda arm: (order[arm.part], space.candidates[arm.part].index(arm.candidate)))
+    outcomes = {f"{arm.part}={arm.candidate}": arm.outcomes for arm in every}
+    return ProbeResult(incumbent, [profile(arm) for arm in every], outcomes, saved)
+
+
+def _drop(arms: Sequence[_Arm], base: Sequence[Outcome], settings: ProbeSettings, tell: Callable[[str], None]) -> None:
+    """Successive elimination: an arm goes when a rival's lead is past the margin, by a bound that holds at every look.
+
+    Each arm is compared with the incumbent and with the arms of its part, so the chance of error is shared by all
+    these pairs.
+    """
+    by_part: dict[Part, list[_Arm]] = {}
+    for arm in arms:
+        by_part.setdefault(arm.part, []).append(arm)
+    pairs = sum(len(rivals) ** 2 for rivals in by_part.values())
+    alpha = (1 - settings.confidence) / max(pairs, 1)
+    of_incumbent = [outcome.score for outcome in base]
+    going: list[tuple[_Arm, str]] = []
+    for rivals in by_part.values():
+        alive = [arm for arm in rivals if not arm.dropped]
+        for arm in alive:
+            against = [("the incumbent", of_incumbent)]
+            against += [(str(other.candidate), other.scores) for other in alive if other is not arm]
+            for name, scores in against:
+                bound = upper_bound([a - b for a, b in zip(arm.scores, scores, strict=True)], alpha)
+                if bound < -settings.margin:
+                    going.append((arm, f"at least {-bound:.2f} below {name} after {len(scores)} tasks"))
+                    break
+    for arm, why in going:
+        arm.dropped = why
+        tell(f"{arm.part} on {arm.candidate} is dropped: {why}")
+
+
+def _token_costs(arms: Sequence[_Arm], footprints: Mapping[str, Footprint]) -> dict[str, TokenCost]:
+    """Checkpoint → what a computed prompt token costs there."""
+    asks: dict[str, dict[int, AskCost]] = {}
+    for arm in arms:
+        for outcome in arm.outcomes:
+            for ask in outcome.asks:
+                checkpoint = footprints.get(ask.variant, Footprint()).checkpoint
+                asks.setdefault(checkpoint, {})[id(ask)] = ask
+    return {checkpoint: fit_token_cost(list(seen.values())) for checkpoint, seen in asks.items()}
+
+
+def _named(choices: Choices) -> str:
+    return ", ".join(f"{part}={candidate}" for part, candidate in choices.items())

@@ -1,0 +1,118 @@
+"""Choosing an assignment: checked end to end, explained, and compared with the obvious alternatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from metier.agents.errors import InfeasibleError
+from metier.router.assign import ORACLE, Assigned, AssignSettings, assign, baselines
+from metier.router.coupling import Problem, make_problem
+from metier.router.evaluator import Evaluator
+from metier.router.outcomes import Journal, Outcome
+from metier.router.solve import Limits, SolverSettings
+from metier.router.space import Candidate, Part
+from tests.router.table import TableRun, profile, space, task_ids
+
+pytestmark = pytest.mark.anyio
+
+ROLES = ("planner", "solver", "critic")
+VARIANTS = ("base", "cheap", "dear")
+CPU_S = {"base": 0.1, "cheap": 0.05, "dear": 0.2}
+INCUMBENT = "planner=dear, solver=dear, critic=dear"
+QUALITY = {"base": 0.3, "cheap": 0.78, "dear": 0.8}
+
+
+def problem(quality: Mapping[str, float] = QUALITY) -> Problem:
+    given = [
+        profile(Part(role), v, INCUMBENT, quality=quality[v], gain=quality[v] - 0.8, cpu_s=CPU_S[v])
+        for role in ROLES
+        for v in VARIANTS
+    ]
+    return make_problem(given, [Part(role) for role in ROLES])
+
+
+class Clash(TableRun):
+    """Every variant is as good as it looked alone, but more than one cheap one together solve next to nothing."""
+
+    async def __call__(self, assignment, tasks, on_outcome):  # type: ignore[no-untyped-def]
+        cheap = sum(given.variant == "cheap" for given in assignment.roles.values())
+        share = {0: 1.0, 1: 1.0, 2: 0.6, 3: 0.2}[cheap]
+        self.skill = {key: share for key in self.skill}
+        await super().__call__(assignment, tasks, on_outcome)
+
+
+def check(kind: type[TableRun], tasks: int = 30) -> Evaluator:
+    skill = {(role, v): 1.0 for role in ROLES for v in VARIANTS}
+    return Evaluator(space(ROLES, VARIANTS), task_ids(tasks), kind(skill, CPU_S), Journal(None, Outcome))
+
+
+def named(assigned: Assigned) -> dict[str, str]:
+    return {str(part): str(c) for part, c in assigned.solution.choices.items()}
+
+
+async def test_the_cheapest_that_holds_is_chosen_and_explained() -> None:
+    evaluator = check(TableRun)
+    result = await assign(problem(), AssignSettings(quality_loss=0.06, measure_baselines=True), check=evaluator)
+    assert named(result) == {role: "cheap" for role in ROLES}
+    assert result.measured is not None and result.measured.quality == 1.0 and result.measured.gain == 0.0
+    assert result.measured.cpu_s == pytest.approx(0.15)
+    assert all("next is dear: cpu_s 0.3 instead of 0.15 in all" in why for why in result.reasons.values())
+    names = [contender.name for contender in result.table]
+    assert names == [
+        "assigned", "incumbent", "all on the base", "best single variant", "random", "each role by itself",
+        "brute force", ORACLE,
+    ]  # fmt: skip
+    by_name = {contender.name: contender for contender in result.table}
+    assert by_name["brute force"].prediction == result.solution.prediction
+    assert by_name["incumbent"].measured is not None and by_name["incumbent"].measured.cpu_s == pytest.approx(0.6)
+    assert by_name[ORACLE].measured is not None and by_name[ORACLE].measured.cpu_s == pytest.approx(0.15)
+    qualities = [point.prediction.quality for point in result.front]
+    assert qualities == sorted(qualities) and qualities[-1] == pytest.approx(0.8)
+
+
+async def test_what_does_not_hold_end_to_end_is_excluded_and_the_next_best_taken() -> None:
+    notes: list[str] = []
+    result = await assign(
+        problem(), AssignSettings(quality_loss=0.06, checks=8), check=check(Clash), on_note=notes.append
+    )
+    assert sorted(named(result).values()) == ["cheap", "dear", "dear"]
+    assert len(result.excluded) == 4  # all three, and each pair
+    assert all("below the incumbent, 0.06 allowed" in contender.note for contender in result.excluded)
+    assert any("does not hold" in note for note in notes)
+    with pytest.raises(InfeasibleError, match="none of 2 assignments holds its quality end to end"):
+        await assign(problem(), AssignSettings(quality_loss=0.06, checks=2), check=check(Clash))
+
+
+async def test_a_quality_asked_for_is_held_end_to_end() -> None:
+    settings = AssignSettings(limits=Limits(min_quality=0.7))
+    result = await assign(problem(), settings, check=check(Clash))
+    assert result.measured is not None and result.measured.quality >= 0.7
+    assert "quality 0.0" in result.excluded[0].note and "is below 0.7" in result.excluded[0].note
+    with pytest.raises(InfeasibleError, match="min_quality=0.95"):
+        await assign(problem(), AssignSettings(limits=Limits(min_quality=0.95)), check=None)
+
+
+async def test_cost_of_pass_is_weighed_along_the_front() -> None:
+    settings = AssignSettings(minimise="cost_of_pass", limits=Limits(min_quality=0.1))
+    result = await assign(problem({"base": 0.3, "cheap": 0.2, "dear": 0.8}), settings, check=None)
+    costs = {c.name: c.prediction.cost_of_pass for c in result.table if c.prediction}
+    assert costs["assigned"] == min(costs.values()) and result.measured is None
+    assert named(result) == {role: "dear" for role in ROLES}
+
+
+async def test_no_other_candidate_left_is_a_reason_too() -> None:
+    given = [profile(Part("solver"), "only", "solver=only")]
+    result = await assign(make_problem(given, [Part("solver")]), check=None)
+    assert result.reasons[Part("solver")].endswith("no other candidate is left")
+    assert result.solution.choices == {Part("solver"): Candidate("only")}
+
+
+def test_baselines_say_what_they_could_not_do() -> None:
+    few = AssignSettings(solver=SolverSettings(all_choices_limit=5))
+    notes = {c.name: c.note for c in baselines(problem(), Limits(), few)}
+    assert notes["brute force"] == "27 assignments are too many"
+    only = make_problem([profile(Part("a"), "x", "a=x")], [Part("a")])
+    notes = {c.name: c.note for c in baselines(only, Limits(), few)}
+    assert notes["all on the base"] == "not profiled"
