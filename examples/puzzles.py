@@ -244,6 +244,16 @@ def solver_rows(size: int, seed: int, split: Split = "train") -> Iterator[Traffi
         yield _row(solver, {"plan": Plan(expression=write_terms(terms))}, work_out(terms))
 
 
+def solver_tune_rows(size: int, seed: int) -> Iterator[TrafficRow]:
+    """Rows of the solver that no training sees, to decide by."""
+    return solver_rows(size, seed, "tune")
+
+
+def solver_score(row: TrafficRow, answer: Answer) -> float:
+    """1.0 where the value is right, however it was worked out."""
+    return float(answer.value == Answer.model_validate_json(row.reply).value)
+
+
 def critic_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
     """Checks of right answers and of plausible mistakes; the critic works the puzzle out before it judges.
 

@@ -130,12 +130,15 @@ def make(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     base: Base = "smollm2-135m",
     shelf: Shelf = None,
+    variants: Annotated[
+        list[Path] | None, typer.Option(help="Folder of variants beside the shelf, for parents; may be repeated.")
+    ] = None,
     work_dir: Annotated[Path | None, typer.Option(help="Where checkpoints of unfinished training are kept.")] = None,
 ) -> None:
     """Make a variant from a recipe; run it again after a crash and it goes on where it stopped."""
     from .making import make_variant
 
-    make_variant(recipe, base, shelf, work_dir)
+    make_variant(recipe, base, shelf, work_dir, variants or [])
 
 
 variants_app = typer.Typer(rich_markup_mode="markdown")

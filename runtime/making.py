@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,14 @@ _COLUMNS = frozenset(
 )
 
 
-def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | None) -> None:
+def make_variant(
+    recipe: Path, base: str, shelf: Path | None, work_dir: Path | None, variants: Sequence[Path] = ()
+) -> None:
     """Make a variant and say what came of it; see `metier make --help`."""
     from ..specializers.produce import produce
 
     loaded = load_recipe(recipe)
-    folder = shelf or load_settings().shelf
+    place = Shelf(shelf or load_settings().shelf, also=variants)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         bar = bars.add_task(f"making {loaded.name}", total=None)
@@ -62,7 +65,7 @@ def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | N
 
         variant = produce(
             loaded,
-            shelf=Shelf(folder),
+            shelf=place,
             base=base,
             on_progress=show,
             work_dir=work_dir,
@@ -77,8 +80,8 @@ def make_variant(recipe: Path, base: str, shelf: Path | None, work_dir: Path | N
             f"{lost['margin']:g} less.",
             markup=False,
         )
-    console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {Shelf(folder).path(variant)}", markup=False)
-    show_variants([variant], Shelf(folder))
+    console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {place.path(variant)}", markup=False)
+    show_variants([variant], place)
 
 
 def _engines(base: str, shelf: Shelf) -> EnginePool:

@@ -158,8 +158,7 @@ class MsqObjective(Objective):
         if step == 0:
             self._start()
         with with_values(self.weights, self.rounded()):
-            loss = self.loss(rows)
-            loss.backward()
+            loss = self.add_answer_gradients(rows)
         distance, count = 0.0, 0
         searching = self.searching
         for name, weight in self.weights.items():
@@ -176,7 +175,7 @@ class MsqObjective(Objective):
             weight.grad += force * away.sign()
             distance += float((away.abs() / spread_scale(step_size(self.scales[name], bits), away)).sum())
             count += away.numel()
-        measured = {"loss": loss.item(), "average_bits": average_bits(self.bits, self.units)}
+        measured = {"loss": loss, "average_bits": average_bits(self.bits, self.units)}
         return measured | ({"steps_from_fewer_bits": distance / count} if count else {})
 
     def after_step(self, step: int) -> dict[str, float]:

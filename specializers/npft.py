@@ -159,18 +159,12 @@ class NoisyObjective(Objective):
             self._choose_positions()
         if not self.weights:
             # Without noise the two losses are one: one pass, of the weight of both.
-            loss = self.loss(rows)
-            ((1 + self.settings.beta) * loss).backward()
-            return {"loss": loss.item()}
+            return {"loss": self.add_answer_gradients(rows, 1 + self.settings.beta)}
         # Each pass ends in its backward: the weights it went through are changed afterwards.
         with self.noise_applied(step):
-            noisy = self.loss(rows)
-            noisy.backward()
-        measured = {"loss": noisy.item()}
+            measured = {"loss": self.add_answer_gradients(rows)}
         if self.settings.beta > 0:
-            clean = self.loss(rows)
-            (self.settings.beta * clean).backward()
-            measured["clean_loss"] = clean.item()
+            measured["clean_loss"] = self.add_answer_gradients(rows, self.settings.beta)
         return measured
 
     def noise_applied(self, step: int) -> AbstractContextManager[None]:

@@ -90,10 +90,10 @@ class PatObjective(Objective):
 
     def add_gradients(self, rows: Sequence[EncodedRow], step: int) -> dict[str, float]:
         self.pat.mask.step = step
-        loss = self.loss(rows)
+        loss = self.add_answer_gradients(rows)
         active, identity = self.pat.penalty()
-        (loss + self.active_weight * active + self.identity_weight * identity).backward()
-        return {"loss": loss.item(), "active_loss": active.item(), "identity_loss": identity.item()}
+        (self.active_weight * active + self.identity_weight * identity).backward()
+        return {"loss": loss, "active_loss": active.item(), "identity_loss": identity.item()}
 
 
 def channel_importance(objective: PatObjective, rows: Sequence[EncodedRow]) -> torch.Tensor:

@@ -123,7 +123,8 @@ class Recipe(BaseModel):
     seed: int = Field(default=0, ge=0)
     data: Data | None = None
     methods: tuple[SerializeAsAny[BaseModel], ...] = Field(min_length=1)
-    accept: Acceptance | None = None
+    # Recipes without it keep the identity they had before there was one.
+    accept: Acceptance | None = Field(default=None, exclude_if=lambda accept: accept is None)
     folder: Path = Field(default=Path(), exclude=True)
 
     @field_validator("methods", mode="before")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..agents.errors import TrainingError
-from .training_batches import EncodedRow, plan_batches, shared_start
+from .training_batches import EncodedRow, passes, plan_batches, shared_start
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,8 @@ class TrainingSettings(BaseModel):
     `learning_rate` is the peak, reached after `warmup_steps` and then lowered to zero by `schedule`. `dtype` is
     that of the wide matrix products: `auto` is bfloat16 where the processor multiplies it natively (2x faster
     on such a CPU), else float32; what is trained, and on CPU the residual stream, stays float32. Rows longer
-    than `max_row_tokens` are an error.
+    than `max_row_tokens` are an error. A batch of more than `pass_tokens` tokens goes through the model in parts whose
+    gradients add up, which bounds memory: the same loss, up to rounding and to dropout's draws.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,8 @@ class TrainingSettings(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0.0)
     clip_norm: float = Field(default=1.0, gt=0.0)
     max_row_tokens: int = Field(default=1024, ge=8)
+    # Memory, not identity: a variant made in other passes is the same variant.
+    pass_tokens: int = Field(default=1024, ge=1, exclude=True)
     checkpoint_steps: int = Field(default=25, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
@@ -124,7 +127,8 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
 class Objective:
     """What each step descends on: here the mean cross-entropy of the answers; methods that want more override it.
 
-    `state` holds tensors, of fixed shapes, that are saved with every checkpoint and restored in place.
+    `state` holds tensors, of fixed shapes, that are saved with every checkpoint and restored in place; `pass_tokens`
+    is the settings' own, set by `train`.
     """
 
     def __init__(self, model: Any, *, pad_token: int, device: str = "cpu", autocast: bool = False) -> None:
@@ -133,6 +137,7 @@ class Objective:
         self.device = device
         self.autocast = autocast
         self.state: dict[str, torch.Tensor] = {}
+        self.pass_tokens: int | None = None
 
     def loss(self, rows: Sequence[EncodedRow]) -> torch.Tensor:
         """`answer_loss` of the model as it is now, in the precision training asked for."""
@@ -143,9 +148,19 @@ class Objective:
 
     def add_gradients(self, rows: Sequence[EncodedRow], step: int) -> dict[str, float]:
         """Add this step's gradients to those of the parameters; returns what the log keeps, `loss` among it."""
-        loss = self.loss(rows)
-        loss.backward()
-        return {"loss": loss.item()}
+        return {"loss": self.add_answer_gradients(rows)}
+
+    def add_answer_gradients(self, rows: Sequence[EncodedRow], weight: float = 1.0) -> float:
+        """Add the gradients of `weight` times the loss of a batch, pass by pass, and return the loss."""
+        answers = [len(row.tokens) - row.prompt_tokens for row in rows]
+        total, mean, done = sum(answers), 0.0, 0
+        for part in passes(rows, self.pass_tokens):
+            share = sum(answers[done : done + len(part)]) / total
+            loss = self.loss(part)
+            (weight * share * loss).backward()
+            mean += share * loss.item()
+            done += len(part)
+        return mean
 
     def after_step(self, step: int) -> dict[str, float]:
         """Called when the optimiser has stepped, before a checkpoint; returns what else the log keeps."""
@@ -203,6 +218,7 @@ def train(
     )
     if objective is None:
         objective = Objective(model, pad_token=pad_token, device=device, autocast=autocast)
+    objective.pass_tokens = settings.pass_tokens
     state = objective.state
     log = _load_checkpoint(checkpoint, job, names, parameters, optimizer, state) if checkpoint.exists() else []
     plan = plan_batches(

@@ -10,7 +10,7 @@ from typing import Any
 from ..agents.errors import TrainingError
 from ..agents.traffic import TrafficRow
 
-__all__ = ["EncodedRow", "encode_rows", "plan_batches", "shared_start"]
+__all__ = ["EncodedRow", "encode_rows", "passes", "plan_batches", "shared_start"]
 
 # Rows are sorted by length within pools of this many batches: enough to pad little, few enough to stay mixed.
 _POOL_BATCHES = 16
@@ -101,6 +101,19 @@ def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: i
         rng.shuffle(epoch)
         plan += epoch
     return plan[:steps]
+
+
+def passes(rows: Sequence[EncodedRow], pass_tokens: int | None) -> list[Sequence[EncodedRow]]:
+    """Split a batch, in order, into parts of at most `pass_tokens` tokens each; a longer row is a part of its own."""
+    if pass_tokens is None:
+        return [rows]
+    parts, start, tokens = [], 0, 0
+    for number, row in enumerate(rows):
+        if number > start and tokens + len(row.tokens) > pass_tokens:
+            parts.append(rows[start:number])
+            start, tokens = number, 0
+        tokens += len(row.tokens)
+    return [*parts, rows[start:]]
 
 
 def shared_start(rows: Sequence[EncodedRow]) -> int:

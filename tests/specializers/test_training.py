@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from metier.agents import TrafficRow, TrainingError
 from metier.specializers.training import (
+    Objective,
     Progress,
     TrainingSettings,
     answer_loss,
     learning_rate_at,
     train,
 )
-from metier.specializers.training_batches import EncodedRow, encode_rows, plan_batches, shared_start
+from metier.specializers.training_batches import EncodedRow, encode_rows, passes, plan_batches, shared_start
 
 SETTINGS = TrainingSettings(steps=6, batch_rows=4, warmup_steps=2, checkpoint_steps=2, dtype="float32")
 
@@ -144,6 +145,37 @@ def test_batches_hold_rows_of_like_length() -> None:
     plan = plan_batches(lengths, batch_rows=16, steps=16, seed=0)
     padded = sum(16 * max(lengths[i] for i in batch) for batch in plan)
     assert padded < 1.1 * sum(lengths)
+
+
+def test_a_batch_in_passes_has_the_loss_and_the_gradients_of_the_whole(
+    tiny_base: Path, encoded: list[EncodedRow]
+) -> None:
+    model = tuned(tiny_base)
+    found = {}
+    for pass_tokens in (None, 100, 1):
+        model.zero_grad()
+        objective = Objective(model, pad_token=0)
+        objective.pass_tokens = pass_tokens
+        loss = objective.add_answer_gradients(encoded[:7], weight=0.5)
+        found[pass_tokens] = loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    whole, gradients = found[None]
+    for pass_tokens in (100, 1):
+        loss, parts = found[pass_tokens]
+        assert loss == pytest.approx(whole, rel=1e-5)
+        for name, gradient in gradients.items():
+            assert parts[name] == pytest.approx(gradient, rel=1e-3, abs=1e-6), name
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 100))
+def test_passes_keep_every_row_in_order_within_the_limit(lengths: list[int], pass_tokens: int) -> None:
+    rows = [EncodedRow(tuple(range(length)), 0) for length in lengths]
+    parts = passes(rows, pass_tokens)
+    assert [row for part in parts for row in part] == rows and all(parts)
+    assert all(len(part) == 1 or sum(len(row.tokens) for row in part) <= pass_tokens for part in parts)
+    # No part could have taken the first row of the next.
+    for part, after in zip(parts, parts[1:], strict=False):
+        assert sum(len(row.tokens) for row in [*part, after[0]]) > pass_tokens
+    assert passes(rows, None) == [rows]
 
 
 def test_the_learning_rate_warms_up_and_comes_down() -> None:
