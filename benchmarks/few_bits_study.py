@@ -28,16 +28,17 @@ from metier.specializers.training import Progress
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "few_bits_study.jsonl"
 ROWS = 512
-WINDOWS = 32
+WINDOWS = 24
 WINDOW_TOKENS = 256
 
-TRAINING: dict[str, Any] = {"steps": 192, "batch_rows": 4, "warmup_steps": 5, "schedule": "linear"}
-NPFT = {"method": "npft", "learning_rate": 1e-4, "fisher_rows": 64, **TRAINING}
+TRAINING: dict[str, Any] = {"batch_rows": 4, "warmup_steps": 5, "schedule": "linear"}
+NPFT = {"method": "npft", "learning_rate": 1e-4, "fisher_rows": 64, "steps": 96, **TRAINING}
 MSQ = {
     "method": "msq",
     "learning_rate": 1e-4,
-    "finish_steps": 48,
-    "drop_every_steps": 16,
+    "steps": 64,
+    "finish_steps": 16,
+    "drop_every_steps": 6,
     "min_bits": 3,
     "on_missed": "drop",
     **TRAINING,
@@ -60,7 +61,6 @@ ROUNDINGS: dict[str, tuple[int, int | None] | None] = {
     "none": None,
     "rtn4-g64": (4, 64),
     "rtn4-channel": (4, None),
-    "rtn3-g64": (3, 64),
 }
 
 
