@@ -39,11 +39,13 @@ from .prompts import PROMPT_LAYOUT, render_prompt
 from .roles import Role
 from .task_text import TASK_TEXT_RULE, task_text
 from .tasksets import Task, TaskSet
+from .thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
 from .traffic import TrafficRow, read_traffic, write_traffic
 
 __all__ = [
     "PROMPT_LAYOUT",
     "TASK_TEXT_RULE",
+    "THINKING_OFF",
     "AdapterError",
     "AnswerError",
     "Ask",
@@ -77,6 +79,8 @@ __all__ = [
     "TaskGraph",
     "TaskSet",
     "TaskSetError",
+    "ThinkingProfile",
+    "ThinkingTags",
     "TrafficRow",
     "TrainingError",
     "UnknownVariantError",

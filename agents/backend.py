@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, TypeAdapter
 
+from .answers import split_thinking
 from .errors import AskRejectedError
 from .messages import Ask, Reply, Usage
 
@@ -23,7 +24,7 @@ class Backend(Protocol):
     """Anything that turns an ask into a reply: an engine here, a server elsewhere, the scripted fake."""
 
     async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
-        """Answer `ask`; call `on_text` with each new piece of text when given.
+        """Answer `ask`; call `on_text` with each new piece of the answer when given. Thinking is not streamed.
 
         Raises: AskRejectedError (this ask cannot be served), EngineDeadError (retry after a restart).
         """
@@ -34,7 +35,9 @@ class ScriptedBackend:
     """A backend that says what a script tells it to, to test workflows without a model.
 
     `scripts` maps a role name to either a function of the ask or a sequence of replies used in order. A reply
-    may be text, a pydantic object (sent as JSON) or any JSON value; a function may be async and may raise.
+    may be text, a pydantic object (sent as JSON) or any JSON value; a function may be async and may raise. Text
+    may begin with what is thought before the answer, `<think>2 and 2</think>4`: an ask that thinks gets as many words
+    of it as its maximum allows, apart from the answer, and any other ask gets the answer alone.
     `default` answers roles without a script. Token counts are words, so they are predictable. Every ask is
     kept in `asks`, in the order it came; `keep_asks=False` for long runs.
     """
@@ -68,13 +71,18 @@ class ScriptedBackend:
         said = script(ask)
         if isawaitable(said):
             said = await said
-        text = _as_text(said)
+        thinking, text = split_thinking(_as_text(said)) if _thinks(said) else ("", _as_text(said))
+        thinking = " ".join(thinking.split()[: 0 if ask.thinking is None else ask.thinking.max_tokens])
         if on_text is not None:
             for piece in re.findall(r"\S+\s*|\s+", text):
                 on_text(piece)
         prompt_tokens = sum(len(m.content.split()) for m in ask.messages)
-        usage = Usage(prompt_tokens=prompt_tokens, answer_tokens=len(text.split()))
-        return Reply(text=text, usage=usage, variant=ask.variant, engine="scripted")
+        usage = Usage(
+            prompt_tokens=prompt_tokens, thinking_tokens=len(thinking.split()), answer_tokens=len(text.split())
+        )
+        return Reply(
+            text=text, thinking=thinking, profile=ask.thinking, usage=usage, variant=ask.variant, engine="scripted"
+        )
 
 
 def _as_function(role: str, script: Script) -> Callable[[Ask], Any | Awaitable[Any]]:
@@ -92,6 +100,11 @@ def _as_function(role: str, script: Script) -> Callable[[Ask], Any | Awaitable[A
         return queue.popleft()
 
     return next_reply
+
+
+def _thinks(said: Any) -> bool:
+    """Whether a script's reply begins with thinking; tags further on are part of the answer."""
+    return isinstance(said, str) and said.lstrip().startswith("<think>")
 
 
 def _as_text(said: Any) -> str:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .thinking import ThinkingProfile
+
 __all__ = ["Ask", "Message", "Reply", "Usage"]
 
 
@@ -23,7 +25,8 @@ class Ask(BaseModel):
 
     `run_id` and `step_path` are the step identity (`attempt[2]/critic`); `attempt` counts corrections and
     retries of that step from 0. `variant` is the content id or name the router chose, None for the base.
-    `task` is the run's input as text (`task_text`), the same in every ask of the run.
+    `task` is the run's input as text (`task_text`), the same in every ask of the run. `max_tokens` bounds the
+    answer; what comes before it is bounded by `thinking`, which is None where nothing was said about thinking.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +40,7 @@ class Ask(BaseModel):
     variant: str | None = None
     answer_schema: dict[str, Any] | None = None
     max_tokens: int = Field(default=256, ge=1)
+    thinking: ThinkingProfile | None = None
     temperature: float = Field(default=0.0, ge=0.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = None
@@ -54,7 +58,8 @@ class Usage(BaseModel):
     """What one reply cost, from the engine's own counters and timestamps.
 
     Tokens: `prompt_tokens` counts the whole prompt, of which `cached_tokens` came from the prefix cache;
-    `answer_tokens` counts what was generated outside thinking, `thinking_tokens` inside. Times in seconds:
+    `thinking_tokens` counts what was generated before the end of thinking, `answer_tokens` all else: the end tag, the
+    answer and its end. Times in seconds:
     `queue_s` until first scheduled, `prefill_s` until the first token, `decode_s` until the last; `cpu_s` is
     the share of the engine's process CPU time charged to this ask. `swaps` counts the adapter loads this ask caused or,
     fetched ahead, was the first to use, and `cpu_s` has their cost; `swap_s` is what it waited for them.
@@ -79,17 +84,27 @@ class Usage(BaseModel):
         return self.thinking_tokens + self.answer_tokens
 
     @property
+    def prefilled_tokens(self) -> int:
+        """Prompt tokens that had to be computed: what the prefix cache did not have, an earlier step's text say."""
+        return self.prompt_tokens - self.cached_tokens
+
+    @property
     def total_tokens(self) -> int:
         """Prompt and generated tokens together."""
         return self.prompt_tokens + self.output_tokens
 
 
 class Reply(BaseModel):
-    """A model's answer to one ask."""
+    """A model's answer to one ask: `text` is the answer alone, `thinking` what was thought before it.
+
+    `profile` is the thinking profile the ask was served with, which may be the variant's own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: str
+    thinking: str = ""
+    profile: ThinkingProfile | None = None
     finish_reason: Literal["stop", "length"] = "stop"
     usage: Usage = Usage()
     variant: str | None = None

@@ -190,6 +190,7 @@ def _describe(path: str, node: BuiltNode) -> str:
     match work:
         case RoleWork(role):
             kind = f"role {role.name}: {role.instructions} ({role.max_tokens}, {role.temperature}, {role.top_p})"
+            kind += f" thinks {role.thinking!r}" if role.thinking else ""
         case FunctionWork(function):
             kind = f"function {function.__module__}.{function.__qualname__}"
         case PersonWork(question):

@@ -13,6 +13,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel
 
 from .errors import GraphError
+from .thinking import ThinkingProfile
 
 __all__ = ["InputType", "Role", "input_name", "name_inputs", "type_name"]
 
@@ -35,7 +36,8 @@ class Role:
     `takes` is a type, a tuple of types or a dict of name to type; `T | None` marks an input that may be
     missing, such as the last round's verdict. `gives` is a pydantic model (asked for as JSON, by schema) or
     `str` (free text). `instructions` is a Jinja template over the inputs, named as in `takes` or by the type
-    in snake case: `{{ puzzle.text }}`. Raises GraphError when any of this cannot work.
+    in snake case: `{{ puzzle.text }}`. `thinking` is how long the role thinks before it answers (`max_tokens` then
+    bounds the answer alone); an assignment may say otherwise. Raises GraphError when any of this cannot work.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Role:
     max_tokens: int = field(default=256, kw_only=True)
     temperature: float = field(default=0.0, kw_only=True)
     top_p: float = field(default=1.0, kw_only=True)
+    thinking: ThinkingProfile | None = field(default=None, kw_only=True)
     inputs: Mapping[str, InputType] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,12 @@ class Role:
             raise GraphError(
                 f"role {self.name!r} has temperature={self.temperature}, top_p={self.top_p}",
                 expected="temperature >= 0 and 0 < top_p <= 1",
+            )
+        if not isinstance(self.thinking, ThinkingProfile | None):
+            raise GraphError(
+                f"role {self.name!r} has thinking={self.thinking!r}",
+                expected="a ThinkingProfile",
+                remedy="Write thinking=ThinkingProfile(max_tokens=64).",
             )
         self._check_template()
 

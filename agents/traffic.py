@@ -17,7 +17,8 @@ __all__ = ["TrafficRow", "read_traffic", "write_traffic"]
 class TrafficRow(BaseModel):
     """One ask and its reply, with the score its run (or its teacher) earned; 1.0 is solved, None unscored.
 
-    `task` is the text of the run's input (`task_text`), empty where it is not known.
+    `task` is the text of the run's input (`task_text`), empty where it is not known; `thinking` is what was thought
+    before the reply, without its tags.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +26,7 @@ class TrafficRow(BaseModel):
     role: str
     messages: tuple[Message, ...]
     reply: str
+    thinking: str = ""
     score: float | None = None
     run_id: str = ""
     step_path: str = ""

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from ..agents.errors import AssignmentError
+from ..agents.errors import AssignmentError, SettingsError
+from ..agents.thinking import ThinkingProfile
 
 __all__ = ["Assignment", "RoleAssignment", "load_assignment"]
 
@@ -19,17 +20,22 @@ BASE = "base"
 
 
 class RoleAssignment(BaseModel):
-    """The variant of one role, and other ones for particular rounds; `reason` says why."""
+    """The variant of one role, and other ones for particular rounds; `reason` says why.
+
+    `thinking` and, for particular rounds, `thinking_rounds` say how long the role thinks, whatever it says itself.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: str = BASE
     rounds: dict[int, str] = {}
+    thinking: ThinkingProfile | None = None
+    thinking_rounds: dict[int, ThinkingProfile] = {}
     reason: str = ""
 
-    @field_validator("rounds")
+    @field_validator("rounds", "thinking_rounds")
     @classmethod
-    def _rounds_count_from_one(cls, rounds: dict[int, str]) -> dict[int, str]:
+    def _rounds_count_from_one(cls, rounds: dict[int, Any]) -> dict[int, Any]:
         if any(number < 1 for number in rounds):
             raise ValueError(f"rounds count from 1, got {min(rounds)}")
         return rounds
@@ -38,11 +44,13 @@ class RoleAssignment(BaseModel):
 class Assignment(BaseModel):
     """(role, round) to variant; roles that are not named get `default`.
 
-    In YAML a role is either the name of a variant, or a mapping with `variant`, `rounds` and `reason`:
+    In YAML a role is either the name of a variant, or a mapping with `variant`, `rounds`, `thinking`,
+    `thinking_rounds` and `reason`; a number of thinking is its maximum in tokens:
 
         roles:
           planner: planner-lora
           solver: {variant: solver-lora, rounds: {2: base}, reason: second tries are short}
+          critic: {thinking: off, thinking_rounds: {2: 64, 3: {max_tokens: 128, min_tokens: 32, waits: 1}}}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,5 +109,7 @@ def load_assignment(path: Path | str) -> Assignment:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise AssignmentError(
             f"{path}: {where}: {first['msg']}",
-            expected="`roles:` with role: variant, or role: {variant, rounds, reason}",
+            expected="`roles:` with role: variant, or role: {variant, rounds, thinking, thinking_rounds, reason}",
         ) from error
+    except SettingsError as error:
+        raise AssignmentError(f"{path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..agents.messages import Ask
+from ..agents.thinking import ThinkingProfile
 from .assignment import BASE, Assignment
 
 __all__ = ["Route", "Router"]
@@ -12,10 +13,20 @@ __all__ = ["Route", "Router"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where an ask goes: the variant (None is the base itself) and the reason, kept with the ask."""
+    """Where an ask goes: the variant (None is the base itself) and the reason, kept with the ask.
+
+    `thinking` is how long the assignment lets it think, None where that is left to the role.
+    """
 
     variant: str | None
     reason: str
+    thinking: ThinkingProfile | None = None
+
+    def send(self, ask: Ask) -> Ask:
+        """The ask with what was decided about it."""
+        decided = {"variant": self.variant, "thinking": self.thinking}
+        update = {name: value for name, value in decided.items() if value is not None}
+        return ask.model_copy(update=update) if update else ask
 
 
 class Router:
@@ -39,10 +50,11 @@ class Router:
 
     def _decide(self, role: str, round_number: int) -> Route:
         assigned = self.assignment.roles.get(role)
+        thinking = None if assigned is None else assigned.thinking_rounds.get(round_number, assigned.thinking)
         if assigned is None:
             variant, reason = self.assignment.default, f"role {role!r} is not assigned: default"
         elif round_number in assigned.rounds:
             variant, reason = assigned.rounds[round_number], f"assigned to {role!r} in round {round_number}"
         else:
             variant, reason = assigned.variant, assigned.reason or f"assigned to {role!r}"
-        return Route(None if variant == BASE else variant, reason)
+        return Route(None if variant == BASE else variant, reason, thinking)

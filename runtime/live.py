@@ -29,7 +29,8 @@ class RoleCount:
     done: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    output_tokens: int = 0
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
     swaps: int = 0
     retried: int = 0
 
@@ -103,7 +104,8 @@ class LiveView:
         role.variant = data.get("variant") or "base"
         role.prompt_tokens += data.get("prompt_tokens", 0)
         role.cached_tokens += data.get("cached_tokens", 0)
-        role.output_tokens += data.get("answer_tokens", 0) + data.get("thinking_tokens", 0)
+        role.thinking_tokens += data.get("thinking_tokens", 0)
+        role.answer_tokens += data.get("answer_tokens", 0)
         role.swaps += data.get("swaps", 0)
 
     def _note(self, event: Event) -> None:
@@ -122,7 +124,7 @@ class LiveView:
     def headline(self) -> Text:
         """One line: runs ended and solved, asks running, tokens so far, seconds."""
         running = sum(role.running for role in self.roles.values())
-        tokens = sum(role.prompt_tokens + role.output_tokens for role in self.roles.values())
+        tokens = sum(r.prompt_tokens + r.thinking_tokens + r.answer_tokens for r in self.roles.values())
         swaps = sum(role.swaps for role in self.roles.values())
         failed = f", {self.failed} failed" if self.failed else ""
         return Text(
@@ -133,9 +135,10 @@ class LiveView:
     def render(self) -> Group:
         """The table of roles under the headline, and the engine's last word."""
         table = Table(box=None, pad_edge=False)
-        for head in ("role", "variant", "running", "done", "prompt", "cached", "written", "swaps", "retried"):
+        numbers = ("running", "done", "prompt", "cached", "thought", "written", "swaps", "retried")
+        for head in ("role", "variant", *numbers):
             table.add_column(head, justify="left" if head in ("role", "variant") else "right")
         for name, r in self.roles.items():
-            numbers = (r.running, r.done, r.prompt_tokens, r.cached_tokens, r.output_tokens, r.swaps, r.retried)
-            table.add_row(name, r.variant, *map(str, numbers))
+            tokens = (r.prompt_tokens, r.cached_tokens, r.thinking_tokens, r.answer_tokens)
+            table.add_row(name, r.variant, *map(str, (r.running, r.done, *tokens, r.swaps, r.retried)))
         return Group(self.headline(), table, Text(self.last, style="dim"))

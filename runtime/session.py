@@ -305,7 +305,7 @@ class Session:
 
     def _route(self, ask: Ask) -> tuple[Ask, str]:
         route = self._router.route(ask)
-        return (ask if route.variant is None else ask.model_copy(update={"variant": route.variant})), route.reason
+        return route.send(ask), route.reason
 
     def _foresight(self, built: BuiltGraph, run_id: str, again: Callable[[], bool]) -> RunForesight | None:
         if not self._foresees:

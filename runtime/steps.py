@@ -208,6 +208,7 @@ class StepRunner:
             round=round_number,
             answer_schema=schema_of(role.gives),
             max_tokens=role.max_tokens,
+            thinking=role.thinking,
             temperature=role.temperature,
             top_p=role.top_p,
             seed=self._ask_seed(path, attempt) if role.temperature > 0 else None,
@@ -227,6 +228,7 @@ class StepRunner:
         record.answered_at = time.time()
         record.engine = reply.engine
         record.reply, record.finish_reason, record.usage = reply.text, reply.finish_reason, reply.usage
+        record.thinking, record.profile = reply.thinking, reply.profile
         self._tokens += reply.usage.total_tokens
         if self._on_event is not None:
             usage = reply.usage.model_dump(exclude_defaults=True)

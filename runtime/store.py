@@ -259,6 +259,7 @@ class RunStore:
                 role=row["role"],
                 messages=tuple(Message.model_validate(m) for m in json.loads(row["messages"])),
                 reply=row["reply"],
+                thinking=row["thinking"],
                 score=row["score"],
                 run_id=row["run"],
                 step_path=row["path"],
@@ -270,7 +271,7 @@ class RunStore:
 
 _ASK_COLUMNS = [
     "run", "path", "attempt", "role", "variant", "reason", "prompt_layout", "messages", "reply", "finish_reason",
-    "error", "asked_at", "answered_at", "engine", *USAGE_COLUMNS,
+    "error", "asked_at", "answered_at", "engine", *USAGE_COLUMNS, "thinking", "thinking_profile",
 ]  # fmt: skip
 
 
@@ -287,4 +288,5 @@ def _ask_values(run_id: str, path: str, ask: AskRecord) -> list[Any]:
         run_id, path, ask.attempt, ask.role, ask.variant, ask.reason, ask.prompt_layout, messages, ask.reply,
         ask.finish_reason, ask.error, ask.asked_at, ask.answered_at, ask.engine,
         *(getattr(ask.usage, column) for column in USAGE_COLUMNS),
+        ask.thinking, None if ask.profile is None else ask.profile.model_dump_json(),
     ]  # fmt: skip

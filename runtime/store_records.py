@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..agents.messages import Message, Usage
+from ..agents.thinking import ThinkingProfile
 
 __all__ = ["MIGRATIONS", "AskRecord", "BatchRecord", "RunRecord", "RunState", "StepRecord", "StepState"]
 
@@ -50,7 +51,7 @@ class RunRecord:
 
 @dataclass
 class AskRecord:
-    """One ask of a step, with its reply and what it cost."""
+    """One ask of a step, with its reply, what was thought before it within which profile, and what it cost."""
 
     attempt: int
     role: str
@@ -61,6 +62,8 @@ class AskRecord:
     asked_at: float
     answered_at: float = 0.0
     reply: str = ""
+    thinking: str = ""
+    profile: ThinkingProfile | None = None
     finish_reason: str = ""
     error: str | None = None
     engine: str = ""
@@ -115,6 +118,10 @@ MIGRATIONS = (
     CREATE TABLE engine_events (at REAL NOT NULL, batch TEXT NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
     CREATE TABLE engine_totals (
         batch TEXT NOT NULL, engine TEXT NOT NULL, data TEXT NOT NULL, PRIMARY KEY (batch, engine));
+    """,
+    """
+    ALTER TABLE asks ADD COLUMN thinking TEXT NOT NULL DEFAULT '';
+    ALTER TABLE asks ADD COLUMN thinking_profile TEXT;
     """,
 )
 """Append only: a store written by an older version is brought up to date when it is opened."""

@@ -6,7 +6,9 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from ..agents.thinking import ThinkingProfile
 
 __all__ = ["AskSpec", "EngineSpec", "Variant", "content_id"]
 
@@ -32,13 +34,21 @@ class AskSpec(BaseModel):
     """The ask half: chosen per request, so switching it is the hot swap.
 
     `adapter` is the kind of adapter in the variant's `adapter/` folder, None for none; `rank` is the number of slot
-    rows it needs: a LoRA's real rank, r1 + r1·r2 of a T-REX adapter (its router rides in the slot).
+    rows it needs: a LoRA's real rank, r1 + r1·r2 of a T-REX adapter (its router rides in the slot). `thinking` is how
+    long the variant is made to think; it holds where neither the assignment nor the role says otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     adapter: Literal["lora", "trex"] | None = None
     rank: int = Field(default=0, ge=0)
+    thinking: ThinkingProfile | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Variants keep the content ids they had before there was thinking.
+        record: dict[str, Any] = dump(self)
+        return record if self.thinking is not None else {k: v for k, v in record.items() if k != "thinking"}
 
 
 class Variant(BaseModel):
