@@ -11,10 +11,13 @@ from typing import Any, Protocol
 from ..agents.backend import OnText
 from ..agents.errors import AskRejectedError, EngineError
 from ..agents.messages import Ask, Reply, Usage
+from .budget_forcing import ThinkingRules
 from .engine_settings import EngineSettings
+from .plugin import LOGITS_PROCESSOR, REASONING_PARSER, plugin_wanted
 
 __all__ = [
     "INTUITION_KEY",
+    "THINKING_KEY",
     "Engine",
     "EngineCounters",
     "EngineRequest",
@@ -33,6 +36,9 @@ __all__ = [
 
 # Name under which a request carries its semantic vector to the worker, in `SamplingParams.extra_args`.
 INTUITION_KEY = "metier_intuition"
+
+# The same for what its thinking has to keep to.
+THINKING_KEY = "metier_thinking"
 
 OnAbandoned = Callable[[Ask, Usage], None]
 
@@ -165,6 +171,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
             "max_cpu_loras": settings.adapter_slots,
             "max_lora_rank": settings.slot_rank,
         }
+    ours = plugin_wanted()
     return AsyncEngineArgs(
         model=str(weights),
         tokenizer=str(weights),
@@ -184,7 +191,10 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         disable_log_stats=False,
         use_tqdm_on_load=False,
         # Small models pad JSON with newlines for ever if the grammar lets them.
-        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar", disable_any_whitespace=True),
+        structured_outputs_config=StructuredOutputsConfig(
+            backend="xgrammar", disable_any_whitespace=True, reasoning_parser=REASONING_PARSER if ours else ""
+        ),
+        logits_processors=[LOGITS_PROCESSOR] if ours else None,
         **lora,
     )
 
@@ -196,22 +206,32 @@ def _context_tokens(weights: Path) -> int | None:
     return None if value is None else int(value)
 
 
-def sampling_params(ask: Ask, *, stream: bool, intuition: tuple[float, ...] | None = None) -> Any:
+def sampling_params(
+    ask: Ask, *, stream: bool, intuition: tuple[float, ...] | None = None, rules: ThinkingRules | None = None
+) -> Any:
     """vLLM's sampling parameters for an ask; pieces as they come when `stream`, else the whole at the end.
 
-    A T-REX adapter's semantic vector travels in them too: they are what vLLM brings to its workers with a request.
+    A T-REX adapter's semantic vector and the `rules` of an ask that thinks travel in them too: they are what vLLM
+    brings to its workers with a request. The reply of such an ask always comes in pieces, and may have its thinking
+    before the answer's `max_tokens`; who reads it ends it when the answer has had its own.
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema = ask.answer_schema
+    extra: dict[str, Any] = {} if intuition is None else {INTUITION_KEY: list(intuition)}
+    thinking_tokens = 0
+    if rules is not None:
+        extra[THINKING_KEY] = rules.to_plain()
+        thinking_tokens = rules.profile.max_tokens + len(rules.close_ids)
     return SamplingParams(
-        max_tokens=ask.max_tokens,
+        max_tokens=ask.max_tokens + thinking_tokens,
         temperature=ask.temperature,
         top_p=ask.top_p,
         seed=ask.seed,
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
-        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-        extra_args=None if intuition is None else {INTUITION_KEY: list(intuition)},
+        output_kind=RequestOutputKind.DELTA if stream or rules is not None else RequestOutputKind.FINAL_ONLY,
+        extra_args=extra or None,
+        skip_special_tokens=rules is None,  # the end tag may be a special token, and is looked for in the text
     )
 
 
@@ -254,7 +274,9 @@ def finish_reason(ask: Ask, reason: str | None) -> Any:
     )
 
 
-def stopwatch_usage(output: Any, *, submitted_s: float, answer_tokens: int, cpu_s: float) -> Usage:
+def stopwatch_usage(
+    output: Any, *, submitted_s: float, answer_tokens: int, cpu_s: float, thinking_tokens: int = 0
+) -> Usage:
     """Usage of a finished request from vLLM's timestamps.
 
     `submitted_s` is when the ask reached us, on the monotonic clock that vLLM's own timestamps use, so that
@@ -264,6 +286,7 @@ def stopwatch_usage(output: Any, *, submitted_s: float, answer_tokens: int, cpu_
     return Usage(
         prompt_tokens=len(output.prompt_token_ids),
         cached_tokens=output.num_cached_tokens or 0,
+        thinking_tokens=thinking_tokens,
         answer_tokens=answer_tokens,
         queue_s=max(stats.scheduled_ts - submitted_s, 0.0),
         prefill_s=max(stats.first_token_ts - stats.scheduled_ts, 0.0),

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from .host_protocol import (
     to_line,
 )
 from .meter import CpuMeter, StepRow
+from .thinking_asks import ReplyReader, ThinkingAsks
 from .trex_request import TrexAdapters, cache_salt
 from .vllm_environment import import_vllm
 
@@ -78,6 +80,7 @@ class EngineHost:
         self._tokenizer: Any = None
         self._context_tokens = 0
         self._trex: TrexAdapters
+        self._thinking: ThinkingAsks
 
     async def run(self) -> int:
         """Serve until told to stop; the process's exit status."""
@@ -121,6 +124,8 @@ class EngineHost:
         self._llm.logger_manager = None
         self._tokenizer = self._llm.get_tokenizer()
         self._context_tokens = self._llm.model_config.max_model_len
+        tags = begin.settings.thinking_tags
+        self._thinking = ThinkingAsks(self._tokenizer, tags, context_tokens=self._context_tokens)
         self._watch_outputs()
         pids = (os.getpid(), *_descendants(os.getpid()))
         self._clock = ProcessesClock(pids)
@@ -179,31 +184,41 @@ class EngineHost:
         ask, adapter = message.ask, message.adapter
         request = EngineRequest(ask, adapter, message.intuition)
         self._trex.check(request)
+        rules = self._thinking.rules(ask)
+        reader = written.reader = self._thinking.reader(ask)
         ids = prompt_token_ids(self._tokenizer, ask, context_tokens=self._context_tokens)
+        ids = self._thinking.add_block(ask, ids)
         written.prompt_tokens = len(ids)
         lora = None if adapter is None else LoRARequest(adapter.id, adapter.number, str(adapter.path))
         outputs = self._llm.generate(
             tokens_input(ids, cache_salt=cache_salt(request)),
-            sampling_params(ask, stream=message.stream, intuition=message.intuition),
+            sampling_params(ask, stream=message.stream, intuition=message.intuition, rules=rules),
             str(message.key),
             lora_request=lora,
             priority=ask.priority,
+            reasoning_ended=None if ask.answer_schema is None else rules is None,
+            reasoning_parser_kwargs=None if rules is None else {"close": rules.close},
         )
-        async for output in outputs:
-            said = output.outputs[0]
-            written.tokens += len(said.token_ids)
-            written.pieces.append(said.text)
-            if message.stream and said.text:
-                self._send(Text(key=message.key, piece=said.text))
-        reason = finish_reason(ask, said.finish_reason)
+        async with aclosing(outputs):  # leaving early ends the request in the engine
+            async for output in outputs:
+                said = output.outputs[0]
+                piece = reader.read(said.text, said.token_ids)
+                if message.stream and piece:
+                    self._send(Text(key=message.key, piece=piece))
+                if reader.full:
+                    break
+        reason = finish_reason(ask, said.finish_reason if output.finished else "length")
         usage = stopwatch_usage(
             output,
             submitted_s=submitted_s,
-            answer_tokens=written.tokens,
+            thinking_tokens=reader.thinking_tokens,
+            answer_tokens=reader.answer_tokens,
             cpu_s=self._meter.take(str(message.key)),
         )
         return Reply(
-            text="".join(written.pieces),
+            text=reader.answer,
+            thinking=reader.thinking,
+            profile=ask.thinking,
             finish_reason=reason,
             usage=usage,
             variant=ask.variant if adapter is None else adapter.id,
@@ -213,7 +228,12 @@ class EngineHost:
     def _write_off(self, message: Generate, written: _Written) -> Usage:
         role, cpu_s = message.ask.role, self._meter.take(str(message.key))
         self._abandoned[role] = self._abandoned.get(role, 0.0) + cpu_s
-        return Usage(prompt_tokens=written.prompt_tokens, answer_tokens=written.tokens, cpu_s=cpu_s)
+        return Usage(
+            prompt_tokens=written.prompt_tokens,
+            thinking_tokens=written.reader.thinking_tokens,
+            answer_tokens=written.reader.answer_tokens,
+            cpu_s=cpu_s,
+        )
 
     # -- adapters ----------------------------------------------------------------------------------------
 
@@ -310,8 +330,7 @@ class _Written:
 
     def __init__(self) -> None:
         self.prompt_tokens = 0
-        self.tokens = 0
-        self.pieces: list[str] = []
+        self.reader = ReplyReader()
 
 
 def _as_ours(message: Generate, error: Exception) -> MetierError:

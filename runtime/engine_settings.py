@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..agents.thinking import ThinkingTags
+
 __all__ = ["EngineSettings", "SlotRank"]
 
 SlotRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
@@ -31,6 +33,8 @@ class EngineSettings(BaseModel):
     Bounds: `ask_queue_limit` asks are inside one engine at a time, the rest wait in the pool in order.
     A supervised engine has `start_timeout_s` to become ready and `close_timeout_s` to go; one that dies is
     restarted at most `restart_limit` times within `restart_window_s`.
+
+    Thinking: `thinking_tags` is the text that the models in use were trained to think between.
 
     Device: `dtype` holds where the variant says `auto`. `threads` is the number of CPU threads, None for all
     this process may use. `eager` skips torch.compile: no minute of compiling when a model is first started, and
@@ -59,6 +63,8 @@ class EngineSettings(BaseModel):
     close_timeout_s: float = Field(default=20.0, gt=0)
     restart_limit: int = Field(default=3, ge=0)
     restart_window_s: float = Field(default=600.0, gt=0)
+
+    thinking_tags: ThinkingTags = ThinkingTags()
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     threads: int | None = Field(default=None, ge=1)

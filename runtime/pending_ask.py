@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ..agents.messages import Reply, Usage
 from .engine import EngineRequest, ResumedText
 from .loop_mailbox import LoopMailbox, Promise
+from .thinking_asks import ReplyReader
 
 __all__ = ["PendingAsk"]
 
@@ -28,22 +29,19 @@ class PendingAsk:
     token_ids: list[int] = field(default_factory=list)
     vllm_id: str = ""
     failures: int = 0
-    answer_tokens: int = 0
-    pieces: list[str] = field(default_factory=list)
+    reader: ReplyReader = field(default_factory=ReplyReader)
     gone: bool = False
     # Usage of a reply on its way, in case nobody waits for it any more when it arrives.
     late: Usage | None = None
 
     def begin_again(self) -> None:
-        """Forget what was written: the engine will write it anew."""
-        self.pieces.clear()
-        self.answer_tokens = 0
+        """The engine will write the reply anew."""
         if self.on_text is not None:
             self.mailbox.post(self.on_text.restart)
 
-    def pass_text(self, piece: str) -> None:
-        """Keep a piece of text, and stream it if the asker wants it as it comes."""
-        self.pieces.append(piece)
+    def read(self, text: str, token_ids: list[int]) -> None:
+        """Keep a piece of the reply, and stream what is answer in it if the asker wants it as it comes."""
+        piece = self.reader.read(text, token_ids)
         if piece and self.on_text is not None:
             self.mailbox.post(lambda: self._stream(piece))
 

@@ -13,9 +13,22 @@ from typing import Any
 
 from ..agents.errors import PluginError
 
-__all__ = ["SUPPORTED_VLLM", "check_signatures", "check_version", "plugin_status", "register"]
+__all__ = [
+    "LOGITS_PROCESSOR",
+    "REASONING_PARSER",
+    "SUPPORTED_VLLM",
+    "check_signatures",
+    "check_version",
+    "plugin_status",
+    "plugin_wanted",
+    "register",
+]
 
 SUPPORTED_VLLM = "0.32"
+
+# What engines of ours are started with, so that asks can think before they answer.
+LOGITS_PROCESSOR = "metier.runtime.thinking_processor:ThinkingProcessor"
+REASONING_PARSER = "metier"
 
 # What the parts replace, and the parameters they rely on.
 CPU_LORA_METHODS: dict[str, tuple[str, ...]] = {
@@ -139,6 +152,31 @@ QUANTISED_LORA_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.lora.layers.base_linear:_get_lora_device": ("base_layer",),
 }
 
+# Not replaced: what the logits processor and the reasoning parser are called with, and by whom.
+THINKING_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.sample.logits_processor.interface:LogitsProcessor.__init__": (
+        "self",
+        "vllm_config",
+        "device",
+        "is_pin_memory",
+    ),
+    "vllm.v1.sample.logits_processor.interface:LogitsProcessor.validate_params": ("sampling_params",),
+    "vllm.v1.sample.logits_processor.interface:LogitsProcessor.update_state": ("self", "batch_update"),
+    "vllm.v1.sample.logits_processor.interface:LogitsProcessor.apply": ("self", "logits"),
+    "vllm.v1.sample.logits_processor.interface:BatchUpdate": ("batch_size", "removed", "added", "moved"),
+    "vllm.v1.sample.logits_processor.builtin:process_dict_updates": ("req_entries", "batch_update", "new_state"),
+    "vllm.reasoning:ReasoningParserManager.register_lazy_module": ("name", "module_path", "class_name"),
+    "vllm.reasoning:ReasoningParser.__init__": ("self", "tokenizer", "args", "kwargs"),
+    "vllm.reasoning:ReasoningParser.is_reasoning_end": ("self", "input_ids"),
+    "vllm.reasoning:ReasoningParser.is_reasoning_end_streaming": ("self", "input_ids", "delta_ids"),
+    "vllm.v1.structured_output:StructuredOutputManager._get_constraint_bounds": (
+        "self",
+        "request",
+        "spec_tokens",
+        "spec_tokens_committed",
+    ),
+}
+
 COMPILE_CACHE_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.compilation.decorators:_try_load_aot_compiled_fn": ("model", "aot_compilation_path"),
 }
@@ -154,13 +192,15 @@ def register() -> None:
     """
     if _status:
         return
-    if os.environ.get("METIER_PLUGIN", "1") == "0":
-        _status["lora"] = _status["trex"] = "off (METIER_PLUGIN=0)"
+    if not plugin_wanted():
+        _status["lora"] = _status["trex"] = _status["thinking"] = "off (METIER_PLUGIN=0)"
         return
     import vllm
     from vllm.platforms import current_platform
 
     check_version(vllm.__version__)
+    check_signatures(THINKING_METHODS)
+    _status["thinking"] = _register_thinking()
     if not current_platform.is_cpu():
         _status["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"
         _status["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
@@ -176,6 +216,14 @@ def register() -> None:
     _status["compile cache"] = compile_cache.install()
 
 
+def _register_thinking() -> str:
+    """Where grammars begin behind thinking; the logits processor comes with the engine's arguments."""
+    from vllm.reasoning import ReasoningParserManager
+
+    ReasoningParserManager.register_lazy_module(REASONING_PARSER, "metier.runtime.thinking_parser", "EndTagParser")
+    return "active"
+
+
 def _register_gpu() -> str:
     """T-REX on CUDA; not run by us."""
     check_signatures(GPU_LORA_METHODS | TREX_METHODS)
@@ -186,6 +234,11 @@ def _register_gpu() -> str:
         trex_loader.install()
         trex_step.install()
     return status
+
+
+def plugin_wanted() -> bool:
+    """Whether the plugin is to do anything in this process and those started from it."""
+    return os.environ.get("METIER_PLUGIN", "1") != "0"
 
 
 def plugin_status() -> dict[str, str]:

@@ -151,6 +151,8 @@ class EnginePool:
         AskRejectedError, EngineError; EngineDeadError when the engine keeps dying.
         """
         target = await self._target(ask.variant)
+        if ask.thinking is None and target.variant is not None and target.variant.ask.thinking is not None:
+            ask = ask.model_copy(update={"thinking": target.variant.ask.thinking})
         self._check_layout(ask, target)
         seat = self._seat(target.start)
         streamed = None if on_text is None else ResumedText(on_text)

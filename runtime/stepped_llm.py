@@ -13,6 +13,7 @@ from typing import Any
 
 from ..agents.errors import AdapterError, EngineError, MetierError
 from ..agents.messages import Ask, Reply, Usage
+from .budget_forcing import ThinkingRules
 from .engine import (
     LoadedAdapter,
     SwapCost,
@@ -28,6 +29,7 @@ from .meter import CpuMeter
 from .pending_ask import PendingAsk
 from .scheduled_rows import ScheduledRows
 from .stepping_thread import SteppingThread
+from .thinking_asks import ThinkingAsks
 from .trex_request import TrexAdapters, cache_salt
 from .vllm_environment import import_vllm
 
@@ -59,6 +61,7 @@ class SteppedLLM:
         self._llm: Any = None
         self._tokenizer: Any = None
         self._context_tokens = 0
+        self._thinking: ThinkingAsks
         self._live: dict[str, PendingAsk] = {}
         # After a failed step: asks that were in it run alone, one by one; the others are held back meanwhile.
         self._suspects: deque[PendingAsk] = deque()
@@ -94,6 +97,8 @@ class SteppedLLM:
         self._llm.logger_manager = None
         self._tokenizer = self._llm.get_tokenizer()
         self._context_tokens = config.model_config.max_model_len
+        tags = self._settings.thinking_tags
+        self._thinking = ThinkingAsks(self._tokenizer, tags, context_tokens=self._context_tokens)
         self.rows.watch(self._llm.engine_core.engine_core.scheduler)
         self._thread.attach(self)
         self.start_s = time.monotonic() - began_s
@@ -199,16 +204,21 @@ class SteppedLLM:
         request, ask, adapter = pending.request, pending.request.ask, pending.request.adapter
         try:
             self._trex.check(request)
+            rules = self._thinking.rules(ask)
+            pending.reader = self._thinking.reader(ask)
             if not pending.token_ids:
-                pending.token_ids = prompt_token_ids(self._tokenizer, ask, context_tokens=self._context_tokens)
+                ids = prompt_token_ids(self._tokenizer, ask, context_tokens=self._context_tokens)
+                pending.token_ids = self._thinking.add_block(ask, ids)
             lora = None if adapter is None else LoRARequest(adapter.id, adapter.number, str(adapter.path))
             pending.vllm_id = self._llm.add_request(
                 pending.key,
                 tokens_input(pending.token_ids, cache_salt=cache_salt(request)),
-                sampling_params(ask, stream=pending.on_text is not None, intuition=request.intuition),
+                sampling_params(ask, stream=pending.on_text is not None, intuition=request.intuition, rules=rules),
                 lora_request=lora,
                 priority=ask.priority,
             )
+            if ask.answer_schema is not None:
+                self._begin_grammar(pending.vllm_id, rules)
         except MetierError as error:
             self._fail(pending, error)
         except (VLLMClientError, ValueError, TypeError) as error:
@@ -224,27 +234,37 @@ class SteppedLLM:
         if pending.gone:
             self._account(pending, Usage(cpu_s=self.meter.take(pending.key)))
 
+    def _begin_grammar(self, vllm_id: str, rules: ThinkingRules | None) -> None:
+        """Say where a request's grammar begins: at once, or behind its thinking. AsyncLLM takes this with the ask."""
+        structured = self._llm.engine_core.engine_core.scheduler.requests[vllm_id].structured_output_request
+        structured.reasoning_ended = rules is None
+        structured.reasoning_parser_kwargs = None if rules is None else {"close": rules.close}
+
     def _deliver(self, pending: PendingAsk, output: Any) -> None:
         """Pass on what a step wrote for one ask: a piece of its text, or its whole reply."""
-        said = output.outputs[0]
-        pending.answer_tokens += len(said.token_ids)
-        pending.pass_text(said.text)
-        if not output.finished:
+        said, reader = output.outputs[0], pending.reader
+        pending.read(said.text, said.token_ids)
+        if not output.finished and not reader.full:
             return
         ask, adapter = pending.request.ask, pending.request.adapter
+        if not output.finished:
+            self._llm.abort_request([pending.vllm_id], internal=True)
         try:
-            reason = finish_reason(ask, said.finish_reason)
+            reason = finish_reason(ask, said.finish_reason if output.finished else "length")
         except EngineError as error:
             self._fail(pending, error)
             return
         usage = stopwatch_usage(
             output,
             submitted_s=pending.submitted_s,
-            answer_tokens=pending.answer_tokens,
+            thinking_tokens=reader.thinking_tokens,
+            answer_tokens=reader.answer_tokens,
             cpu_s=self.meter.take(pending.key),
         )
         reply = Reply(
-            text="".join(pending.pieces),
+            text=reader.answer,
+            thinking=reader.thinking,
+            profile=ask.thinking,
             finish_reason=reason,
             usage=usage,
             variant=ask.variant if adapter is None else adapter.id,
@@ -273,8 +293,12 @@ class SteppedLLM:
         if pending.gone:
             return
         self._forget(pending)
-        tokens, cpu_s = len(pending.token_ids), self.meter.take(pending.key)
-        self._account(pending, Usage(prompt_tokens=tokens, answer_tokens=pending.answer_tokens, cpu_s=cpu_s))
+        written = {
+            "thinking_tokens": pending.reader.thinking_tokens,
+            "answer_tokens": pending.reader.answer_tokens,
+        }
+        cpu_s = self.meter.take(pending.key)
+        self._account(pending, Usage(prompt_tokens=len(pending.token_ids), cpu_s=cpu_s, **written))
 
     def _account(self, pending: PendingAsk, usage: Usage) -> None:
         self.write_off(pending.request.ask.role, usage.cpu_s)

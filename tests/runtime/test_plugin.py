@@ -27,7 +27,7 @@ def test_our_series_is_accepted(version: str) -> None:
 
 def test_the_installed_vllm_has_the_methods_we_replace() -> None:
     plugin.check_signatures(plugin.CPU_LORA_METHODS | plugin.TREX_METHODS)
-    plugin.check_signatures(plugin.QUANTISED_LORA_METHODS | plugin.COMPILE_CACHE_METHODS)
+    plugin.check_signatures(plugin.QUANTISED_LORA_METHODS | plugin.COMPILE_CACHE_METHODS | plugin.THINKING_METHODS)
     # The CUDA platform itself cannot be imported everywhere.
     plugin.check_signatures({path: names for path, names in plugin.GPU_LORA_METHODS.items() if ".cuda:" not in path})
 
@@ -83,7 +83,8 @@ def in_a_fresh_process(**environment: str) -> str:
 def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     output = in_a_fresh_process(METIER_PLUGIN="1")
     assert "before: not registered" in output
-    assert "after: {'lora': 'active', 'trex': 'active', 'lora on int8': 'active', 'compile cache': 'active'}" in output
+    active = ("thinking", "lora", "trex", "lora on int8", "compile cache")
+    assert f"after: {dict.fromkeys(active, 'active')}" in output
     assert "wrapper: metier.runtime.lora_cpu.GroupedPunicaCPU" in output
 
 
