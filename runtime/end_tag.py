@@ -72,7 +72,9 @@ class EndTag:
         return self._completions
 
     def _completion(self, begun: int, pieces: Mapping[int, str]) -> Completion:
-        rest, exact, over = self.text[begun:], set(), set()
+        rest = self.text[begun:]
+        exact: set[int] = set()
+        over: set[int] = set()
         for token, piece in pieces.items():
             at = piece.find(rest) if begun == 0 else (0 if piece.startswith(rest) else -1)
             if at >= 0:

@@ -1,7 +1,7 @@
 """The logits processor that keeps thinking to its profile; vLLM loads it by name in the process that samples.
 
-Native `thinking_token_budget` (vLLM 0.32) knows a maximum only; and it begins anew when the answer itself says
-`<think>`, so that it forces end tags into an answer, where a grammar rejects them.
+Native `thinking_token_budget` (vLLM 0.32) knows a maximum only; it begins anew when the answer itself says `<think>`,
+so that it forces end tags into an answer, where a grammar rejects them; and it searches the whole reply at every token.
 """
 
 from __future__ import annotations

@@ -144,3 +144,26 @@ def test_any_model_thinks_within_its_profile(numbers: tuple[int, int, int], seed
 def test_a_model_that_always_wants_to_stop_waits_as_often_as_it_must(waits: int) -> None:
     written = write(profile(40, waits=waits), saying(then=STOP))
     assert written == [WAIT] * waits + list(CLOSE_IDS)
+
+
+@pytest.mark.engine
+def test_vllms_own_budget_still_forces_end_tags_into_answers() -> None:
+    """Why it is not used, not even for a maximum alone; when this fails, it may be looked at again."""
+    from types import SimpleNamespace
+
+    import torch
+    from vllm import SamplingParams
+    from vllm.v1.sample.logits_processor import BatchUpdate
+    from vllm.v1.sample.thinking_budget_state import ThinkingBudgetStateHolder
+
+    start, end, answer = [3, 4, 5], [6, 7, 8], [10, 3, 4, 5, 11, 11, 11, 11, 11, 11]  # it says the open tag itself
+    config = SimpleNamespace(reasoning_start_token_ids=start, reasoning_end_token_ids=end)
+    holder = ThinkingBudgetStateHolder(config, 1, 0, torch.device("cpu"), False)
+    params, written = SamplingParams(thinking_token_budget=4), list[int]()
+    holder.sync_batch(BatchUpdate(1, [], [(0, params, [1, *start], written)], []))
+    for best in [9, 9, *end, *answer]:
+        logits = torch.nn.functional.one_hot(torch.tensor([best]), 12).float()
+        holder.update_state([written], None)
+        written.append(int(holder.apply_to_logits(logits, False, None).argmax()))
+    assert written[:5] == [9, 9, *end]
+    assert written[5:] != answer and end[0] in written[5:]

@@ -11,6 +11,7 @@ import pytest
 
 from metier.agents.errors import AdapterError, EngineDeadError, EngineError, UnknownVariantError, VariantError
 from metier.agents.messages import Ask, Reply, Usage
+from metier.agents.thinking import THINKING_OFF, ThinkingProfile
 from metier.runtime.engine import EngineCounters, EngineRequest, LoadedAdapter, SwapCost
 from metier.runtime.events import Event
 from metier.runtime.pool import EnginePool, EngineStart
@@ -312,3 +313,25 @@ async def test_engines_on_three_checkpoints_live_together_and_close_apart(
         assert (await others.reply(make_ask(variant="tuned", max_tokens=20))).text == expected["tuned"]
     assert replies == {n: expected[names[n % 4]] for n in range(16)}
     assert {name: row["asks"] for name, row in totals.items()} == {"base": 4, "slim-000000": 4, "lean-000000": 8}
+
+
+async def test_a_variants_own_thinking_holds_where_nobody_says_otherwise(
+    tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
+) -> None:
+    record, folder = tiny_variants["lora0"]
+    own = ThinkingProfile(max_tokens=9)
+    thinker = record.model_copy(update={"ask": record.ask.model_copy(update={"thinking": own})})
+    heard: list[ThinkingProfile | None] = []
+
+    class Listening(FakeEngine):
+        async def generate(self, request: EngineRequest, on_text: Any = None) -> Reply:
+            heard.append(request.ask.thinking)
+            return await super().generate(request, on_text)
+
+    async def start(what: EngineStart) -> FakeEngine:
+        return Listening(what, set())
+
+    async with EnginePool(tiny_base, lambda name: (thinker, folder), TINY, start_engine=start) as pool:
+        for variant, said in (("lora0", None), ("lora0", THINKING_OFF), (None, None)):
+            await pool.reply(make_ask(variant=variant, thinking=said))
+    assert heard == [own, THINKING_OFF, None]

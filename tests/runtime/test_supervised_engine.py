@@ -16,6 +16,7 @@ import pytest
 from metier.agents.backend import OnText
 from metier.agents.errors import AskRejectedError, EngineDeadError, EngineError
 from metier.agents.messages import Ask, Reply, Usage
+from metier.agents.thinking import THINKING_OFF, ThinkingProfile
 from metier.runtime.engine import EngineRequest
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.events import Event
@@ -74,6 +75,16 @@ def kill_after(pieces: int, pid: int) -> Callable[[str], None]:
     return on_text
 
 
+def thinking_asks(make_ask: MakeAsk) -> list[Ask]:
+    """Asks that think in all ways, two of them with a grammar behind it."""
+    return [
+        make_ask("Add 1.", thinking=ThinkingProfile(max_tokens=11)),
+        make_ask("Add 2.", thinking=ThinkingProfile(max_tokens=7, min_tokens=7), answer_schema=SCHEMA, max_tokens=30),
+        make_ask("Add 3.", thinking=THINKING_OFF, answer_schema=SCHEMA, max_tokens=30),
+        make_ask("Add 4.", thinking=ThinkingProfile(max_tokens=9, min_tokens=9, waits=1), temperature=1.0, seed=5),
+    ]
+
+
 async def ask_all(pool: EnginePool, asks: list[Ask], on_text: OnText | None = None) -> list[Reply]:
     replies: dict[int, Reply] = {}
 
@@ -123,12 +134,23 @@ async def test_supervised_engine_serves_accounts_and_survives_kill_9(
         assert scope.cancelled_caught
         last = await pool.reply(make_ask(max_tokens=2))
 
+        thinking = thinking_asks(make_ask)
+        thoughts = await ask_all(pool, [*thinking, *asks[:2]])
+        for thought, ask in zip(thoughts, thinking, strict=False):
+            here = await tiny_engine.generate(EngineRequest(ask))
+            assert (thought.thinking, thought.usage.thinking_tokens) == (here.thinking, here.usage.thinking_tokens)
+            assert thought.profile == ask.thinking
+            # A limit on the answer reaches the engine a step late when it runs in another process.
+            assert thought.text.startswith(here.text) if ask.answer_schema is None else thought.text == here.text
+        assert [t.usage.thinking_tokens for t in thoughts] == [11, 7, 0, 9, 0, 0]
+        assert [t.text for t in thoughts[4:]] == [r.text for r in replies[:2]]
+
         totals = pool.totals()["base"]
-        charged = sum(r.usage.cpu_s for r in [*replies, streamed, with_schema, last])
+        charged = sum(r.usage.cpu_s for r in [*replies, streamed, with_schema, last, *thoughts])
         charged += sum(totals["abandoned_cpu_s"].values()) + totals["overhead_cpu_s"]
         assert charged == pytest.approx(totals["cpu_s"], rel=0.02)
         assert sum(totals["abandoned_cpu_s"].values()) == pytest.approx(sum(u.cpu_s for u in lost))
-        assert sum(r.usage.swaps for r in [*replies, streamed]) == totals["adapter_loads"]
+        assert sum(r.usage.swaps for r in [*replies, streamed, *thoughts]) == totals["adapter_loads"]
 
         # The engine core dies while it streams an answer and the other asks wait for slots.
         survivors: list[Reply] = []
