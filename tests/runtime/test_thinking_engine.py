@@ -184,16 +184,26 @@ async def test_an_end_the_model_writes_itself_is_found_put_off_and_waited_on(
     assert both.usage.thinking_tokens == at and json.loads(both.text)
 
 
-async def test_thinking_survives_being_left_out_of_steps(tiny_base: Path, make_ask: MakeAsk) -> None:
-    """With room for few tokens a step, prompts come in pieces and rows take turns; counts stay exact."""
-    narrow = TINY.model_copy(update={"max_batch_tokens": 24, "max_running": 8})
-    asks = [
-        make_ask(f"Add {n} and 7. State the final answer as one integer.", thinking=profile(5 + n, 5 + n, n % 3))
-        for n in range(8)
-    ]
+async def test_thinking_survives_preemption(
+    tiny_base: Path, make_ask: MakeAsk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With little room rows are thrown out and computed anew, prompts come in pieces; counts stay exact."""
+    from metier.runtime.thinking_processor import ThinkingProcessor
+
+    make_row, returned = ThinkingProcessor._row, list[int]()
+
+    def counting(self: Any, params: Any, prompt: Any, written: list[int]) -> Any:
+        if written:
+            returned.append(len(written))
+        return make_row(self, params, prompt, written)
+
+    monkeypatch.setattr(ThinkingProcessor, "_row", counting)
+    narrow = TINY.model_copy(update={"max_batch_tokens": 24, "kv_cache_mib": 1})
+    asks = [make_ask(f"Add {n} and 7.", thinking=profile(290 + n, 290 + n, n % 3)) for n in range(8)]
     async with await InProcessEngine.start(tiny_base, narrow, adapters=False, name="narrow") as engine:
         replies = await together(engine, asks)
-    assert [r.usage.thinking_tokens for r in replies] == [5 + n for n in range(8)]
+    assert [r.usage.thinking_tokens for r in replies] == [290 + n for n in range(8)]
+    assert returned, "nobody was thrown out: the test has lost its point"
 
 
 async def test_what_cannot_be_thought_is_refused_alone(
