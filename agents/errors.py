@@ -59,7 +59,6 @@ __all__ = [
     "TrainingError",
     "UnknownVariantError",
     "VariantError",
-    "first_error",
 ]
 
 
@@ -199,10 +198,3 @@ class StoreError(MetierError):
 
 class ResumeError(StoreError):
     """A run cannot be resumed as asked."""
-
-
-def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of a task group to show: one that was not made on purpose hides behind no other."""
-    errors = group.exceptions
-    worst = next((e for e in errors if not isinstance(e, MetierError | BaseExceptionGroup)), errors[0])
-    return first_error(worst) if isinstance(worst, BaseExceptionGroup) else worst

@@ -16,7 +16,8 @@ import anyio
 from pydantic import BaseModel, TypeAdapter
 
 from ..agents.backend import Backend
-from ..agents.errors import LimitError, MetierError, RunInterrupted, first_error
+from ..agents.error_groups import first_error
+from ..agents.errors import LimitError, MetierError, RunInterrupted
 from ..agents.graph import TaskGraph
 from ..agents.messages import Ask
 from ..agents.nodes import BuiltGraph

@@ -10,7 +10,8 @@ import anyio
 
 from ..agents.answers import answer_schema, parse_answer
 from ..agents.backend import Backend
-from ..agents.errors import AnswerError, RecipeError, first_error
+from ..agents.error_groups import first_error
+from ..agents.errors import AnswerError, RecipeError
 from ..agents.messages import Ask, Reply
 from ..agents.roles import Role
 from ..agents.traffic import TrafficRow
