@@ -25,7 +25,8 @@ class AskCost(BaseModel):
 
     `cpu_s` and `seconds` (prefill and decode, without queueing and swaps) are the engine's; `shared_tokens` maps
     earlier asks of the run, by `role[round]`, to the prompt tokens that are the same from the start, which a prefix
-    cache saves where the same variant answers both. Its key "" is what asks of other runs share.
+    cache saves where the same variant answers both. Its key "" is what asks of other runs share. `content` names what
+    was asked of whom: equal asks have equal names.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +43,7 @@ class AskCost(BaseModel):
     swaps: int = 0
     swap_s: float = 0.0
     reused: bool = False
+    content: str = ""
     shared_tokens: dict[str, int] = {}
 
     @property

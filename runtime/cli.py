@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 import anyio
 import typer
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 
 from ..agents.errors import MetierError, RunInterrupted, SettingsError
+from .cli_router import add_router_commands, overrides
 from .opening import EngineForm
 from .workflow_run import AnyEngine, RunOptions, list_batches, print_report, resume_run, run_workflow
 
@@ -81,7 +81,7 @@ def run(
         max_seconds=max_seconds,
         seed=seed,
         settings=None if settings is None else str(settings.resolve()),
-        overrides=_overrides(set),
+        overrides=overrides(set),
     )
     anyio.run(run_workflow, options, store, report, export_traffic)
 
@@ -209,6 +209,9 @@ def variants_export(
     export_variant(name, out, as_kind, base, shelf, also or [], recipe, traffic)
 
 
+add_router_commands(app)
+
+
 @app.command(epilog="Example: `metier doctor`")
 def doctor() -> None:
     """Say what this machine can do, and which parts of the vLLM plugin are active."""
@@ -242,16 +245,6 @@ def _options(**values: Any) -> RunOptions:
         raise SettingsError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}") from error
 
 
-def _overrides(pairs: list[str] | None) -> dict[str, Any]:
-    values = {}
-    for pair in pairs or []:
-        name, sign, value = pair.partition("=")
-        if not sign:
-            raise SettingsError(f"--set {pair!r}", expected="name=value, such as engine.kv_cache_mib=1024")
-        values[name] = yaml.safe_load(value)
-    return values
-
-
 def _json(text: str, option: str) -> Any:
     try:
         return json.loads(text)
@@ -272,5 +265,8 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as done:
         if done.code == EXIT_INTERRUPTED:
-            errors.print("Stopped. What was recorded is kept: go on with `metier resume`.", markup=False)
+            errors.print(
+                "Stopped. What was recorded is kept: go on with `metier resume` (a probe: the same command).",
+                markup=False,
+            )
         raise

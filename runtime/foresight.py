@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..agents.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
 
@@ -28,6 +28,7 @@ KNOWN_LIMIT = 10_000
 """Places whose answer is kept; only very long loops have more."""
 
 
+@runtime_checkable
 class ForeseeingBackend(Protocol):
     """What a backend has beside `reply` when it wants to know who runs next."""
 

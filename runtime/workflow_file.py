@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ..agents.backend import ScriptedBackend
 from ..agents.errors import GraphError, TaskSetError
 from ..agents.graph import TaskGraph
 from ..agents.nodes import BuiltGraph
-from ..agents.tasksets import TaskSet
+from ..agents.tasksets import Task, TaskSet
 
-__all__ = ["WorkflowFile", "load_workflow"]
+__all__ = ["Verifier", "WorkflowFile", "load_workflow"]
+
+Verifier = Callable[[Task, Any], float]
+"""Scores one role's answer to a task, 0.0 to 1.0, apart from the workflow's own score."""
 
 
 class WorkflowFile:
@@ -48,6 +53,20 @@ class WorkflowFile:
         tasks = make(split, int(size), int(seed or 0))
         assert isinstance(tasks, TaskSet)
         return tasks
+
+    def verifiers(self) -> dict[str, Verifier]:
+        """The file's own `verifiers`, by role: functions of the task and the role's answer; none where it has none.
+
+        Raises: GraphError when one is for a role that the workflow does not have.
+        """
+        given: dict[str, Verifier] = getattr(self._module, "verifiers", {})
+        unknown = sorted(set(given) - set(self.graph.roles()))
+        if unknown:
+            raise GraphError(
+                f"{self.path}: `verifiers` names the unknown role {unknown[0]!r}",
+                expected=f"one of {', '.join(sorted(self.graph.roles()))}",
+            )
+        return dict(given)
 
     def scripted(self) -> ScriptedBackend:
         """The file's own `scripted()` backend, to try a workflow without a model.

@@ -118,7 +118,7 @@ def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], says: str
 
 
 def test_every_verb_has_help_with_an_example(tmp_path: Path) -> None:
-    for verb in ("run", "resume", "report", "demo", "make", "variants", "doctor", "graph"):
+    for verb in ("run", "resume", "report", "demo", "make", "variants", "probe", "assign", "doctor", "graph"):
         done = metier(verb, "--help", cwd=tmp_path)
         assert done.returncode == 0
         assert f"Example: metier {verb}" in done.stdout
