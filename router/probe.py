@@ -12,7 +12,7 @@ from .evaluator import Evaluator
 from .intervals import mean, upper_bound
 from .outcomes import AskCost, Outcome, content_key
 from .profile import Footprint, Profile, TokenCost, fit_token_cost, make_profile
-from .search import SearchSettings, find_best, find_start
+from .search import SearchSettings, explore, find_best
 from .space import Candidate, Choices, Part
 
 __all__ = ["ProbeResult", "ProbeSettings", "probe"]
@@ -81,7 +81,7 @@ async def probe(
         raise ProfileError("there are no tasks to probe on", expected="one or more")
     if incumbent is None:
         tell("looking for an assignment to start from")
-        start = await find_start(space, tasks, evaluator.scores, settings.search)
+        start = await explore(space, tasks, evaluator.scores, settings.search)
         incumbent = await find_best(space, tasks, evaluator.scores, start, settings.search)
     incumbent = dict(incumbent)
     tell("incumbent: " + _named(incumbent))

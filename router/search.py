@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..agents.errors import ProfileError
-from .intervals import mean, upper_bound
+from .intervals import upper_bound
 from .space import Candidate, Choices, Part, Space
 
-__all__ = ["Duel", "Score", "SearchSettings", "find_best", "find_start"]
+__all__ = ["Duel", "Score", "SearchSettings", "explore", "find_best"]
 
 Score = Callable[[Choices, Sequence[str]], Awaitable[list[float]]]
 """Scores of tasks under a choice, in their order."""
 
 
 class SearchSettings(BaseModel):
-    """`alpha` is the chance that any duel of a sweep is lost to bad luck alone; duels go `batch_tasks` tasks at a time.
+    """How long to explore, and when a duel is decided.
 
-    After `random_tasks` tasks in random order those come first that the better choice failed. At most `start_tries`
-    choices are looked at for one that solves anything; at most `sweeps` rounds over all parts are made.
+    Exploring ends once the likeliest choice has stayed the same for `settled_runs` runs, or after `explore_runs`. Then
+    duels, `batch_tasks` tasks at a time: first on the tasks that the better choice failed, but where those are more
+    than `random_tasks` first on that many in random order, which may end a duel with a chance of error of `alpha` over
+    all duels of a sweep. At most `sweeps` rounds over all parts are made.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,8 +33,8 @@ class SearchSettings(BaseModel):
     alpha: float = Field(default=0.05, gt=0, lt=1)
     batch_tasks: int = Field(default=1, ge=1)
     random_tasks: int = Field(default=12, ge=0)
-    start_tasks: int = Field(default=4, ge=1)
-    start_tries: int = Field(default=32, ge=1)
+    explore_runs: int = Field(default=128, ge=1)
+    settled_runs: int = Field(default=24, ge=1)
     sweeps: int = Field(default=8, ge=1)
     seed: int = 0
 
@@ -81,28 +84,78 @@ class Duel:
         return None
 
 
-async def find_start(
-    space: Space, tasks: Sequence[str], score: Score, settings: SearchSettings
-) -> dict[Part, Candidate]:
-    """A choice that solves something: where every run fails, replacing one role at a time says nothing.
+async def explore(space: Space, tasks: Sequence[str], score: Score, settings: SearchSettings) -> dict[Part, Candidate]:
+    """The choice that is likeliest to be the best after some runs, one task each.
 
-    Tried are each candidate in every part, then random choices. Raises: ProfileError when none solves anything.
+    A run is solved when every part manages its share (a noisy AND), so that one success speaks for all its candidates
+    at once, and one failure blames those that are doubted anyway. Which choice to run next is drawn from what is
+    believed so far (Thompson sampling). Raises: ProfileError when no run solves anything.
     """
     rng = random.Random(settings.seed)
-    tried = [space.uniform(candidate) for candidate in space.everywhere()]
-    few = tasks[: settings.start_tasks]
-    for number in range(settings.start_tries):
-        if number < len(tried):
-            choices = tried[number]
-        else:
-            choices = {part: rng.choice(space.candidates[part]) for part in space.parts}
-        if mean(await score(choices, few)) > 0:
-            return choices
+    seen: list[tuple[Choices, float]] = []
+    belief = _Belief(space)
+    likeliest, since = belief.likeliest(), 0
+    order = rng.sample(list(tasks), len(tasks))
+    for number in range(settings.explore_runs):
+        choices = belief.draw(rng)
+        (result,) = await score(choices, [order[number % len(order)]])
+        seen.append((choices, result))
+        belief.learn(seen)
+        before, likeliest = likeliest, belief.likeliest()
+        since = since + 1 if likeliest == before else 0
+        if since >= settings.settled_runs and any(result > 0 for _, result in seen):
+            return likeliest
+    if any(result > 0 for _, result in seen):
+        return likeliest
     raise ProfileError(
-        f"none of {settings.start_tries} assignments solves any of {len(few)} tasks",
-        expected="one that solves something, to measure the others by",
-        remedy="Name one with --incumbent, add variants, or give more tasks.",
+        f"none of {settings.explore_runs} runs under different assignments solved its task",
+        expected="one that does, to measure the others by",
+        remedy="Name an assignment with --incumbent, or add variants.",
     )
+
+
+class _Belief:
+    """How often each candidate is thought to manage its part: a Beta distribution each, by expectation maximisation."""
+
+    ITERATIONS = 10
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._counts = {(part, c): (0.0, 0.0) for part in space.parts for c in space.candidates[part]}
+
+    def rate(self, part: Part, candidate: Candidate) -> float:
+        """Mean of what is believed."""
+        good, bad = self._counts[part, candidate]
+        return (good + 1) / (good + bad + 2)
+
+    def learn(self, seen: Sequence[tuple[Choices, float]]) -> None:
+        """Believe what makes the runs so far likeliest; a failure is shared by doubt."""
+        for _ in range(self.ITERATIONS):
+            counts = dict.fromkeys(self._counts, (0.0, 0.0))
+            for choices, result in seen:
+                rates = {part: self.rate(part, choices[part]) for part in self._space.parts}
+                failed = 1.0 - math.prod(rates.values())
+                for part, rate in rates.items():
+                    good, bad = counts[part, choices[part]]
+                    blame = (1.0 - result) * (1.0 - rate) / failed
+                    counts[part, choices[part]] = (good + 1.0 - blame, bad + blame)
+            self._counts = counts
+
+    def draw(self, rng: random.Random) -> dict[Part, Candidate]:
+        """A choice that may be the best, drawn by how likely that is."""
+
+        def drawn(part: Part, candidate: Candidate) -> float:
+            good, bad = self._counts[part, candidate]
+            return rng.betavariate(good + 1, bad + 1)
+
+        return {p: max(self._space.candidates[p], key=lambda c, p=p: drawn(p, c)) for p in self._space.parts}  # type: ignore[misc]
+
+    def likeliest(self) -> dict[Part, Candidate]:
+        """For each part the candidate that is believed to do best."""
+        return {
+            p: max(self._space.candidates[p], key=lambda c, p=p: self.rate(p, c))  # type: ignore[misc]
+            for p in self._space.parts
+        }
 
 
 async def find_best(
@@ -139,7 +192,11 @@ async def find_best(
 
 
 async def _fight(duel: Duel, best: Choices, challenger: Choices, score: Score, settings: SearchSettings) -> bool:
-    """Play a duel to its end; the tasks that decide it soonest come first once enough are seen in random order."""
+    """Play a duel to its end; the tasks that decide it soonest come first."""
+    missing = [task for task in duel.tasks if task not in duel.best]
+    duel.best.update(zip(missing, await score(best, missing), strict=True))
+    failed = sum(1.0 - duel.best[task] for task in duel.tasks)
+    at_random = settings.random_tasks if failed > settings.random_tasks else 0
     while True:
         verdict = duel.verdict()
         if verdict is not None:
@@ -147,17 +204,9 @@ async def _fight(duel: Duel, best: Choices, challenger: Choices, score: Score, s
         unseen = [task for task in duel.tasks if task not in duel.other]
         if not unseen:
             return duel.lead > 0
-        if len(duel.other) >= settings.random_tasks:
+        if len(duel.other) >= at_random:
             duel.chosen_by_score = True
-            unseen.sort(key=lambda task: duel.best.get(task, 0.5))
+            unseen.sort(key=lambda task: duel.best[task])
         batch = unseen[: settings.batch_tasks]
-        ours = await _known(duel.best, best, batch, score)
-        theirs = await score(challenger, batch)
-        for task, one, other in zip(batch, ours, theirs, strict=True):
-            duel.see(task, one, other)
-
-
-async def _known(scores: Mapping[str, float], choices: Choices, tasks: Sequence[str], score: Score) -> list[float]:
-    missing = [task for task in tasks if task not in scores]
-    found = dict(zip(missing, await score(choices, missing), strict=True)) if missing else {}
-    return [found[task] if task in found else scores[task] for task in tasks]
+        for task, other in zip(batch, await score(challenger, batch), strict=True):
+            duel.see(task, duel.best[task], other)

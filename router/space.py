@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..agents.errors import AssignmentError
 from ..agents.nodes import BuiltBody, BuiltGraph, GraphWork, LoopWork, RoleWork
+from ..agents.thinking import ThinkingProfile
 from .assignment import BASE, Assignment, RoleAssignment
 
 __all__ = ["Candidate", "Choices", "Part", "RoundClass", "Space", "role_rounds", "space_of"]
@@ -110,8 +111,8 @@ class Space:
             return Candidate(assignment.default)
         last = self.rounds.get(part.role, 1)
         numbers = {"all": range(1, last + 1), "first": range(1, 2), "later": range(2, last + 1)}[part.rounds]
-        plain = _thinking_maximum(getattr(given, "thinking", None))
-        by_round = {n: _thinking_maximum(t) for n, t in getattr(given, "thinking_rounds", {}).items()}
+        plain = _thinking_maximum(given.thinking)
+        by_round = {n: _thinking_maximum(profile) for n, profile in given.thinking_rounds.items()}
         found = {Candidate(given.rounds.get(n, given.variant), by_round.get(n, plain)) for n in numbers}
         if len(found) > 1:
             raise AssignmentError(
@@ -183,5 +184,5 @@ def _walk(body: BuiltBody, count: int) -> Iterator[tuple[str, int]]:
                 yield from _walk(graph.body, 1)
 
 
-def _thinking_maximum(profile: Any) -> int | None:
-    return None if profile is None else int(profile.max_tokens)
+def _thinking_maximum(profile: ThinkingProfile | None) -> int | None:
+    return None if profile is None else profile.max_tokens
