@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["list_variants", "make_variant", "show_variants"]
 
 console = Console(stderr=True)
+WIDE = 140
+"""Columns of a terminal from which on everything measured has room beside the rest."""
 LINES = 20
 """Lines of progress where there is no terminal to draw a bar on."""
 # Of a card, that have columns of their own.
@@ -82,6 +84,9 @@ def make_variant(
         )
     console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {place.path(variant)}", markup=False)
     show_variants([variant], place)
+    for name, value in variant.card.items():
+        if isinstance(value, int | float | str) and name not in _COLUMNS:
+            console.print(f"  {name}: {_number(value)}", markup=False)
 
 
 def _engines(base: str, shelf: Shelf) -> EnginePool:
@@ -115,19 +120,10 @@ def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
 def show_variants(variants: list[Variant], shelf: Shelf) -> None:
     """Print variants as a table: lineage, size, and the plain numbers of their cards."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in (
-        "name",
-        "id",
-        "parent",
-        "method",
-        "weights",
-        "bits",
-        "adapter",
-        "MB",
-        "quality",
-        "CPU ms an ask",
-        "measured",
-    ):
+    heads = "name", "id", "parent", "method", "weights", "bits", "adapter", "MB", "quality", "CPU ms an ask", "measured"
+    out = Console()
+    shown = len(heads) if out.width >= WIDE else len(heads) - 1
+    for head in heads[:shown]:
         table.add_column(head, overflow="fold")
     names = {v.id: v.name for v in shelf.list()}
     for v in variants:
@@ -141,8 +137,9 @@ def show_variants(variants: list[Variant], shelf: Shelf) -> None:
         bits = _number(v.card.get("served_average_bits", "–"))
         parent = names.get(v.parent, v.parent) if v.parent else "base"
         quality, cost = _quality(v.card)
-        table.add_row(v.name, v.id, parent, methods, weights, bits, adapter, f"{size:.1f}", quality, cost, measured)
-    Console().print(table)
+        row = (v.name, v.id, parent, methods, weights, bits, adapter, f"{size:.1f}", quality, cost, measured)
+        table.add_row(*row[:shown])
+    out.print(table)
 
 
 def _quality(card: dict[str, Any]) -> tuple[str, str]:
