@@ -53,7 +53,7 @@ class TrainingSettings(BaseModel):
     clip_norm: float = Field(default=1.0, gt=0.0)
     max_row_tokens: int = Field(default=1024, ge=8)
     # Memory, not identity: a variant made in other passes is the same variant.
-    pass_tokens: int = Field(default=1024, ge=1, exclude=True)
+    pass_tokens: int = Field(default=512, ge=1, exclude=True)
     checkpoint_steps: int = Field(default=25, ge=1)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
