@@ -84,9 +84,6 @@ def make_variant(
         )
     console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {place.path(variant)}", markup=False)
     show_variants([variant], place)
-    for name, value in variant.card.items():
-        if isinstance(value, int | float | str) and name not in _COLUMNS:
-            console.print(f"  {name}: {_number(value)}", markup=False)
 
 
 def _engines(base: str, shelf: Shelf) -> EnginePool:
@@ -119,27 +116,46 @@ def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
 
 def show_variants(variants: list[Variant], shelf: Shelf) -> None:
     """Print variants as a table: lineage, size, and the plain numbers of their cards."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = "name", "id", "parent", "method", "weights", "bits", "adapter", "MB", "quality", "CPU ms an ask", "measured"
-    out = Console()
-    shown = len(heads) if out.width >= WIDE else len(heads) - 1
-    for head in heads[:shown]:
-        table.add_column(head, overflow="fold")
     names = {v.id: v.name for v in shelf.list()}
+    rows = []
     for v in variants:
         size = sum(f.stat().st_size for f in shelf.path(v).rglob("*") if f.is_file()) / 1e6
-        methods = "+".join(m["method"] for m in v.recipe.get("methods", [])) or "–"
-        adapter = f"{v.ask.adapter} r{v.ask.rank}" if v.ask.adapter else "–"
-        measured = ", ".join(
-            f"{k} {_number(x)}" for k, x in v.card.items() if isinstance(x, int | float | str) and k not in _COLUMNS
-        )
-        weights = names.get(v.engine.weights, v.engine.weights)
-        bits = _number(v.card.get("served_average_bits", "–"))
-        parent = names.get(v.parent, v.parent) if v.parent else "base"
         quality, cost = _quality(v.card)
-        row = (v.name, v.id, parent, methods, weights, bits, adapter, f"{size:.1f}", quality, cost, measured)
-        table.add_row(*row[:shown])
+        rows.append(
+            {
+                "name": v.name,
+                "id": v.id,
+                "parent": names.get(v.parent, v.parent) if v.parent else "base",
+                "method": "+".join(m["method"] for m in v.recipe.get("methods", [])) or "–",
+                "weights": names.get(v.engine.weights, v.engine.weights),
+                "bits": _number(v.card.get("served_average_bits", "–")),
+                "adapter": f"{v.ask.adapter} r{v.ask.rank}" if v.ask.adapter else "–",
+                "MB": f"{size:.1f}",
+                "quality": quality,
+                "CPU ms an ask": cost,
+                "measured": ", ".join(_measured(v.card)),
+            }
+        )
+    out = Console()
+    wide = out.width >= WIDE
+    # A column that says nothing of any variant leaves its room to the others.
+    heads = [head for head in rows[0] if any(row[head] != "–" for row in rows) and (wide or head != "measured")]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[head] for head in heads))
     out.print(table)
+    if not wide and len(variants) == 1:
+        for line in _measured(variants[0].card):
+            out.print(f"  {line}", markup=False, highlight=False)
+    elif not wide:
+        console.print(f"(A terminal of {WIDE} columns shows what else was measured.)", markup=False)
+
+
+def _measured(card: dict[str, Any]) -> list[str]:
+    """The plain values of a card that have no columns of their own."""
+    return [f"{k} {_number(x)}" for k, x in card.items() if isinstance(x, int | float | str) and k not in _COLUMNS]
 
 
 def _quality(card: dict[str, Any]) -> tuple[str, str]:
