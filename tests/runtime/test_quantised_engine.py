@@ -14,15 +14,17 @@ import torch
 
 from metier.agents import Ask
 from metier.runtime.answer_check import check_answers
-from metier.runtime.engine import EngineRequest, LoadedAdapter
+from metier.runtime.engine import INTUITION_KEY, EngineRequest, LoadedAdapter
 from metier.runtime.inprocess_engine import InProcessEngine
 from metier.specializers import Recipe, Shelf, produce, self_check
 from metier.specializers.checkpoint_files import CheckpointReader
 from metier.specializers.compressed_tensors import rounds_inputs
 from metier.specializers.layer_stream import load_dense_model
 from metier.specializers.quantisers import round_activations
+from metier.specializers.semantic_map import SemanticMap
 from tests.runtime.conftest import TINY
 from tests.tiny_model import write_random_lora, write_tiny_llama
+from tests.tiny_trex import TASKS, write_random_trex
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 
@@ -61,14 +63,20 @@ def engine(weights: Path) -> Iterator[InProcessEngine]:
     anyio.run(started.close)
 
 
-def served_logprobs(engine: InProcessEngine, tokens: list[int], adapter: LoadedAdapter | None = None) -> torch.Tensor:
+def served_logprobs(
+    engine: InProcessEngine,
+    tokens: list[int],
+    adapter: LoadedAdapter | None = None,
+    intuition: tuple[float, ...] | None = None,
+) -> torch.Tensor:
     """What the engine thinks of each token but the first, given those before it; runs in the stepping thread."""
     from vllm.inputs.engine import tokens_input
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
 
     llm = engine._llm._llm
-    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    told = None if intuition is None else {INTUITION_KEY: list(intuition)}
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, extra_args=told)
     lora = None if adapter is None else LoRARequest(adapter.id, adapter.number, str(adapter.path))
     llm.add_request("logits", tokens_input(tokens), params, lora_request=lora)
     while True:
@@ -78,7 +86,9 @@ def served_logprobs(engine: InProcessEngine, tokens: list[int], adapter: LoadedA
                 return torch.tensor([f[t].logprob for f, t in zip(found, tokens[1:], strict=True)])
 
 
-def expected_logprobs(weights: Path, tokens: list[int], adapter: Path | None = None) -> torch.Tensor:
+def expected_logprobs(
+    weights: Path, tokens: list[int], adapter: Path | None = None, intuition: tuple[float, ...] | None = None
+) -> torch.Tensor:
     """The same from transformers on dequantised weights, with the inputs of W8A8 layers rounded as kernels do."""
     model = load_dense_model(weights, torch.bfloat16)
     reader = CheckpointReader(weights)
@@ -86,11 +96,14 @@ def expected_logprobs(weights: Path, tokens: list[int], adapter: Path | None = N
     if adapter is not None:
         from peft import PeftModel
 
+        import metier.specializers.trex_tuner  # noqa: F401 - registers the method
+
         model = PeftModel.from_pretrained(model, adapter)
     for module in int8:
         module.register_forward_pre_hook(lambda _m, args: (round_activations(args[0]).bfloat16(),))
+    told = {} if intuition is None else {"intuition": torch.tensor([intuition])}
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1].float().log_softmax(-1)
+        logits = model(input_ids=torch.tensor([tokens]), **told).logits[0, :-1].float().log_softmax(-1)
     return logits.gather(1, torch.tensor(tokens[1:])[:, None])[:, 0]
 
 
@@ -126,6 +139,20 @@ async def test_adapters_add_to_the_dequantised_model(
             group.start_soon(one, number)
     assert together == {number: alone[number % 2] for number in range(4)}
     assert alone[0] != alone[1]
+    await engine.remove_adapter(adapter)
+
+
+async def test_trex_adapters_add_to_the_dequantised_model(
+    engine: InProcessEngine, weights: Path, tmp_path: Path
+) -> None:
+    folder = write_random_trex(tmp_path / "trex", weights, r1=2, r2=2, dtype="bfloat16")
+    intuition = SemanticMap.load(folder).intuition(TASKS[3])
+    adapter = LoadedAdapter(number=next(NUMBERS), id=f"trex-{tmp_path.name}", path=folder)
+    await engine.add_adapter(adapter)
+    served = await engine._in_thread(lambda: served_logprobs(engine, TOKENS, adapter, intuition))
+    expected = expected_logprobs(weights, TOKENS, folder, intuition)
+    assert (served - expected).abs().max() < TOLERANCE
+    assert (expected - expected_logprobs(weights, TOKENS)).abs().max() > 3 * TOLERANCE
     await engine.remove_adapter(adapter)
 
 
