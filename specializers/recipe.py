@@ -195,8 +195,9 @@ def data_fingerprint(rows: Iterable[TrafficRow]) -> str:
         return ""
     digest = hashlib.sha256()
     for row in rows:
-        # Rows whose task is not known keep the name they had before tasks were recorded.
-        fields = {"role", "messages", "reply", "prompt_layout"} | ({"task"} if row.task else set())
+        # Rows without a task or thinking keep the name they had before these were recorded.
+        fields = {"role", "messages", "reply", "prompt_layout"}
+        fields |= {name for name in ("task", "thinking") if getattr(row, name)}
         digest.update(row.model_dump_json(include=fields).encode())
         digest.update(b"\n")
     return digest.hexdigest()[:16]

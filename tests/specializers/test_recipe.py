@@ -105,6 +105,7 @@ def test_programs_give_seeded_rows(tmp_path: Path) -> None:
     assert [row.messages[0].content for row in rows] == ["3 0", "3 1", "3 2", "3 3"]
     assert data_fingerprint(rows) == data_fingerprint(read_rows(load_recipe(write(tmp_path))))
     assert data_fingerprint(rows) != data_fingerprint(rows[::-1])
+    assert data_fingerprint([rows[0].model_copy(update={"thinking": "hm"})]) != data_fingerprint(rows[:1])
 
 
 @pytest.mark.parametrize(
