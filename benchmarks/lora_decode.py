@@ -328,6 +328,17 @@ def report(samples: dict[str, dict[str, list[Sample]]], options: argparse.Namesp
             print(f"| {kind} | " + " | ".join(columns) + " |")
 
 
+def paired_columns(samples: list[Sample], base: list[Sample]) -> tuple[str, str, str, str]:
+    """Cells of a table: tokens a second, CPU seconds per 1000, speed ÷ base's, base's CPU ÷ its own, round by round."""
+    pairs = list(zip(samples, base, strict=True))
+    return (
+        spread([s.tokens_per_s for s in samples], 0),
+        spread([s.cpu_s_per_1k for s in samples], 2),
+        spread([s.tokens_per_s / b.tokens_per_s for s, b in pairs], 2),
+        spread([b.cpu_s_per_1k / s.cpu_s_per_1k for s, b in pairs], 2),
+    )
+
+
 def spread(values: list[float], digits: int) -> str:
     """Median with the smallest and the largest value."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"

@@ -15,9 +15,8 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from lora_decode import MEASURES, Sample, Worker, least_disturbed, spread
+from lora_decode import MEASURES, Sample, Worker, least_disturbed, paired_columns
 
 from metier.specializers.base_model import find_base
 
@@ -130,14 +129,8 @@ def report(
         heads = ("checkpoint", "parameters / base", "tokens/s", "CPU s per 1k", "speed / base", "base CPU / CPU")
         print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
         for name, per_workload in samples.items():
-            pairs: list[tuple[Any, Any]] = list(zip(per_workload[workload], samples["base"][workload], strict=True))
-            columns = (
-                f"{parameters[name] / parameters['base']:.3f}",
-                spread([s.tokens_per_s for s, _ in pairs], 0),
-                spread([s.cpu_s_per_1k for s, _ in pairs], 2),
-                spread([s.tokens_per_s / b.tokens_per_s for s, b in pairs], 2),
-                spread([b.cpu_s_per_1k / s.cpu_s_per_1k for s, b in pairs], 2),
-            )
+            size = f"{parameters[name] / parameters['base']:.3f}"
+            columns = (size, *paired_columns(per_workload[workload], samples["base"][workload]))
             print(f"| {name} | " + " | ".join(columns) + " |")
 
 

@@ -14,7 +14,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from lora_decode import Sample, spread
+from lora_decode import Sample, paired_columns
 from pruned_speed import WORKLOADS, compare
 
 from metier.specializers import Recipe, Shelf, Variant, find_base, produce
@@ -71,13 +71,7 @@ def report(samples: dict[str, dict[str, list[Sample]]], options: argparse.Namesp
         heads = ("checkpoint", "tokens/s", "CPU s per 1k", "speed / base", "base CPU / CPU")
         print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
         for name, per_workload in samples.items():
-            pairs = list(zip(per_workload[workload], samples["base"][workload], strict=True))
-            columns = (
-                spread([s.tokens_per_s for s, _ in pairs], 0),
-                spread([s.cpu_s_per_1k for s, _ in pairs], 2),
-                spread([s.tokens_per_s / b.tokens_per_s for s, b in pairs], 2),
-                spread([b.cpu_s_per_1k / s.cpu_s_per_1k for s, b in pairs], 2),
-            )
+            columns = paired_columns(per_workload[workload], samples["base"][workload])
             print(f"| {name} | " + " | ".join(columns) + " |")
 
 

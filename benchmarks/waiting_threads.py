@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lora_decode import Sample, Worker, spread
+from lora_decode import Sample, Worker, paired_columns
 
 from metier.specializers.base_model import find_base
 
@@ -60,15 +60,9 @@ def report(samples: dict[str, dict[str, list[Sample]]], title: str) -> None:
     for workload in WORKLOADS:
         others = statistics.median(s.others for per in samples.values() for s in per[workload])
         print(f"\n{workload}, {title}, other programs' share {others:.0%} at the median")
-        print("| waiting | tokens/s | CPU s per 1k | speed / asleep | CPU / asleep |\n|---|---|---|---|---|")
+        print("| waiting | tokens/s | CPU s per 1k | speed / asleep | asleep CPU / CPU |\n|---|---|---|---|---|")
         for way, per_workload in samples.items():
-            pairs = list(zip(per_workload[workload], samples["asleep"][workload], strict=True))
-            columns = (
-                spread([s.tokens_per_s for s, _ in pairs], 0),
-                spread([s.cpu_s_per_1k for s, _ in pairs], 2),
-                spread([s.tokens_per_s / b.tokens_per_s for s, b in pairs], 2),
-                spread([s.cpu_s_per_1k / b.cpu_s_per_1k for s, b in pairs], 2),
-            )
+            columns = paired_columns(per_workload[workload], samples["asleep"][workload])
             print(f"| {way} | " + " | ".join(columns) + " |")
 
 
