@@ -161,7 +161,7 @@ class Shelf:
             expected=f"one of {', '.join(names)}" if names else "a variant (the shelf is empty)",
             remedy=f"Did you mean {' or '.join(map(repr, close))}?"
             if close
-            else "Make it with `metier make recipe.yaml`, or list them with `metier variants`.",
+            else "Make it with `metier make recipe.yaml`, or name the folder it lies in with `--variants`.",
         )
 
     def _found(self) -> Sequence[tuple[Variant, Path]]:
