@@ -51,7 +51,15 @@ def write_shape(base: Path, folder: Path, shape: dict[str, int]) -> int:
     if "hidden_size" in shape:
         keep = torch.arange(shape["hidden_size"])
         sites = dict.fromkeys(operator_sites(facts.layers))
-        tensors = merge_model(tensors, sites, keep, facts.family, tied=facts.tied, untie=False)
+        tensors = merge_model(
+            tensors.items(),
+            sites,
+            keep,
+            facts.family,
+            hidden_size=facts.hidden_size,
+            tied=facts.tied,
+            untie=False,
+        )
         config = merged_config(facts, shape["hidden_size"], untie=False)
     if "intermediate_size" in shape:
         neurons = shape["intermediate_size"]

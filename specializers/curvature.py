@@ -1,6 +1,6 @@
 """How sharply a loss bends at each weight: squared gradients (diagonal Fisher) and Hessian traces (Hutchinson).
 
-NPFT chooses the weights it perturbs by the first, MSQ the layers that may lose bits by the second.
+NPFT chooses the weights it perturbs by squared gradients, MSQ the layers that may lose bits by their sums or by traces.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fisher_diagonals", "hutchinson_traces"]
+__all__ = ["fisher_diagonals", "fisher_traces", "hutchinson_traces"]
 
 
 def fisher_diagonals(
@@ -26,15 +26,24 @@ def fisher_diagonals(
     import torch
 
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
-    with _differentiable(weights):
-        # Squared as each gradient arrives: only one matrix's gradient is in memory at a time.
-        hooks = [w.register_post_accumulate_grad_hook(_add_square_to(total[name])) for name, w in weights.items()]
-        try:
-            for loss in losses:
-                loss().backward(inputs=list(weights.values()))
-        finally:
-            for hook in hooks:
-                hook.remove()
+    _per_sample(weights, losses, lambda name, gradient: total[name].addcmul_(gradient, gradient))
+    return total
+
+
+def fisher_traces(
+    weights: Mapping[str, torch.Tensor], losses: Iterable[Callable[[], torch.Tensor]]
+) -> dict[str, float]:
+    """The trace of each weight's empirical Fisher: the sum over samples and entries of its squared gradient.
+
+    Each of `losses` computes the loss of ONE sample. For a model that fits its data the Fisher is the Hessian
+    (Gauss-Newton); unlike a Hessian's estimate it is never negative, and needs first derivatives only.
+    """
+    total = dict.fromkeys(weights, 0.0)
+
+    def add(name: str, gradient: torch.Tensor) -> None:
+        total[name] += gradient.square().sum().item()
+
+    _per_sample(weights, losses, add)
     return total
 
 
@@ -66,14 +75,29 @@ def hutchinson_traces(
     return traces
 
 
-def _add_square_to(total: torch.Tensor) -> Callable[[torch.Tensor], None]:
-    def add(weight: torch.Tensor) -> None:
-        assert weight.grad is not None
-        gradient = weight.grad.float()
-        total.addcmul_(gradient, gradient)
-        weight.grad = None
+def _per_sample(
+    weights: Mapping[str, torch.Tensor],
+    losses: Iterable[Callable[[], torch.Tensor]],
+    take: Callable[[str, torch.Tensor], object],
+) -> None:
+    """Give `take` each weight's gradient, float32, of each loss: as it arrives, so that only one is in memory."""
 
-    return add
+    def taking(name: str) -> Callable[[torch.Tensor], None]:
+        def hook(weight: torch.Tensor) -> None:
+            assert weight.grad is not None
+            take(name, weight.grad.float())
+            weight.grad = None
+
+        return hook
+
+    with _differentiable(weights):
+        hooks = [weight.register_post_accumulate_grad_hook(taking(name)) for name, weight in weights.items()]
+        try:
+            for loss in losses:
+                loss().backward(inputs=list(weights.values()))
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @contextmanager

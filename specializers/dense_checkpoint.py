@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,22 +43,19 @@ def load_folded(job: Job, *, device: str = "cpu") -> Any:
     return PeftModel.from_pretrained(model, job.adapter).merge_and_unload()
 
 
-def fold_adapters(tuned: Any) -> dict[str, torch.Tensor]:
-    """The dense tensors W + (alpha/r) B A of a model tuned with peft's LoRA, under the base's own names."""
+def fold_adapters(tuned: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The dense tensors W + (alpha/r) B A of a model tuned with peft's LoRA, under the base's own names, one by one."""
     model = tuned.base_model.model
-    folded = {
-        name: tensor
-        for name, tensor in dense_tensors(model).items()
-        if ".base_layer." not in name and ".lora_" not in name
-    }
+    for name, tensor in dense_tensors(model).items():
+        if ".base_layer." not in name and ".lora_" not in name:
+            yield name, tensor
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
             layer = module.base_layer
             delta = sum(module.get_delta_weight(adapter).detach() for adapter in module.active_adapters)
-            folded[f"{name}.weight"] = layer.weight.detach() + delta
+            yield f"{name}.weight", layer.weight.detach() + delta
             if layer.bias is not None:
-                folded[f"{name}.bias"] = layer.bias.detach()
-    return folded
+                yield f"{name}.bias", layer.bias.detach()
 
 
 def dense_tensors(model: Any) -> dict[str, torch.Tensor]:

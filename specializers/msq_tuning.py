@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from ..agents.errors import TrainingError
-from .curvature import hutchinson_traces
+from .curvature import fisher_traces, hutchinson_traces
 from .msq_bits import average_bits, bit_units, bits_to_drop, drop_bits, drop_to_target, rank_bits
 from .msq_quantiser import (
     freeze_scale,
@@ -34,9 +35,11 @@ class MsqSettings(TrainingSettings):
     """Settings of MSQ. `target_bits` is the mean width of the linear layers of all blocks, signs included.
 
     All start at `start_bits` and none goes below `min_bits`. Every `drop_every_steps`, units with a share of less than
-    `nonzero_below` of nonzero low bits lose one or two, the less sensitive first; sensitivity comes from `trace_probes`
-    Hutchinson probes over `trace_rows` rows. The last `finish_steps` train at fixed widths. When the average is
-    still above the target then, `on_missed` says whether to stop with an error or to drop what hurts least anyway.
+    `nonzero_below` of nonzero low bits lose one or two, the less sensitive first. Sensitivity comes from the curvature
+    over `trace_rows` rows: `fisher` is never negative and costs first derivatives; `hessian`, the published form, takes
+    `trace_probes` Hutchinson probes, whose estimate may be negative. The last `finish_steps` train at fixed widths.
+    When the average is still above the target then, `on_missed` says whether to stop with an error or to drop what
+    hurts least anyway.
     `penalty` is the pull on a weight as a multiple of its matrix's mean (root mean square) task gradient.
     Scales are frozen: the largest magnitude of an output channel (or of `group_size` inputs of it) times `clip`.
     `allocation` sets controls that are trained alike: `uniform` (all at target_bits) and `layers` (whole blocks at
@@ -53,8 +56,9 @@ class MsqSettings(TrainingSettings):
     allocation: Literal["search", "uniform", "layers"] = "search"
     target_bits: float = Field(ge=2.0, le=8.0)
     penalty: float = Field(default=1.0, ge=0.0)
+    curvature: Literal["fisher", "hessian"] = "fisher"
     trace_probes: int = Field(default=2, ge=1)
-    trace_rows: int = Field(default=4, ge=1)
+    trace_rows: int = Field(default=16, ge=1)
     group_size: int | None = Field(default=None, ge=1)
     clip: float = Field(default=1.0, gt=0.0, le=1.0)
     learning_rate: float = Field(default=1e-4, gt=0.0)
@@ -258,22 +262,14 @@ class MsqObjective(Objective):
     def _measure_sensitivity(self) -> None:
         """Ω = mean curvature times the squared rounding error, and from it how many bits each unit drops next."""
         import torch
-        from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.widths.sum()))
         for weight in self.weights.values():
             weight.grad = None  # the step is done with it, and second derivatives need the room
         was_training = self.model.training
         self.model.eval()
         errors = {name: float((value - self.weights[name].detach()).square().sum()) for name, value in self.rounded()}
-        # The fused attention kernels have no second derivative.
-        with with_values(self.weights, self.rounded()), sdpa_kernel(SDPBackend.MATH):
-            traces = hutchinson_traces(
-                self.weights,
-                lambda: answer_loss(self.model, self._trace_rows, pad_token=self.pad_token, device=self.device),
-                probes=self.settings.trace_probes,
-                generator=generator,
-            )
+        with with_values(self.weights, self.rounded()):
+            traces = self._traces()
         self.model.train(was_training)
         found = {}
         for unit in self.units:
@@ -282,6 +278,22 @@ class MsqObjective(Objective):
             found[unit.name] = trace / unit.weights * sum(errors[name] for name in unit.layers)
         self.sensitivity.copy_(torch.tensor(list(found.values()), dtype=torch.float64))
         self.drops.copy_(torch.tensor(list(bits_to_drop(found).values())))
+
+    def _traces(self) -> dict[str, float]:
+        """The curvature's trace of each matrix's block, from the trace rows, at the weights as they are."""
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        if self.settings.curvature == "fisher":
+            return fisher_traces(self.weights, [partial(self.loss, [row]) for row in self._trace_rows])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.widths.sum()))
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels have no second derivative
+            return hutchinson_traces(
+                self.weights,
+                lambda: answer_loss(self.model, self._trace_rows, pad_token=self.pad_token, device=self.device),
+                probes=self.settings.trace_probes,
+                generator=generator,
+            )
 
     def _importance(self) -> dict[str, float]:
         """By block, how much it changes its input: minus the cosine of input and output, mean over tokens."""

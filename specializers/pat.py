@@ -14,7 +14,7 @@ from ..agents.errors import RecipeError, TrainingError
 from .dense_checkpoint import load_folded, size_card, write_dense
 from .methods import Job, Made, Method
 from .prunable_models import WIDTH_STEP, PrunableModel, check_width, read_prunable
-from .training import TrainingSettings, multiplies_bfloat16, train
+from .training import TrainingSettings, give_back_freed_memory, multiplies_bfloat16, train
 from .training_batches import EncodedRow, encode_rows
 from .variant import AskSpec
 
@@ -133,6 +133,7 @@ def make_pat(settings: PatSettings, job: Job) -> Made:
     checkpoint = job.work_dir / "checkpoint.safetensors"
     if settings.channels == "learned" and settings.mask_start == "fisher" and not checkpoint.exists():
         _rank_channels(settings, objective, rows, job.seed)
+        give_back_freed_memory()
     log = train(
         tuned,
         rows,
@@ -151,7 +152,15 @@ def make_pat(settings: PatSettings, job: Job) -> Made:
     tuned = tuned.cpu().eval()
     untie = unties(settings, base)
     keep = tuned.mask.keep()
-    tensors = merge_model(tuned.tensors(), tuned.operator_tensors(), keep, base.family, tied=base.tied, untie=untie)
+    tensors = merge_model(
+        tuned.tensors(),
+        tuned.operator_tensors(),
+        keep,
+        base.family,
+        hidden_size=base.hidden_size,
+        tied=base.tied,
+        untie=untie,
+    )
     config = merged_config(base, settings.hidden_size, untie=untie)
     error = merge_error(tuned, tensors, config, rows[:4])
     if not error <= _MERGE_TOLERANCE:

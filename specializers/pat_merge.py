@@ -14,7 +14,7 @@ norms the same mean square as before, and a tied head's norm takes that factor o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,25 +73,27 @@ def merge_norm_gain(
 
 
 def merge_model(
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Iterable[tuple[str, torch.Tensor]],
     operators: Mapping[str, OperatorTensors | None],
     keep: torch.Tensor,
     family: Family,
     *,
+    hidden_size: int,
     tied: bool,
     untie: bool,
 ) -> dict[str, torch.Tensor]:
     """The tensors of the dense model that computes what the masked one does.
 
-    `tensors` are the base's, LoRA folded in; `operators` map each site (`model.embed_tokens`, a layer's
+    `tensors` are the base's by name, of `hidden_size` channels, LoRA folded in, read once in order, so that they need
+    not all be in memory; `operators` map each site (`model.embed_tokens`, a layer's
     `…self_attn.o_proj`, …) to what was trained there, None for an operator that only masks. `untie` gives a `tied`
     head a matrix of its own, which is needed as soon as the embedding is changed beyond dropping channels.
     Raises: RecipeError for a tensor pruning does not know, or a site without an entry.
     """
-    ratio = math.sqrt(len(tensors[f"{EMBEDDING}.weight"][0]) / len(keep))
+    ratio = math.sqrt(hidden_size / len(keep))
     stream = 1 / ratio if family.head_norms else 1.0
     merged: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         part = part_of(name)
         if part == "embedding":
             # A scaled embedding is multiplied by the root of the model's own, now smaller, hidden size.

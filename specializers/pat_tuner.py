@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +50,9 @@ class PatModel(nn.Module):  # type: ignore[misc]
         """The mask's loss and the identity loss over all operators."""
         return self.mask.loss(), identity_loss(operator.down for operator in self.operators if operator.rank)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The dense tensors without operators, LoRA folded in."""
-        return dense_tensors(self.model) if self._inner is self.model else fold_adapters(self.model)
+    def tensors(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """The dense tensors without operators, by name, LoRA folded in, one at a time."""
+        return dense_tensors(self.model).items() if self._inner is self.model else fold_adapters(self.model)
 
     def operator_tensors(self) -> dict[str, OperatorTensors | None]:
         """What was trained at each site, None where the operator only masks."""

@@ -5,6 +5,7 @@ torch is imported inside the functions, so that settings and recipes load withou
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import time
@@ -26,6 +27,7 @@ __all__ = [
     "Progress",
     "TrainingSettings",
     "answer_loss",
+    "give_back_freed_memory",
     "learning_rate_at",
     "multiplies_bfloat16",
     "train",
@@ -251,7 +253,20 @@ def train(
         if on_progress is not None:
             per_step = (time.monotonic() - began) / (step + 1 - first)
             on_progress(Progress(step + 1, settings.steps, loss, rate, per_step * (settings.steps - step - 1)))
+    optimizer.zero_grad(set_to_none=True)
+    give_back_freed_memory()
     return log
+
+
+def give_back_freed_memory() -> None:
+    """Hand pages that were freed back to the system, where the C library can (glibc).
+
+    A training step leaves the heap in pieces, most of them free, and glibc keeps them: on the 135M base two thirds of
+    what the process holds after training, on top of which a merge would need its own.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _save_checkpoint(

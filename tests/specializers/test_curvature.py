@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metier.specializers.curvature import fisher_diagonals, hutchinson_traces
+from metier.specializers.curvature import fisher_diagonals, fisher_traces, hutchinson_traces
 
 
 def test_the_fisher_of_a_softmax_is_the_sum_of_squared_gradients() -> None:
@@ -30,6 +30,16 @@ def test_gradients_of_opposite_samples_do_not_cancel() -> None:
     weight = torch.ones(1, 1)
     found = fisher_diagonals({"w": weight}, [lambda: (3 * weight).sum(), lambda: (-3 * weight).sum()])
     assert found["w"].item() == 18.0
+
+
+def test_a_fisher_trace_is_the_sum_of_the_diagonal() -> None:
+    torch.manual_seed(0)
+    weights = {"a": torch.randn(4, 3), "b": torch.randn(2, 4)}
+    samples = torch.randn(5, 3)
+    losses = [lambda x=x: (weights["b"] @ torch.tanh(weights["a"] @ x)).square().sum() for x in samples]  # type: ignore[misc]
+    diagonals = fisher_diagonals(weights, losses)
+    found = fisher_traces(weights, losses)
+    assert found == pytest.approx({name: diagonal.sum().item() for name, diagonal in diagonals.items()})
 
 
 def test_other_gradients_are_left_alone() -> None:

@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "learning_rate": 0.003,
     "schedule": "constant",
     "penalty": 3.0,
+    "curvature": "hessian",
     "trace_probes": 1,
     "trace_rows": 2,
     "dtype": "float32",

@@ -122,7 +122,8 @@ def logits_of_merged(
             site: operator and dataclasses.replace(operator, scale=torch.ones_like(operator.scale))
             for site, operator in operators.items()
         }
-    tensors = merge_model(pat.tensors(), operators, pat.mask.keep(), facts.family, tied=facts.tied, untie=untie)
+    keep, width = pat.mask.keep(), facts.hidden_size
+    tensors = merge_model(pat.tensors(), operators, keep, facts.family, hidden_size=width, tied=facts.tied, untie=untie)
     config = merged_config(facts, pat.mask.count, untie=untie)
     if not epsilon:
         config["rms_norm_eps"] = facts.config["rms_norm_eps"]
@@ -267,4 +268,12 @@ def test_a_tensor_that_pruning_does_not_know_is_named() -> None:
     weight = torch.zeros(6, 4)
     tensors = {"model.embed_tokens.weight": weight, "model.layers.0.mlp.down_proj.weight": weight}
     with pytest.raises(RecipeError, match=r"no operator behind model.layers.0.mlp.down_proj"):
-        merge_model(tensors, {"model.embed_tokens": None}, torch.tensor([0]), FAMILIES["llama"], tied=True, untie=False)
+        merge_model(
+            tensors.items(),
+            {"model.embed_tokens": None},
+            torch.tensor([0]),
+            FAMILIES["llama"],
+            hidden_size=4,
+            tied=True,
+            untie=False,
+        )
