@@ -50,6 +50,7 @@ ARMS: dict[str, list[dict[str, Any]]] = {
     "npft-step": [{**NPFT, "noise": "step", "step_group_size": 64, "resample": "step"}],
     "msq-8": [{**MSQ, "allocation": "uniform", "target_bits": 8}],
     "msq-6": [{**MSQ, "target_bits": 6}],
+    "msq-6-hessian": [{**MSQ, "target_bits": 6, "curvature": "hessian", "trace_rows": 4}],
     "msq-6-uniform": [{**MSQ, "allocation": "uniform", "target_bits": 6}],
     "msq-6-layers": [{**MSQ, "allocation": "layers", "target_bits": 6}],
     "msq-5": [{**MSQ, "target_bits": 5}],
