@@ -62,7 +62,8 @@ class Usage(BaseModel):
     answer and its end. Times in seconds:
     `queue_s` until first scheduled, `prefill_s` until the first token, `decode_s` until the last; `cpu_s` is
     the share of the engine's process CPU time charged to this ask. `swaps` counts the adapter loads this ask caused or,
-    fetched ahead, was the first to use, and `cpu_s` has their cost; `swap_s` is what it waited for them.
+    fetched ahead, was the first to use, and `cpu_s` has their cost; `swap_s` is what it waited for them. `slot_wait_s` is
+    the part of `queue_s` in which it waited for another adapter to leave a slot.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,6 +78,7 @@ class Usage(BaseModel):
     cpu_s: float = 0.0
     swaps: int = 0
     swap_s: float = 0.0
+    slot_wait_s: float = 0.0
 
     @property
     def output_tokens(self) -> int:

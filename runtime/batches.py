@@ -16,6 +16,7 @@ from ..agents.pictures import to_mermaid
 from ..agents.tasksets import Task
 from .store import RunStore
 from .store_records import BatchRecord, RunRecord
+from .workflow_shape import workflow_shape
 
 __all__ = ["check_resumable", "keep_answer", "new_batch", "waiting_for_person"]
 
@@ -35,7 +36,14 @@ def new_batch(
         for index, task in enumerate(tasks)
     ]
     record = BatchRecord(
-        batch, label or built.name, built.name, built.fingerprint, to_mermaid(built), options, time.time()
+        batch,
+        label or built.name,
+        built.name,
+        built.fingerprint,
+        to_mermaid(built),
+        options,
+        time.time(),
+        workflow_shape(built).model_dump_json(exclude_defaults=True),
     )
     return record, runs
 

@@ -420,12 +420,13 @@ class EnginePool:
             return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s)})
         began_s = time.monotonic()
         async with running.lease(target.variant.id, target.adapter, ask) as lease:
-            waited_s += max(time.monotonic() - began_s - lease.swap_s, 0.0)
+            slot_wait_s = max(time.monotonic() - began_s - lease.swap_s, 0.0)
             request = EngineRequest(ask, lease.adapter, self._intuition(target, ask), on_abandoned)
             reply = await engine.generate(request, on_text)
             swap = {"swaps": lease.swaps, "swap_s": lease.swap_s, "cpu_s": lease.cpu_s}
             lease.swaps, lease.cpu_s = 0, 0.0  # charged
-            return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s, **swap)})
+            wait = {"queue_s": waited_s + slot_wait_s, "slot_wait_s": slot_wait_s}
+            return reply.model_copy(update={"usage": add_usage(reply.usage, **wait, **swap)})
 
     def _tell(self, kind: EventKind, **data: Any) -> None:
         self._on_event(Event(kind=kind, data=data))

@@ -25,6 +25,7 @@ from ..agents.task_text import task_text
 from ..agents.tasksets import Task, TaskSet
 from ..router.route import Router
 from .batches import check_resumable, keep_answer, new_batch, waiting_for_person
+from .energy import EnergyMeter
 from .events import Event, OnEvent
 from .executor import Executor
 from .foresight import ForeseeingBackend, Foresight, RunForesight
@@ -73,6 +74,7 @@ class Session:
         self._totals = totals
         self._id = uuid.uuid4().hex[:6]
         self._batches: list[str] = []
+        self._energy: dict[str, EnergyMeter] = {}
         # A backend that has these two hears who runs next (see ForeseeingBackend).
         self._foresees = settings.engine.foresight and hasattr(backend, "foresee") and hasattr(backend, "forget")
         self._foresights: dict[int, tuple[BuiltGraph, Foresight]] = {}
@@ -100,7 +102,7 @@ class Session:
         built = _built(graph)
         (run,) = self._add_batch(built, [Task("0", value)], seed, label, {})
         result = await self._run_one(built, run, value, limits)
-        self._record_totals()
+        self._record_totals(run.batch)
         if result.error is not None:
             raise result.error
         return result.output
@@ -138,9 +140,9 @@ class Session:
         for path, answer in (answers or {}).items():
             keep_answer(self.store, built, run, path, answer)
         value = built.takes.model_validate_json(run.input)
-        self._batches.append(run.batch)
+        self._begin(run.batch)
         result = await self._run_one(built, run, value, None, resumed=True)
-        self._record_totals()
+        self._record_totals(run.batch)
         if result.error is not None:
             raise result.error
         return result.output
@@ -163,7 +165,7 @@ class Session:
         if inputs is not None:
             by_id = {task.id: task for task in inputs}
             tasks = [by_id.get(task.id, task) for task in tasks]
-        self._batches.append(batch)
+        self._begin(batch)
         return await self._run_many(built, tasks, open_runs, inputs, concurrency, limits, resumed=True)
 
     @asynccontextmanager
@@ -187,7 +189,7 @@ class Session:
         async def work() -> None:
             async with sender:
                 await self._run_one(built, run, value, limits, stream=True)
-            self._record_totals()
+            self._record_totals(run.batch)
 
         self._listeners.append(listen)
         try:
@@ -229,7 +231,8 @@ class Session:
         async with anyio.create_task_group() as workers:
             for _ in range(min(concurrency or self.settings.concurrency, len(tasks))):
                 workers.start_soon(worker)
-        self._record_totals()
+        if runs:
+            self._record_totals(runs[0].batch)
         return [result for result in results if result is not None]
 
     async def _run_one(
@@ -334,13 +337,21 @@ class Session:
         options = {"assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
         batch, runs = new_batch(built, tasks, seed, label, options)
         self.store.add_batch(batch, runs)
-        self._batches.append(batch.id)
+        self._begin(batch.id)
         return runs
 
-    def _record_totals(self) -> None:
-        if self._totals is not None and self._batches:
+    def _begin(self, batch: str) -> None:
+        self._batches.append(batch)
+        self._energy[batch] = EnergyMeter()
+        self._energy[batch].start()
+
+    def _record_totals(self, batch: str) -> None:
+        energy = self._energy.pop(batch).take() if batch in self._energy else None
+        if energy is not None:
+            self.store.record_energy(batch, energy)
+        if self._totals is not None:
             for engine, totals in self._totals().items():
-                self.store.record_engine_totals(self._batches[-1], f"{engine}@{self._id}", totals)
+                self.store.record_engine_totals(batch, f"{engine}@{self._id}", totals)
 
 
 async def _unwrapped(work: Awaitable[Any]) -> Any:

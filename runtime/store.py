@@ -18,6 +18,7 @@ from ..agents.errors import ResumeError, StoreError
 from ..agents.messages import Ask, Message, Usage
 from ..agents.task_text import task_text_of_json
 from ..agents.traffic import TrafficRow
+from .energy import Energy
 from .store_records import MIGRATIONS, AskRecord, BatchRecord, RunRecord, RunState, StepRecord
 
 __all__ = ["RunStore"]
@@ -97,10 +98,10 @@ class RunStore:
         columns = list(RunRecord.__dataclass_fields__)
         with self._transaction() as db:
             db.execute(
-                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     batch.id, batch.label, batch.graph, batch.fingerprint, batch.picture,
-                    json.dumps(batch.options), batch.created_at,
+                    json.dumps(batch.options), batch.created_at, batch.shape,
                 ),
             )  # fmt: skip
             db.executemany(_insert("runs", columns), [[getattr(run, c) for c in columns] for run in runs])
@@ -241,6 +242,12 @@ class RunStore:
         """Engine name → its totals of one batch."""
         rows = self._db.execute("SELECT engine, data FROM engine_totals WHERE batch = ?", (batch,))
         return {row["engine"]: json.loads(row["data"]) for row in rows}
+
+    def record_energy(self, batch: str, energy: Energy) -> None:
+        """Keep what the machine drew while a batch ran; a resumed batch has several such spans, which add up."""
+        with self._transaction() as db:
+            row = (batch, energy.seconds, energy.joules, json.dumps(energy.zones))
+            db.execute("INSERT INTO energy VALUES (?, ?, ?, ?)", row)
 
     def query(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         """Read rows for a report; never used to write."""

@@ -19,7 +19,7 @@ class BatchRecord:
     """Runs that belong together: one `run` or `map` call of one workflow.
 
     `options` is what is needed to go on after a crash (workflow file, task set, base, assignment, settings);
-    `picture` is the workflow as Mermaid text.
+    `picture` is the workflow as Mermaid text, `shape` the same as JSON (`workflow_shape`), "" in stores from before it.
     """
 
     id: str
@@ -29,6 +29,7 @@ class BatchRecord:
     picture: str
     options: dict[str, Any]
     created_at: float
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,14 @@ MIGRATIONS = (
     """
     ALTER TABLE asks ADD COLUMN thinking TEXT NOT NULL DEFAULT '';
     ALTER TABLE asks ADD COLUMN thinking_profile TEXT;
+    """,
+    """
+    ALTER TABLE batches ADD COLUMN shape TEXT NOT NULL DEFAULT '';
+    ALTER TABLE asks ADD COLUMN slot_wait_s REAL NOT NULL DEFAULT 0;
+    ALTER TABLE abandoned ADD COLUMN slot_wait_s REAL NOT NULL DEFAULT 0;
+    CREATE TABLE energy (batch TEXT NOT NULL, seconds REAL NOT NULL, joules REAL NOT NULL, zones TEXT NOT NULL);
+    CREATE INDEX energy_by_batch ON energy (batch);
+    CREATE INDEX engine_events_by_batch ON engine_events (batch);
     """,
 )
 """Append only: a store written by an older version is brought up to date when it is opened."""

@@ -1,0 +1,122 @@
+"""A workflow's structure as plain data, kept with a batch: what a report needs to draw it and to bound its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..agents.nodes import (
+    Alternatives,
+    BuiltBody,
+    BuiltGraph,
+    BuiltNode,
+    FunctionWork,
+    GraphWork,
+    LoopWork,
+    PersonWork,
+    PreviousRound,
+    RoleWork,
+    Source,
+)
+from ..agents.roles import type_name
+
+__all__ = ["StepShape", "WorkflowShape", "read_shape", "workflow_shape"]
+
+StepKind = Literal["role", "function", "person", "loop", "graph"]
+
+
+class StepShape(BaseModel):
+    """One step: what it is, what must come before it, and the steps inside it when it is a loop or a graph.
+
+    `rounds` is a loop's limit; `each` says that it fans out; `previous` names the steps of the same body whose last
+    round it reads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    kind: StepKind
+    role: str = ""
+    gives: str = ""
+    after: tuple[str, ...] = ()
+    previous: tuple[str, ...] = ()
+    conditional: bool = False
+    each: bool = False
+    rounds: int = 0
+    body: tuple[StepShape, ...] = ()
+
+
+class WorkflowShape(BaseModel):
+    """A whole workflow: its name, its input and output types, its steps in an order that respects their edges."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    takes: str
+    gives: str
+    body: tuple[StepShape, ...] = ()
+
+    def walk(self) -> Iterator[tuple[str, StepShape]]:
+        """Every step with its path (`attempt/critic`: no rounds, no items), outer ones first."""
+        yield from _walk(self.body, "")
+
+
+def workflow_shape(graph: BuiltGraph) -> WorkflowShape:
+    """The structure of a built workflow."""
+    return WorkflowShape(
+        name=graph.name, takes=type_name(graph.takes), gives=type_name(graph.gives), body=_body(graph.body)
+    )
+
+
+def read_shape(text: str) -> WorkflowShape | None:
+    """A structure from a store; None where there is none, or one that this version cannot read."""
+    try:
+        return WorkflowShape.model_validate_json(text) if text else None
+    except ValidationError:
+        return None
+
+
+def _walk(body: tuple[StepShape, ...], prefix: str) -> Iterator[tuple[str, StepShape]]:
+    for step in body:
+        yield prefix + step.name, step
+        yield from _walk(step.body, f"{prefix}{step.name}/")
+
+
+def _body(body: BuiltBody) -> tuple[StepShape, ...]:
+    return tuple(_step(node) for node in body.nodes)
+
+
+def _step(node: BuiltNode) -> StepShape:
+    kind: StepKind = "function"
+    role, rounds, inner = "", 0, ()
+    match node.work:
+        case RoleWork():
+            kind, role = "role", node.work.role.name
+        case LoopWork():
+            kind, rounds, inner = "loop", node.work.max_rounds, _body(node.work.body)
+        case GraphWork():
+            kind, inner = "graph", _body(node.work.graph.body)
+        case PersonWork():
+            kind = "person"
+        case FunctionWork():
+            kind = "function"
+    return StepShape(
+        name=node.name,
+        kind=kind,
+        role=role,
+        gives="" if kind == "loop" else type_name(node.gives),
+        after=node.after,
+        previous=tuple(dict.fromkeys(name for source in node.sources.values() for name in _previous(source))),
+        conditional=node.when is not None,
+        each=node.each is not None,
+        rounds=rounds,
+        body=inner,
+    )
+
+
+def _previous(source: Source) -> list[str]:
+    if isinstance(source, Alternatives):
+        return [name for inner in source.sources for name in _previous(inner)]
+    return [source.path[0]] if isinstance(source, PreviousRound) and source.hops == 0 else []
