@@ -25,6 +25,7 @@ MetierError
 │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
 │   ├── EngineDeadError    the engine is gone; the pool restarts it
 │   └── PluginError        vLLM is not the version the plugin was written for
+├── ServerError            `metier serve` cannot start, or refuses a request
 └── StoreError             the run store cannot be read or written
     └── ResumeError        a run cannot be resumed as asked
 """
@@ -51,6 +52,7 @@ __all__ = [
     "ResumeError",
     "RunError",
     "RunInterrupted",
+    "ServerError",
     "SettingsError",
     "StepError",
     "StepTimeoutError",
@@ -190,6 +192,10 @@ class EngineDeadError(EngineError):
 
 class PluginError(EngineError):
     """vLLM is not what the plugin was written for, or the plugin is not active."""
+
+
+class ServerError(MetierError):
+    """The server cannot start (port taken, no key for an open address), or refuses a request."""
 
 
 class StoreError(MetierError):

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from ..agents.errors import MetierError, RunInterrupted, SettingsError
 from .cli_router import add_router_commands, overrides
+from .cli_serve import add_serve_command
 from .opening import EngineForm
-from .workflow_run import AnyEngine, RunOptions, list_batches, print_report, resume_run, run_workflow
+from .workflow_run import RunOptions, list_batches, print_report, resume_run, run_workflow
 
 __all__ = ["main"]
 
@@ -55,7 +56,7 @@ def run(
         list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
     ] = None,
     engine: Annotated[
-        AnyEngine, typer.Option(help="In this process, in processes of its own, or the file's fake.")
+        str, typer.Option(help="embedded, supervised (processes of its own), scripted (the file's fake), or a URL.")
     ] = "embedded",
     concurrency: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop a run that has used this many tokens.")] = None,
@@ -210,6 +211,7 @@ def variants_export(
 
 
 add_router_commands(app)
+add_serve_command(app)
 
 
 @app.command(epilog="Example: `metier doctor`")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import from_thread, to_thread
 
@@ -17,16 +18,18 @@ from ..router.assignment import Assignment, load_assignment
 from ..router.route import Router
 from .events import Event, OnEvent
 from .session import Session
-from .settings import Settings, load_settings
+from .settings import API_KEY_VARIABLE, Settings, load_settings
 from .store import RunStore
 
 if TYPE_CHECKING:
     from ..specializers.variant import Variant
     from .pool import EnginePool
+    from .remote_backend import RemoteBackend
 
 __all__ = ["EngineForm", "open_session"]
 
 EngineForm = Literal["embedded", "supervised"]
+SERVER_SCHEMES = ("http://", "https://")
 ENGINE_EVENTS = ("adapter_loaded", "adapter_evicted", "engine_ready", "engine_restarted")
 
 
@@ -36,24 +39,31 @@ async def open_session(
     base: str | Path = "smollm2-135m",
     assignment: Assignment | str | Path | None = None,
     backend: Backend | None = None,
-    engine: EngineForm = "embedded",
+    engine: EngineForm | str = "embedded",
     variants: Iterable[str | Path] = (),
     store: RunStore | str | Path | None = None,
     settings: Settings | None = None,
     on_event: OnEvent | None = None,
+    also: Iterable[str] = (),
+    other_roles: Iterable[str] = (),
 ) -> AsyncGenerator[Session]:
     """Open everything a workflow needs and yield a Session; all of it is closed at the end.
 
     `base` is `smollm2-135m`, a folder or a Hugging Face id; without an `assignment` every role plays on it.
     `variants` are folders of variants beside the shelf. `engine` is `embedded` (in this process: ready in
-    seconds, asyncio or trio) or `supervised` (processes of its own, restarted when they die). A `backend` of
-    your own (ScriptedBackend, a server) replaces base, shelf and engines. `store` is the file of runs.
+    seconds, asyncio or trio), `supervised` (processes of its own, restarted when they die), or the URL of a server,
+    `http://…`: `metier serve`, or vLLM's own, whose first model is then the base. A `backend` of your own replaces
+    base, shelf and engines. `store` is the file of runs.
+
+    `also` names variants that will be asked for beside the assignment's, `other_roles` roles of workflows yet to come
+    that the assignment may name.
 
     Raises: BaseModelError, UnknownVariantError, AdapterError, AssignmentError, SettingsError, StoreError.
     """
     settings = settings or load_settings()
-    if engine not in ("embedded", "supervised"):
-        raise SettingsError(f"engine={engine!r}", expected="'embedded' or 'supervised'")
+    remote = engine.startswith(SERVER_SCHEMES)
+    if engine not in ("embedded", "supervised") and not remote:
+        raise SettingsError(f"engine={engine!r}", expected="'embedded', 'supervised' or a URL, http://…")
     if not isinstance(assignment, Assignment | None):
         assignment = load_assignment(assignment)
     router = Router(assignment)
@@ -70,20 +80,38 @@ async def open_session(
             elif on_event is not None:
                 on_event(event)
 
-        if backend is not None:
-            session = Session(backend, router, store, settings, on_event)
-        else:
-            pool = await _open_pool(base, router.assignment, engine, variants, settings, tell, store.record_abandoned)
-            await stack.enter_async_context(pool)
-            await pool.warm(router.assignment.names())
-            session = Session(pool, router, store, settings, on_event, pool.totals)
+        totals: Callable[[], dict[str, dict[str, Any]]] | None = None
+        names = [*router.assignment.names(), *also]
+        if backend is None and remote:
+            backend = await stack.enter_async_context(_open_remote(engine, variants, settings))
+            await backend.warm(names)
+        elif backend is None:
+            wanted = sorted({name for name in names if name is not None})
+            backend = await _open_pool(base, wanted, engine, variants, settings, tell, store.record_abandoned)
+            await stack.enter_async_context(backend)
+            await backend.warm(dict.fromkeys(names))
+            totals = backend.totals
+        session = Session(backend, router, store, settings, on_event, totals, other_roles)
         yield session
+
+
+def _open_remote(url: str, variants: Iterable[str | Path], settings: Settings) -> RemoteBackend:
+    from ..specializers.shelf import Shelf
+    from .remote_backend import RemoteBackend
+
+    shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
+
+    def resolve(name: str) -> tuple[Variant, Path]:
+        variant = shelf.get(name)
+        return variant, shelf.path(variant)
+
+    return RemoteBackend(url, resolve, settings.remote, api_key=os.environ.get(API_KEY_VARIABLE))
 
 
 async def _open_pool(
     base: str | Path,
-    assignment: Assignment,
-    engine: EngineForm,
+    names: list[str],
+    engine: str,
     variants: Iterable[str | Path],
     settings: Settings,
     on_event: OnEvent,
@@ -95,7 +123,7 @@ async def _open_pool(
     from .pool import EnginePool
 
     shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
-    wanted = {name: shelf.get(name) for name in sorted(assignment.variants())}
+    wanted = {name: shelf.get(name) for name in names}
 
     def say(what: str) -> None:
         from_thread.run_sync(on_event, Event(kind="preparing", data={"what": what}))

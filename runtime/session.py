@@ -15,14 +15,15 @@ from typing import Any, Literal, cast
 import anyio
 from pydantic import BaseModel, TypeAdapter
 
-from ..agents.backend import Backend
+from ..agents.backend import Backend, OnText
 from ..agents.error_groups import first_error
 from ..agents.errors import LimitError, MetierError, RunInterrupted
 from ..agents.graph import TaskGraph
-from ..agents.messages import Ask
+from ..agents.messages import Ask, Reply
 from ..agents.nodes import BuiltGraph
 from ..agents.task_text import task_text
 from ..agents.tasksets import Task, TaskSet
+from ..router.assignment import Assignment
 from ..router.route import Router
 from .batches import check_resumable, keep_answer, new_batch, waiting_for_person
 from .energy import EnergyMeter
@@ -39,6 +40,9 @@ __all__ = ["RunResult", "Session"]
 
 STREAM_TEXT_EVENTS = 10_000
 """Pieces of text a slow reader of `Session.stream` may fall behind; further ones are dropped, other events never."""
+
+BATCHES_REMEMBERED = 10_000
+"""Batches that `Session.report` knows by itself; a server that runs for weeks must not grow."""
 
 GRAPHS_FORESEEN = 64
 """Graphs whose futures are kept worked out; a program that builds a new graph for every run must not grow."""
@@ -65,6 +69,7 @@ class Session:
         settings: Settings,
         on_event: OnEvent | None = None,
         totals: Callable[[], dict[str, dict[str, Any]]] | None = None,
+        other_roles: Iterable[str] = (),
     ) -> None:
         self._backend = backend
         self._router = router
@@ -73,8 +78,9 @@ class Session:
         self._listeners: list[OnEvent] = [on_event] if on_event else []
         self._totals = totals
         self._id = uuid.uuid4().hex[:6]
-        self._batches: list[str] = []
+        self._batches: deque[str] = deque(maxlen=BATCHES_REMEMBERED)
         self._energy: dict[str, EnergyMeter] = {}
+        self._other_roles = frozenset(other_roles)
         # A backend that has these two hears who runs next (see ForeseeingBackend).
         self._foresees = settings.engine.foresight and hasattr(backend, "foresee") and hasattr(backend, "forget")
         self._foresights: dict[int, tuple[BuiltGraph, Foresight]] = {}
@@ -83,6 +89,15 @@ class Session:
     def batch(self) -> str | None:
         """Id of the batch that was started or resumed last."""
         return self._batches[-1] if self._batches else None
+
+    @property
+    def assignment(self) -> Assignment:
+        """Which variant plays which role."""
+        return self._router.assignment
+
+    def engine_totals(self) -> dict[str, dict[str, Any]]:
+        """Engine name → its own counters (see `EnginePool.totals`); empty for other backends."""
+        return {} if self._totals is None else self._totals()
 
     # --- running ------------------------------------------------------------------------------------------
 
@@ -128,10 +143,43 @@ class Session:
         runs = self._add_batch(built, tasks, seed, label, options or {})
         return await self._run_many(built, tasks, runs, _task_set(inputs), concurrency, limits)
 
-    async def resume(self, graph: TaskGraph | BuiltGraph, run_id: str, *, answers: dict[str, Any] | None = None) -> Any:
+    def route(self, ask: Ask) -> tuple[Ask, str]:
+        """The ask with the variant and the thinking that its role and round are assigned, and the reason."""
+        return self._route(ask)
+
+    async def ask(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
+        """Ask once, outside any run, the variant that the ask names. Nothing is recorded in the store.
+
+        Raises: what the backend raises (see `Backend.reply`).
+        """
+        return await self._backend.reply(ask, on_text=on_text)
+
+    def prepare(
+        self,
+        graph: TaskGraph | BuiltGraph,
+        value: BaseModel,
+        *,
+        seed: int = 0,
+        label: str = "",
+        options: dict[str, Any] | None = None,
+    ) -> str:
+        """Record a run without starting it, and return its id: `resume` starts it, now or after a crash."""
+        (run,) = self._add_batch(_built(graph), [Task("0", value)], seed, label, options or {})
+        return run.id
+
+    async def resume(
+        self,
+        graph: TaskGraph | BuiltGraph,
+        run_id: str,
+        *,
+        answers: dict[str, Any] | None = None,
+        limits: RunLimits | None = None,
+        stream: bool = False,
+    ) -> Any:
         """Go on with a run that was killed, stopped, failed or waits for a person; recorded steps are not repeated.
 
-        `answers` maps a waiting step's path to its answer (an object of the asked type, or JSON data).
+        `answers` maps a waiting step's path to its answer (an object of the asked type, or JSON data). With `stream`
+        its events carry text as it is generated.
         Raises: ResumeError when the run is finished, is another workflow's, or an answer does not fit.
         """
         built = _built(graph)
@@ -141,7 +189,7 @@ class Session:
             keep_answer(self.store, built, run, path, answer)
         value = built.takes.model_validate_json(run.input)
         self._begin(run.batch)
-        result = await self._run_one(built, run, value, None, resumed=True)
+        result = await self._run_one(built, run, value, limits, resumed=True, stream=stream)
         self._record_totals(run.batch)
         if result.error is not None:
             raise result.error
@@ -324,6 +372,10 @@ class Session:
     def _variant_of(self, role: str, round_number: int) -> str | None:
         return self._router.expect(role, round_number).variant
 
+    def listen(self, on_event: OnEvent) -> None:
+        """Hear of everything that happens from now on."""
+        self._listeners.append(on_event)
+
     def emit(self, event: Event) -> None:
         """Hand an event to everyone who listens."""
         for listen in self._listeners:
@@ -333,7 +385,7 @@ class Session:
         self, built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
     ) -> list[RunRecord]:
         assignment = self._router.assignment
-        assignment.check_roles(built.roles())
+        assignment.check_roles({*built.roles(), *self._other_roles})
         options = {"assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
         batch, runs = new_batch(built, tasks, seed, label, options)
         self.store.add_batch(batch, runs)

@@ -15,12 +15,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ..agents.errors import SettingsError
 from ..specializers.base_model import cache_folder
 from .engine_settings import EngineSettings
+from .remote_settings import RemoteSettings
+from .server.server_settings import ServerSettings
 from .steps import RunLimits
 
-__all__ = ["Settings", "load_settings"]
+__all__ = ["API_KEY_VARIABLE", "Settings", "load_settings"]
 
 ENVIRONMENT_PREFIX = "METIER_"
-OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_LORA_KERNEL"}
+API_KEY_VARIABLE = "METIER_API_KEY"
+"""The key that `metier serve` asks of its clients, and that we give to a server; never a setting, so never on disk."""
+
+OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_LORA_KERNEL", API_KEY_VARIABLE}
 """Variables of ours that are switches of their own, not fields."""
 
 
@@ -28,8 +33,10 @@ class Settings(BaseSettings):
     """Everything a session can be told, with defaults that work on a small machine.
 
     `shelf` is the folder of variants and `store` the SQLite file of runs; `concurrency` is how many runs of a
-    `map` go on at once; `limits` bound one run; `engine` is what engines are started with. Environment:
-    `METIER_CONCURRENCY=8`, nested `METIER_ENGINE__KV_CACHE_MIB=1024`.
+    `map` go on at once; `limits` bound one run; `engine` is what engines are started with, `server` what `metier
+    serve` allows, `remote` how long we wait for a server of others. With `tracing`, spans go where OpenTelemetry's own
+    variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say. Environment: `METIER_CONCURRENCY=8`, nested
+    `METIER_ENGINE__KV_CACHE_MIB=1024`.
     """
 
     model_config = SettingsConfigDict(
@@ -41,6 +48,9 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=16, ge=1, le=10_000)
     limits: RunLimits = RunLimits()
     engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    remote: RemoteSettings = RemoteSettings()
+    tracing: bool = False
 
 
 def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -232,7 +232,8 @@ class StepRunner:
         self._tokens += reply.usage.total_tokens
         if self._on_event is not None:
             usage = reply.usage.model_dump(exclude_defaults=True)
-            self._tell("ask_finished", path, role.name, variant=ask.variant, **usage)
+            seconds = record.answered_at - record.asked_at
+            self._tell("ask_finished", path, role.name, variant=ask.variant, reason=reason, seconds=seconds, **usage)
         return reply
 
     def _check_tokens(self, path: str) -> None:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -30,6 +30,7 @@ from .workflow_file import WorkflowFile, load_workflow
 __all__ = ["AnyEngine", "RunOptions", "list_batches", "print_report", "resume_run", "run_workflow", "show_report"]
 
 AnyEngine = Literal["embedded", "supervised", "scripted"]
+ServerUrl = Annotated[str, Field(pattern=r"^https?://")]
 errors = Console(stderr=True)
 
 
@@ -44,7 +45,7 @@ class RunOptions(BaseModel):
     assignment: str | dict[str, Any] | None = None
     base: str = "smollm2-135m"
     variants: list[str] = []
-    engine: AnyEngine = "embedded"
+    engine: AnyEngine | ServerUrl = "embedded"
     concurrency: int | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None

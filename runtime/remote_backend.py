@@ -1,0 +1,337 @@
+"""A server somewhere else as a backend: `metier serve`, or any OpenAI-compatible vLLM server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from ..agents.backend import OnText
+from ..agents.errors import (
+    AskRejectedError,
+    EngineDeadError,
+    EngineError,
+    ServerError,
+    UnknownVariantError,
+)
+from ..agents.messages import Ask, Reply, Usage
+from .remote_settings import RemoteSettings
+
+if TYPE_CHECKING:
+    import httpx
+
+    from ..specializers.variant import Variant
+
+__all__ = ["RemoteBackend"]
+
+Resolve = Callable[[str], "tuple[Variant, Path]"]
+
+OURS = "metier"
+RETRIED = frozenset({429, 502, 503, 504})
+SHOWN_CHARACTERS = 300
+
+
+class RemoteBackend:
+    """Asks a server by HTTP; works on asyncio and trio. Close it, or use it as an async context manager.
+
+    `url` is the server's address, with or without `/v1`. A server of ours serves variants by their names, and knows
+    thinking, priority and everything an ask carries. Of any other, the first model is the base, and `resolve` gives
+    the folder of a variant's adapter, which the server has to see under the same path: it is loaded once, by
+    `/v1/load_lora_adapter`, under its content id (a name used again would answer from an older adapter's cache).
+    What such a server cannot do (thinking, T-REX, checkpoints of their own) is an error that says so.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        resolve: Resolve | None = None,
+        settings: RemoteSettings | None = None,
+        *,
+        api_key: str | None = None,
+    ) -> None:
+        try:
+            import httpx
+        except ModuleNotFoundError as error:
+            raise ServerError(
+                "asking another server needs httpx, which is not installed",
+                remedy="Install metier[cpu], or httpx alone.",
+            ) from error
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._settings = settings or RemoteSettings()
+        self._resolve = resolve
+        bounds = self._settings
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
+            timeout=httpx.Timeout(bounds.silence_timeout_s, connect=bounds.connect_timeout_s, pool=None),
+            limits=httpx.Limits(max_connections=bounds.connections, max_keepalive_connections=bounds.connections),
+        )
+        self._errors: tuple[type[Exception], ...] = (httpx.TransportError,)
+        self._looking = anyio.Lock()
+        self._ours: bool | None = None
+        self._base = ""
+        self._served: set[str] = set()
+        self._models: dict[str, str] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; closing twice is harmless."""
+        with anyio.CancelScope(shield=True):
+            await self._client.aclose()
+
+    async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
+        """Look at the server, and load these variants there.
+
+        Raises: EngineDeadError when nothing answers, EngineError when the server cannot serve one of them.
+        """
+        for name in dict.fromkeys(variants):
+            await self._model(name)
+
+    async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
+        """See `Backend.reply`.
+
+        Raises: AskRejectedError (this ask cannot be served there), EngineError (the server lacks a capability, or
+        refuses us), EngineDeadError (it cannot be reached, or keeps failing).
+        """
+        model = await self._model(ask.variant)
+        body = self._body(ask, model, stream=on_text is not None)
+        if on_text is None:
+            data = await self._call("POST", "/v1/chat/completions", body)
+            return self._read_reply(ask, data)
+        return await self._stream(ask, body, on_text)
+
+    # --- what a request says ------------------------------------------------------------------------------
+
+    def _body(self, ask: Ask, model: str, *, stream: bool) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": model,
+            "messages": [{"role": m.role, "content": m.content} for m in ask.messages],
+            "max_completion_tokens": ask.max_tokens,
+            "temperature": ask.temperature,
+            "top_p": ask.top_p,
+        }
+        if ask.seed is not None:
+            body["seed"] = ask.seed
+        if ask.answer_schema is not None:
+            schema = {"name": "answer", "schema": ask.answer_schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if stream:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if self._ours:
+            body["priority"] = ask.priority
+            if ask.thinking is not None:
+                body["thinking"] = ask.thinking.model_dump()
+            names = ("run_id", "step_path", "role", "round", "attempt", "prompt_layout", "task")
+            body["metier"] = {name: getattr(ask, name) for name in names}
+        elif ask.thinking is not None:
+            raise AskRejectedError(
+                f"the ask of role {ask.role!r} at step {ask.step_path!r} says how long to think "
+                f"({ask.thinking.max_tokens} tokens), and {self.url} has no means for that",
+                expected="a server of `metier serve`",
+                remedy="Serve the model with `metier serve`, or leave `thinking` out.",
+            )
+        return body
+
+    async def _model(self, variant: str | None) -> str:
+        """The server's name for a variant, loaded there if need be."""
+        known = self._models.get(variant or "")
+        if known is not None:
+            return known
+        async with self._looking:
+            await self._look()
+            name = self._models.get(variant or "")
+            if name is None:
+                name = await self._find(variant)
+                self._models[variant or ""] = name
+            return name
+
+    async def _look(self) -> None:
+        """Learn what the server is and what it serves, once."""
+        if self._ours is not None:
+            return
+        listed = (await self._call("GET", "/v1/models")).get("data")
+        if not isinstance(listed, list) or not listed:
+            raise EngineError(f"{self.url}/v1/models lists no model", expected="an OpenAI-compatible server")
+        bases = [model["id"] for model in listed if not model.get("parent")]
+        self._base = bases[0] if bases else listed[0]["id"]
+        self._served = {model["id"] for model in listed}
+        self._ours = listed[0].get("owned_by") == OURS
+
+    async def _find(self, variant: str | None) -> str:
+        if self._ours:
+            return f"variant:{variant or 'base'}"
+        if variant is None:
+            return self._base
+        if self._resolve is None:
+            if variant in self._served:
+                return variant
+            raise UnknownVariantError(
+                f"variant {variant!r} is not served at {self.url}", expected=f"one of {', '.join(sorted(self._served))}"
+            )
+        return await self._load(*self._resolve(variant))
+
+    async def _load(self, variant: Variant, folder: Path) -> str:
+        """Load a variant's adapter into vLLM's server, under its content id."""
+        if variant.engine.weights != "base" or variant.ask.adapter == "trex" or variant.ask.thinking is not None:
+            what = {"trex": "a T-REX adapter"}.get(variant.ask.adapter or "", "weights or thinking of its own")
+            raise EngineError(
+                f"variant {variant.name!r} has {what}, which {self.url} cannot serve beside its base",
+                expected="a LoRA adapter on the base",
+                remedy="Serve it with `metier serve`.",
+            )
+        if variant.ask.adapter is None:
+            return self._base
+        if variant.id in self._served:
+            return variant.id
+        load = {"lora_name": variant.id, "lora_path": str((folder / "adapter").resolve())}
+        try:
+            await self._call("POST", "/v1/load_lora_adapter", load)
+        except (AskRejectedError, EngineDeadError) as error:
+            if "already been loaded" not in error.problem:
+                raise EngineError(
+                    f"{self.url} does not load the adapter of variant {variant.name!r}: {error.problem}",
+                    expected="a server that loads adapters while it runs, and sees this folder",
+                    remedy="Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, with room for the rank "
+                    "(--max-lora-rank), on a disk both share; or use `metier serve`.",
+                ) from error
+        self._served.add(variant.id)
+        return variant.id
+
+    # --- calls --------------------------------------------------------------------------------------------
+
+    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        async with self._answered(method, path, body) as response:
+            await response.aread()
+            try:
+                data = response.json() if "json" in response.headers.get("content-type", "") else {}
+            except ValueError as error:
+                raise EngineError(f"{self.url}{path} answered no JSON: {_shown(response.text)}") from error
+            return data if isinstance(data, dict) else {"data": data}
+
+    @asynccontextmanager
+    async def _answered(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
+        """A response that is no error, its body still to be read; what failed on the way is tried again."""
+        left = self._settings.retries
+        wait_s = self._settings.retry_wait_s
+        while True:
+            try:
+                async with self._client.stream(method, path, json=body) as response:
+                    if response.status_code < 400:
+                        try:
+                            yield response
+                        except self._errors as error:
+                            raise self._gone(f"stopped in the middle of an answer: {_reason(error)}") from error
+                        return
+                    await response.aread()
+                    status, text = response.status_code, response.text
+                    asked_s = response.headers.get("retry-after", "")
+            except self._errors as error:
+                if not left:
+                    raise self._gone(f"cannot be reached: {_reason(error)}") from error
+                asked_s = ""
+            else:
+                if status not in RETRIED or not left:
+                    raise self._refused(status, path, text)
+            left -= 1
+            await anyio.sleep(min(float(asked_s) if asked_s.isdigit() else wait_s, self._settings.retry_wait_max_s))
+            wait_s *= 2
+
+    async def _stream(self, ask: Ask, body: dict[str, Any], on_text: OnText) -> Reply:
+        texts: list[str] = []
+        thoughts: list[str] = []
+        data: dict[str, Any] = {}
+        finish, ended = "stop", False
+        async with self._answered("POST", "/v1/chat/completions", body) as response:
+            async for line in response.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                said = line[5:].strip()
+                if said == "[DONE]":
+                    ended = True
+                    break
+                piece = json.loads(said)
+                if "error" in piece:
+                    raise self._refused(500, "/v1/chat/completions", said)
+                data |= {name: piece[name] for name in ("usage", "metier") if piece.get(name)}
+                for choice in piece.get("choices", ()):
+                    delta = choice.get("delta") or {}
+                    thoughts.append(delta.get("reasoning_content") or delta.get("reasoning") or "")
+                    finish = choice.get("finish_reason") or finish
+                    if delta.get("content"):
+                        texts.append(delta["content"])
+                        on_text(delta["content"])
+        if not ended:
+            raise self._gone("stopped in the middle of an answer")
+        message = {"content": "".join(texts), "reasoning_content": "".join(thoughts)}
+        return self._read_reply(ask, data | {"choices": [{"message": message, "finish_reason": finish}]})
+
+    def _read_reply(self, ask: Ask, data: dict[str, Any]) -> Reply:
+        try:
+            (choice,) = data["choices"]
+            message = choice["message"]
+            origin = data.get("metier") or {}
+            return Reply(
+                text=message.get("content") or "",
+                thinking=message.get("reasoning_content") or message.get("reasoning") or "",
+                profile=origin.get("profile"),
+                finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
+                usage=_usage(data.get("usage") or {}),
+                variant=ask.variant,
+                engine=f"{self.url} {origin.get('engine', '')}".strip(),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EngineError(
+                f"{self.url} answered what is no chat completion: {_shown(json.dumps(data))}",
+                expected="an OpenAI-compatible server",
+            ) from error
+
+    def _gone(self, reason: str) -> EngineDeadError:
+        return EngineDeadError(
+            f"{self.url} {reason}", expected="a running server", remedy="Start it, or correct its address."
+        )
+
+    def _refused(self, status: int, path: str, text: str) -> EngineError:
+        try:
+            said = json.loads(text)
+            reason = said["error"]["message"] if "error" in said else said.get("message") or said["detail"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            reason = text
+        problem = f"{self.url}{path} answered {status}: {_shown(str(reason))}"
+        if status in (401, 403):
+            return EngineError(problem, expected="a key it knows", remedy="Set METIER_API_KEY to it.")
+        if status in RETRIED or status >= 500:
+            return EngineDeadError(problem, expected="an answer", remedy="Look at the server's own log.")
+        return AskRejectedError(problem, expected="what that server can serve")
+
+
+def _usage(usage: dict[str, Any]) -> Usage:
+    """What the server says an ask has cost; one of ours says all, others tokens."""
+    if "metier" in usage:
+        return Usage.model_validate(usage["metier"])
+    thinking = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return Usage(
+        prompt_tokens=usage.get("prompt_tokens") or 0,
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        thinking_tokens=thinking,
+        answer_tokens=(usage.get("completion_tokens") or 0) - thinking,
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

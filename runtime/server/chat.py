@@ -1,0 +1,233 @@
+"""Chat completions: a request becomes an ask, or a run of a workflow, and its reply a completion."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from ...agents.backend import OnText
+from ...agents.errors import RunError, RunInterrupted
+from ...agents.messages import Ask, Message, Usage
+from ...agents.prompts import PROMPT_LAYOUT, render_prompt
+from ...agents.task_text import task_text
+from ..events import Event
+from ..session import Session
+from ..step_values import schema_of, type_adapter
+from .chat_protocol import AskOrigin, ChatRequest, answer_schema, to_messages
+from .error_replies import RequestRefused, error_body
+from .live_runs import LiveRuns
+from .served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
+from .server_settings import ServerSettings
+from .typed_inputs import role_inputs, workflow_input
+
+__all__ = ["Answer", "Chat", "Completed"]
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What became of a request; `origin` says what served it."""
+
+    text: str
+    thinking: str = ""
+    finish_reason: str = "stop"
+    usage: Usage = field(default_factory=Usage)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+Answer = Callable[[OnText | None], Awaitable[Completed]]
+"""Does what a request asks for; hands text on as it comes where it is wanted."""
+
+
+class Chat:
+    """Answers chat requests from a session. `run_options` is kept with runs, so that `metier resume` can go on."""
+
+    def __init__(
+        self,
+        session: Session,
+        models: ServedModels,
+        runs: LiveRuns,
+        settings: ServerSettings,
+        run_options: Callable[[ServedWorkflow], dict[str, Any]],
+    ) -> None:
+        self._session = session
+        self._models = models
+        self._runs = runs
+        self._settings = settings
+        self._run_options = run_options
+
+    def plan(self, request: ChatRequest) -> Answer:
+        """Check a request and return what answers it; raises RequestRefused for what can be known to be wrong."""
+        served = self._models.find(request.model)
+        if isinstance(served, ServedWorkflow):
+            run = self._plan_run(served, request)
+            return lambda on_text: run()
+        if isinstance(served, ServedRole):
+            ask, reason = self._role_ask(served, request)
+        else:
+            ask, reason = self._variant_ask(served, request), "named by the request"
+        return lambda on_text: self._ask(ask, reason, on_text)
+
+    # --- asks ---------------------------------------------------------------------------------------------
+
+    async def _ask(self, ask: Ask, reason: str, on_text: OnText | None) -> Completed:
+        began_s = time.monotonic()
+        reply = await self._session.ask(ask, on_text=on_text)
+        usage = reply.usage
+        known = ask.role if ask.role in self._models.roles else ""
+        data = usage.model_dump(exclude_defaults=True)
+        data |= {"variant": ask.variant, "reason": reason, "seconds": time.monotonic() - began_s}
+        self._session.emit(Event(kind="ask_finished", step_path=ask.step_path, role=known, data=data))
+        profile = None if reply.profile is None else reply.profile.model_dump()
+        origin = {"variant": ask.variant, "engine": reply.engine, "reason": reason, "profile": profile}
+        return Completed(reply.text, reply.thinking, reply.finish_reason, usage, origin)
+
+    def _role_ask(self, served: ServedRole, request: ChatRequest) -> tuple[Ask, str]:
+        role = served.role
+        first, *rest = to_messages(request.messages)
+        if first.role != "user" or any(message.role == "system" for message in rest):
+            raise RequestRefused(
+                f"a message of {'the system' if first.role != 'user' else 'the system among the others'} to role "
+                f"{role.name!r}",
+                param="messages",
+                code="role_has_its_prompt",
+                expected="a user message with the role's inputs, and after it what was said since",
+                remedy="Leave it out: a role has instructions of its own. To send your own, name a variant.",
+            )
+        self._check_format(request, role.gives, f"role {role.name!r}")
+        inputs = role_inputs(role, first.content)
+        origin = request.metier or AskOrigin()
+        ask = self._new_ask(
+            request,
+            messages=(*render_prompt(role, inputs), *rest),
+            role=role.name,
+            answer_schema=schema_of(role.gives),
+            max_tokens=self._answer_tokens(request, role.max_tokens),
+            thinking=role.thinking,
+            temperature=role.temperature if request.temperature is None else request.temperature,
+            top_p=role.top_p if request.top_p is None else request.top_p,
+            task=origin.task or self._task(served, inputs, first),
+            prompt_layout=PROMPT_LAYOUT,
+        )
+        ask, reason = self._session.route(ask)
+        if request.thinking is not None:
+            ask = ask.model_copy(update={"thinking": request.thinking})
+        return ask, reason
+
+    def _task(self, served: ServedRole, inputs: dict[str, Any], first: Message) -> str:
+        takes = self._models.workflows[served.workflow].graph.takes
+        own = next((value for value in inputs.values() if isinstance(value, takes)), None)
+        return first.content if own is None else task_text(own)
+
+    def _variant_ask(self, served: ServedVariant, request: ChatRequest) -> Ask:
+        messages = to_messages(request.messages)
+        origin = request.metier or AskOrigin()
+        return self._new_ask(
+            request,
+            messages=messages,
+            role=origin.role,
+            variant=served.variant,
+            answer_schema=answer_schema(request.response_format),
+            max_tokens=self._answer_tokens(request, self._settings.answer_tokens),
+            thinking=request.thinking,
+            temperature=request.temperature or 0.0,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            task=origin.task or next((m.content for m in messages if m.role == "user"), ""),
+            prompt_layout=origin.prompt_layout,
+        )
+
+    def _new_ask(self, request: ChatRequest, **fields: Any) -> Ask:
+        origin = request.metier or AskOrigin()
+        return Ask(
+            run_id=origin.run_id or f"request-{uuid.uuid4().hex[:12]}",
+            step_path=origin.step_path or fields["role"] or "request",
+            attempt=origin.attempt,
+            round=origin.round,
+            seed=request.seed,
+            priority=request.priority,
+            **fields,
+        )
+
+    def _answer_tokens(self, request: ChatRequest, default: int) -> int:
+        wanted = request.max_completion_tokens or request.max_tokens or default
+        if wanted > self._settings.max_answer_tokens:
+            raise RequestRefused(
+                f"max_completion_tokens={wanted}",
+                param="max_completion_tokens",
+                expected=f"at most {self._settings.max_answer_tokens}",
+                remedy="Ask for less, or raise server.max_answer_tokens.",
+            )
+        return wanted
+
+    def _check_format(self, request: ChatRequest, gives: Any, what: str) -> None:
+        """A role or workflow has its type: a client may repeat it, not change it."""
+        asked = answer_schema(request.response_format)
+        if asked is None or asked == {"type": "object"}:
+            return
+        ours = [] if gives is str else list(getattr(gives, "model_fields", ()))
+        properties = asked.get("properties")
+        theirs = list(properties) if isinstance(properties, dict) else []
+        if sorted(theirs) != sorted(ours):
+            raise RequestRefused(
+                f"response_format asks {what} for {', '.join(theirs) or 'something else'}",
+                param="response_format",
+                expected=f"what it gives: {', '.join(ours) or 'free text'}",
+                remedy="Leave response_format out, or name a variant to ask in a type of your own.",
+            )
+
+    # --- runs ---------------------------------------------------------------------------------------------
+
+    def _plan_run(self, served: ServedWorkflow, request: ChatRequest) -> Callable[[], Awaitable[Completed]]:
+        graph = served.graph
+        for name in ("max_completion_tokens", "max_tokens", "temperature", "top_p", "thinking", "priority", "metier"):
+            if getattr(request, name) not in (None, 0):
+                raise RequestRefused(
+                    f"{name} for workflow {graph.name!r}",
+                    code="unsupported_parameter",
+                    param=name,
+                    expected="what its roles say of themselves",
+                    remedy="Leave it out, or name a role.",
+                )
+        self._check_format(request, graph.gives, f"workflow {graph.name!r}")
+        messages = to_messages(request.messages)
+        if len(messages) != 1 or messages[0].role != "user":
+            raise RequestRefused(
+                f"{len(messages)} messages, the first of {messages[0].role}, to workflow {graph.name!r}",
+                code="one_message",
+                param="messages",
+                expected="one user message: the workflow's input",
+            )
+        value = workflow_input(graph, messages[0].content)
+
+        async def run() -> Completed:
+            return await self._run(served, value, request.seed or 0)
+
+        return run
+
+    async def _run(self, served: ServedWorkflow, value: BaseModel, seed: int) -> Completed:
+        session, graph = self._session, served.graph
+        run_id = session.prepare(graph, value, seed=seed, label="served", options=self._run_options(served))
+        try:
+            output = await self._runs.go(served, run_id)
+        except RunError as error:
+            status, body, _ = error_body(error)
+            waits = isinstance(error, RunInterrupted)
+            raise RequestRefused(
+                body["error"]["message"],
+                status=status,
+                code=body["error"]["code"],
+                remedy=f"{'Answer' if waits else 'See'} it at /v1/runs/{run_id}{'/resume' if waits else ''}.",
+            ) from error
+        text = output if isinstance(output, str) else type_adapter(graph.gives).dump_json(output).decode()
+        return Completed(text, usage=run_usage(session, run_id), origin={"run_id": run_id})
+
+
+def run_usage(session: Session, run_id: str) -> Usage:
+    """What all asks of a run have used together."""
+    sums = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in Usage.model_fields)
+    (row,) = session.store.query(f"SELECT {sums} FROM asks WHERE run = ?", run_id)
+    return Usage(**dict(row))

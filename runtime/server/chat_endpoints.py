@@ -1,0 +1,122 @@
+"""Chat completions and models over HTTP, whole and as streams."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+from starlette.responses import JSONResponse, Response
+
+from .admission import Admission
+from .chat import Answer, Chat, Completed
+from .chat_protocol import ChatRequest, chunk, completion, usage_block
+from .responses import errors
+from .served_models import ServedModels
+from .server_settings import ServerSettings
+from .watched_response import EventStream, JsonWork, Write, sse
+
+__all__ = ["add_chat_endpoints"]
+
+OWNER = "metier"
+"""`owned_by` of our models, by which a `RemoteBackend` knows that it talks to one of us."""
+
+
+def add_chat_endpoints(
+    api: FastAPI, chat: Chat, models: ServedModels, admission: Admission, settings: ServerSettings
+) -> None:
+    """Add /v1/chat/completions and /v1/models."""
+    began = int(time.time())
+
+    @api.post(
+        "/v1/chat/completions",
+        responses=errors(400, 401, 403, 404, 408, 413, 422, 429, 503, 504),
+        response_class=JSONResponse,
+    )
+    async def chat_completions(request: ChatRequest) -> Response:
+        """One completion of a workflow, a role or a variant; with `stream`, as server-sent events."""
+        answer = chat.plan(request)
+        admission.check()
+        id = f"chatcmpl-{uuid.uuid4().hex}"
+        if request.stream:
+            return EventStream(_Stream(request, id, answer, admission, settings), settings)
+
+        async def work() -> tuple[int, Any]:
+            with anyio.fail_after(settings.request_timeout_s):
+                async with admission.enter():
+                    done = await answer(None)
+            return 200, completion(
+                id, request.model, done.text, done.thinking, done.finish_reason, done.usage, done.origin
+            )
+
+        return JsonWork(work)
+
+    @api.get("/v1/models", responses=errors(401, 403))
+    async def list_models() -> dict[str, Any]:
+        """Everything that `model` may name."""
+        data = [{"id": name, "object": "model", "created": began, "owned_by": OWNER} for name in models.names()]
+        return {"object": "list", "data": data}
+
+    @api.get("/v1/models/{model:path}", responses=errors(401, 403, 404))
+    async def get_model(model: str) -> dict[str, Any]:
+        """One of them; 404 when it is not served."""
+        models.find(model)
+        return {"id": model, "object": "model", "created": began, "owned_by": OWNER}
+
+
+class _Stream:
+    """Writes one completion as OpenAI's chunks while it is generated."""
+
+    def __init__(
+        self, request: ChatRequest, id: str, answer: Answer, admission: Admission, settings: ServerSettings
+    ) -> None:
+        self._request = request
+        self._id = id
+        self._answer = answer
+        self._admission = admission
+        self._settings = settings
+        self._created = int(time.time())
+        self._pieces: list[str] = []
+        self._fresh = anyio.Event()
+        self._done: Completed | None = None
+
+    async def __call__(self, write: Write) -> None:
+        """Write all of it. What has gathered while the client was slow goes out in one piece."""
+        written = 0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._work, write)
+            while self._done is None or self._pieces:
+                await self._fresh.wait()
+                self._fresh = anyio.Event()
+                text = "".join(self._pieces)
+                self._pieces.clear()
+                if text:
+                    written += len(text)
+                    await write(self._chunk({"content": text}))
+        done = self._done
+        assert done is not None
+        if len(done.text) > written:
+            await write(self._chunk({"content": done.text[written:]}))
+        if done.thinking:
+            await write(self._chunk({"reasoning_content": done.thinking}))
+        await write(self._chunk({}, done.finish_reason, metier=done.origin))
+        options = self._request.stream_options
+        if options is not None and options.include_usage:
+            await write(self._chunk(None, usage=usage_block(done.usage)))
+        await write(sse("[DONE]"))
+
+    async def _work(self, write: Write) -> None:
+        with anyio.fail_after(self._settings.request_timeout_s):
+            async with self._admission.enter():
+                await write(self._chunk({"role": "assistant", "content": ""}))
+                self._done = await self._answer(self._on_text)
+        self._fresh.set()
+
+    def _on_text(self, text: str) -> None:
+        self._pieces.append(text)
+        self._fresh.set()
+
+    def _chunk(self, delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any) -> bytes:
+        return sse(chunk(self._id, self._request.model, self._created, delta, finish_reason, **more))

@@ -1,0 +1,177 @@
+"""OpenAI's chat completions as they travel: what a request may say, and how replies are written down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...agents.messages import Message, Usage
+from ...agents.prompts import PROMPT_LAYOUT
+from ...agents.thinking import ThinkingProfile
+from .error_replies import RequestRefused
+
+__all__ = ["AskOrigin", "ChatRequest", "chunk", "completion", "to_messages", "usage_block"]
+
+MAX_SEED = 2**63 - 1
+MAX_PRIORITY = 2**31 - 1
+MAX_NAME = 200
+
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextPart(_Strict):
+    """A piece of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    """One message; `developer` is OpenAI's newer word for `system`."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: Name | None = None
+    refusal: None = None
+
+
+class JsonSchema(_Strict):
+    """The schema that an answer has to keep to."""
+
+    name: Name = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Strict):
+    """How the answer is written."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(_Strict):
+    """What a stream carries beside text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class AskOrigin(_Strict):
+    """Where an ask comes from, said by a metier that asks another one: see `Ask`."""
+
+    run_id: Name = ""
+    step_path: Name = ""
+    role: Name = ""
+    round: int = Field(default=1, ge=1, le=1_000_000)
+    attempt: int = Field(default=0, ge=0, le=1_000_000)
+    prompt_layout: int = Field(default=PROMPT_LAYOUT, ge=0, le=1_000_000)
+    task: str = ""
+
+
+class ChatRequest(_Strict):
+    """A chat completion. `thinking`, `priority` and `metier` are ours; of OpenAI's, what has no effect is refused.
+
+    `thinking` is a number of tokens, `off`, or `{max_tokens, min_tokens, waits}`. A lower `priority` goes first.
+    """
+
+    model: Name
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    response_format: ResponseFormat | None = None
+    thinking: ThinkingProfile | None = None
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    metier: AskOrigin | None = None
+    n: Literal[1] | None = None
+    # Said by clients of themselves, or to services that keep things: nothing that could be missed in an answer.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+
+
+def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """The messages of a request as an ask has them."""
+    return tuple(
+        Message(role="system" if m.role == "developer" else m.role, content=_text(m.content)) for m in messages
+    )
+
+
+def answer_schema(format: ResponseFormat | None) -> dict[str, Any] | None:
+    """The schema that a request asks for, None for free text; raises RequestRefused when it has none to give."""
+    if format is None or format.type == "text":
+        return None
+    if format.type == "json_object":
+        return {"type": "object"}
+    if format.json_schema is None:
+        raise RequestRefused(
+            "response_format json_schema without a schema",
+            param="response_format",
+            expected='{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}',
+        )
+    return format.json_schema.schema_
+
+
+def usage_block(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage, and all that was measured under `metier`."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
+        "metier": usage.model_dump(),
+    }
+
+
+def completion(
+    id: str, model: str, text: str, thinking: str, finish_reason: str, usage: Usage, origin: dict[str, Any]
+) -> dict[str, Any]:
+    """A whole completion."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if thinking:
+        message["reasoning_content"] = thinking
+    return {
+        "id": id,
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}],
+        "usage": usage_block(usage),
+        "metier": origin,
+    }
+
+
+def chunk(
+    id: str, model: str, created: int, delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any
+) -> dict[str, Any]:
+    """A piece of a streamed completion; `delta=None` has no choice, as the piece with the usage."""
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}]
+    return {
+        "id": id,
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": model,
+        "choices": choices,
+        **more,
+    }
+
+
+def _text(content: str | list[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)

@@ -1,0 +1,154 @@
+"""What every request passes before anything reads it: host, key, and a body that is small and arrives in time."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Callable
+
+import anyio
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .error_replies import RequestRefused, error_response
+from .server_settings import ServerSettings
+
+__all__ = ["Door", "is_loopback"]
+
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+"""Served without a key: the page holds no data, and whoever watches a server's health has no key."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Door:
+    """ASGI middleware. `key` is asked of clients as a bearer token; without one, only a loopback name is answered.
+
+    A page on the internet may send its reader's browser here, even under a name of its own: another origin is refused,
+    and so is a foreign host name where nothing but the address protects the server. `count(path, status)` hears
+    of every answer.
+    """
+
+    def __init__(
+        self, app: ASGIApp, settings: ServerSettings, key: str | None, count: Callable[[str, int], None]
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._key = None if key is None else key.encode()
+        self._count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer or pass on one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = False
+
+        async def counted(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began = True
+                self._count(getattr(scope.get("route"), "path", "other"), message["status"])
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self._check_origin(headers)
+            if scope["path"] not in OPEN_PATHS:
+                self._check_key(headers)
+            body = b"" if scope["method"] in ("GET", "HEAD") else await self._read(headers, receive)
+            await self._app(scope, _replay(body, receive), counted)
+        except Exception as error:
+            if began:
+                raise
+            await error_response(error)(scope, receive, counted)
+
+    def _check_origin(self, headers: Headers) -> None:
+        host = headers.get("host", "")
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise RequestRefused(
+                f"a page of {origin} asks", status=403, code="other_origin", expected="no page but ours"
+            )
+        if self._key is None and not is_loopback(_name(host)):
+            raise RequestRefused(
+                f"host {host!r}",
+                status=403,
+                code="other_host",
+                expected="localhost, or a server with a key",
+                remedy="Set METIER_API_KEY where the server is started.",
+            )
+
+    def _check_key(self, headers: Headers) -> None:
+        if self._key is None:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key):
+            raise RequestRefused(
+                "wrong API key" if given else "no API key",
+                status=401,
+                code="invalid_api_key",
+                expected="Authorization: Bearer, with the METIER_API_KEY that the server was started with",
+            )
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        limit = self._settings.request_kib << 10
+        announced = headers.get("content-length", "")
+        if announced.isdigit() and int(announced) > limit:
+            raise self._too_large(announced)
+        pieces, size, more = [], 0, True
+        with anyio.move_on_after(self._settings.body_timeout_s) as scope:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    break
+                pieces.append(message.get("body", b""))
+                size += len(pieces[-1])
+                if size > limit:
+                    raise self._too_large(f"more than {limit}")
+                more = message.get("more_body", False)
+        if scope.cancelled_caught:
+            raise RequestRefused(
+                f"the body did not arrive within body_timeout_s={self._settings.body_timeout_s}",
+                status=408,
+                code="body_timeout",
+            )
+        return b"".join(pieces)
+
+    def _too_large(self, size: str) -> RequestRefused:
+        return RequestRefused(
+            f"a body of {size} bytes",
+            status=413,
+            code="request_too_large",
+            expected=f"at most request_kib={self._settings.request_kib}",
+            remedy="Shorten the messages, or raise server.request_kib.",
+        )
+
+
+def _name(host: str) -> str:
+    """The host of a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that hands out the whole body first, then what comes after it: the disconnect."""
+    read = False
+
+    async def replayed() -> Message:
+        nonlocal read
+        if read:
+            return await receive()
+        read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

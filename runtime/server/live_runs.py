@@ -1,0 +1,133 @@
+"""The runs that go on in this server: one owner, who can stop them and knows how they ended."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ...agents.errors import MetierError
+from ..events import Event
+from ..session import Session
+from ..steps import RunLimits
+from .admission import Admission
+from .error_replies import RequestRefused, log
+from .served_models import ServedWorkflow
+
+__all__ = ["LiveRuns"]
+
+
+class LiveRuns:
+    """Starts, stops and resumes runs; `tasks` holds those that go on without a client waiting for them."""
+
+    def __init__(self, session: Session, admission: Admission) -> None:
+        self._session = session
+        self._admission = admission
+        self._scopes: dict[str, anyio.CancelScope] = {}
+        self._idle = anyio.Event()
+        self.tasks: TaskGroup | None = None
+
+    async def wait_idle(self) -> None:
+        """Wait until no run goes on."""
+        if self._scopes:
+            await self._idle.wait()
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._scopes
+
+    async def go(
+        self,
+        served: ServedWorkflow,
+        run_id: str,
+        *,
+        answers: dict[str, Any] | None = None,
+        limits: RunLimits | None = None,
+        stream: bool = False,
+    ) -> Any:
+        """Start a prepared run, or go on with one, and return its output.
+
+        A run whose caller is cancelled is stopped; it can be resumed. Raises: what `Session.resume` raises, and
+        RequestRefused when it runs already or is cancelled meanwhile.
+        """
+        scope = self._claim(run_id)
+        return await self._go(scope, served, run_id, answers, limits, stream)
+
+    def start(
+        self,
+        served: ServedWorkflow,
+        run_id: str,
+        *,
+        answers: dict[str, Any] | None = None,
+        limits: RunLimits | None = None,
+    ) -> None:
+        """The same, without waiting for it. Raises RequestRefused as `go` does, and when the queue is full."""
+        assert self.tasks is not None
+        self._admission.check()
+        scope = self._claim(run_id)
+
+        async def work() -> None:
+            try:
+                async with self._admission.enter():
+                    await self._go(scope, served, run_id, answers, limits, True)
+            except MetierError as error:  # the store and the events say so
+                if run_id in self._scopes:  # it did not come to begin
+                    self._release(run_id)
+                    self._stopped(run_id, str(error), 0.0)
+            except Exception as error:
+                log.error("run %s ended in an unforeseen error", run_id, exc_info=error)
+                self._stopped(run_id, f"unforeseen {type(error).__name__}", 0.0)
+
+        self.tasks.start_soon(work)
+
+    def cancel(self, run_id: str) -> bool:
+        """Stop a run; returns whether it was going on."""
+        scope = self._scopes.get(run_id)
+        if scope is not None:
+            scope.cancel()
+        return scope is not None
+
+    def _claim(self, run_id: str) -> anyio.CancelScope:
+        if run_id in self._scopes:
+            raise RequestRefused(
+                f"run {run_id} goes on already", status=409, code="run_is_running", remedy="Watch it at …/events."
+            )
+        if not self._scopes:
+            self._idle = anyio.Event()
+        scope = self._scopes[run_id] = anyio.CancelScope()
+        return scope
+
+    def _release(self, run_id: str) -> None:
+        self._scopes.pop(run_id, None)
+        if not self._scopes:
+            self._idle.set()
+
+    async def _go(
+        self,
+        scope: anyio.CancelScope,
+        served: ServedWorkflow,
+        run_id: str,
+        answers: dict[str, Any] | None,
+        limits: RunLimits | None,
+        stream: bool,
+    ) -> Any:
+        began_s = time.monotonic()
+        try:
+            with scope:
+                return await self._session.resume(served.graph, run_id, answers=answers, limits=limits, stream=stream)
+        except Exception:
+            raise
+        except BaseException:
+            self._stopped(run_id, "stopped: who waited for it is gone", time.monotonic() - began_s)
+            raise
+        finally:
+            self._release(run_id)
+        self._stopped(run_id, "cancelled", time.monotonic() - began_s)
+        raise RequestRefused(
+            f"run {run_id} was cancelled", status=409, code="run_cancelled", remedy="Resume it: what is done is kept."
+        )
+
+    def _stopped(self, run_id: str, reason: str, busy_s: float) -> None:
+        self._session.store.end_run(run_id, "stopped", error=reason, busy_s=busy_s)
+        self._session.emit(Event(kind="run_failed", run_id=run_id, data={"error": reason}))

@@ -1,0 +1,105 @@
+"""Running the server: its socket, its key, its session, and how it stops."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import uvicorn
+
+from ...agents.errors import ServerError
+from ..settings import API_KEY_VARIABLE
+from .app import MetierApp
+from .door import is_loopback
+from .server_settings import ServerSettings
+
+__all__ = ["api_key", "listen_on", "new_server", "serve"]
+
+log = logging.getLogger("uvicorn.error")
+
+BACKLOG = 2048
+"""Connections that the kernel keeps for us until they are accepted."""
+
+
+def api_key(host: str) -> str | None:
+    """The key of the environment; raises ServerError when an address that others can reach has none."""
+    key = os.environ.get(API_KEY_VARIABLE, "").strip() or None
+    if key is None and not is_loopback(host):
+        raise ServerError(
+            f"host {host} can be reached from other machines, and {API_KEY_VARIABLE} is not set",
+            expected="a key in the environment, or --host 127.0.0.1",
+            remedy=f"Set {API_KEY_VARIABLE} to a secret that clients give as their API key.",
+        )
+    return key
+
+
+def listen_on(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anything costly starts; port 0 takes one that is free.
+
+    Raises: ServerError when the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise ServerError(
+            f"cannot listen on {host} port {port}: {error}",
+            expected="a free port of this machine",
+            remedy="Name another with --port (0 takes any), or stop what listens there.",
+        ) from error
+
+
+async def serve(app: MetierApp, listening: socket.socket, settings: ServerSettings) -> None:
+    """Answer until SIGTERM or SIGINT, then let what is under way end within `drain_s`. Asyncio only."""
+    await new_server(app, settings).serve(sockets=[listening])
+
+
+def new_server(app: MetierApp, settings: ServerSettings) -> uvicorn.Server:
+    """The HTTP server over the application, not yet started; `handle_exit` drains and stops it."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        ws="none",
+        timeout_graceful_shutdown=max(int(settings.drain_s), 1),
+        server_header=False,
+    )
+    return _Server(config, app.drain)
+
+
+class _Server(uvicorn.Server):
+    """Says that it stops before it does, and leaves the end of the process to the program: engines close first."""
+
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """A first signal drains, a second one does not wait any more."""
+        if self.should_exit:
+            self.force_exit = True
+        else:
+            log.warning("stopping: what is under way may end; once more, and it may not")
+            self.should_exit = True
+            self._on_exit()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Signals are ours while we serve; uvicorn would raise them again at its end, before the session closes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
