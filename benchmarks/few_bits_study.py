@@ -51,6 +51,8 @@ ARMS: dict[str, list[dict[str, Any]]] = {
     "msq-8": [{**MSQ, "allocation": "uniform", "target_bits": 8}],
     "msq-6": [{**MSQ, "target_bits": 6}],
     "msq-6-hessian": [{**MSQ, "target_bits": 6, "curvature": "hessian", "trace_rows": 4}],
+    # The same allocation at once, by sensitivity alone, and all steps at fixed widths: what the search costs.
+    "msq-6-at-once": [{**MSQ, "target_bits": 6, "finish_steps": 39}],
     "msq-6-uniform": [{**MSQ, "allocation": "uniform", "target_bits": 6}],
     "msq-6-layers": [{**MSQ, "allocation": "layers", "target_bits": 6}],
     "msq-5": [{**MSQ, "target_bits": 5}],
