@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import SettingsError
 
-__all__ = ["THINKING_OFF", "ThinkingProfile", "ThinkingTags"]
+__all__ = ["THINKING_OFF", "ThinkingProfile", "ThinkingTags", "open_thinking"]
 
 
 class ThinkingProfile(BaseModel):
@@ -109,3 +110,13 @@ class ThinkingTags(BaseModel):
                 f"thinking tag empty={self.empty!r}", expected=f"a block that ends with close={self.close!r}"
             )
         return self
+
+
+def open_thinking(prompt_ids: Sequence[int], open_ids: Sequence[int], block_ids: Sequence[int]) -> list[int]:
+    """A prompt's tokens with a block behind them, by one rule in training and in serving.
+
+    `block_ids` is the open tag, or the closed, empty block. A chat template that opens thinking by itself (the prompt
+    ends with `open_ids`) is not made to do so twice.
+    """
+    opened = tuple(prompt_ids[-len(open_ids) :]) == tuple(open_ids)
+    return [*(prompt_ids[: -len(open_ids)] if opened else prompt_ids), *block_ids]

@@ -17,8 +17,8 @@ __all__ = ["TrafficRow", "read_traffic", "write_traffic"]
 class TrafficRow(BaseModel):
     """One ask and its reply, with the score its run (or its teacher) earned; 1.0 is solved, None unscored.
 
-    `task` is the text of the run's input (`task_text`), empty where it is not known; `thinking` is what was thought
-    before the reply, without its tags.
+    `task` is the text of the run's input (`task_text`), empty where it is not known. `thinking` is what was thought
+    before the reply, without its tags: empty where the ask was told not to think, None where it was told nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +26,7 @@ class TrafficRow(BaseModel):
     role: str
     messages: tuple[Message, ...]
     reply: str
-    thinking: str = ""
+    thinking: str | None = None
     score: float | None = None
     run_id: str = ""
     step_path: str = ""

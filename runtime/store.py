@@ -266,7 +266,7 @@ class RunStore:
                 role=row["role"],
                 messages=tuple(Message.model_validate(m) for m in json.loads(row["messages"])),
                 reply=row["reply"],
-                thinking=row["thinking"],
+                thinking=None if row["thinking_profile"] is None else row["thinking"],
                 score=row["score"],
                 run_id=row["run"],
                 step_path=row["path"],

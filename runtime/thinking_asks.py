@@ -7,7 +7,7 @@ from typing import Any
 
 from ..agents.errors import AskRejectedError
 from ..agents.messages import Ask
-from ..agents.thinking import ThinkingTags
+from ..agents.thinking import ThinkingTags, open_thinking
 from .budget_forcing import ThinkingRules
 from .end_tag import EndTag, ThinkingScanner, end_tag, tag_token_ids
 from .plugin import plugin_status
@@ -53,8 +53,7 @@ class ThinkingAsks:
         if profile is None:
             return prompt_ids
         opened, close = self._ids["open"], self._ids["close"]
-        bare = prompt_ids[: -len(opened)] if tuple(prompt_ids[-len(opened) :]) == opened else prompt_ids
-        ids = [*bare, *(self._ids["empty"] if profile.off else opened)]
+        ids = open_thinking(prompt_ids, opened, self._ids["empty"] if profile.off else opened)
         most = len(ids) if profile.off else len(ids) + profile.max_tokens + len(close)
         if most >= self._context_tokens:
             raise AskRejectedError(

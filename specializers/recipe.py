@@ -197,7 +197,7 @@ def data_fingerprint(rows: Iterable[TrafficRow]) -> str:
     for row in rows:
         # Rows without a task or thinking keep the name they had before these were recorded.
         fields = {"role", "messages", "reply", "prompt_layout"}
-        fields |= {name for name in ("task", "thinking") if getattr(row, name)}
+        fields |= {name for name, unsaid in (("task", ""), ("thinking", None)) if getattr(row, name) != unsaid}
         digest.update(row.model_dump_json(include=fields).encode())
         digest.update(b"\n")
     return digest.hexdigest()[:16]

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..agents.errors import TrainingError
+from ..agents.thinking import ThinkingTags, open_thinking
 from ..agents.traffic import TrafficRow
 
 __all__ = ["EncodedRow", "encode_rows", "passes", "plan_batches", "shared_start"]
 
 # Rows are sorted by length within pools of this many batches: enough to pad little, few enough to stay mixed.
 _POOL_BATCHES = 16
+DEFAULT_TAGS = ThinkingTags()
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ def encode_rows(
     *,
     max_row_tokens: int,
     intuition: Callable[[str], tuple[float, ...]] | None = None,
+    tags: ThinkingTags = DEFAULT_TAGS,
 ) -> list[EncodedRow]:
     """Tokenise rows exactly as an engine prompts: chat template, generation prompt, reply, end of turn.
 
     Prompt and reply are tokenised apart, because that is where an engine starts to generate. A row without messages
-    is plain text, of which all tokens but the first are learned. `intuition` turns a row's task into what the model
-    is told of it.
+    is plain text, of which all tokens but the first are learned. What a row thought is learned with the tag that ends
+    it; where it was told not to think, the closed block is part of the prompt. `intuition` turns a row's task into
+    what the model is told of it.
     Raises: TrainingError for no rows, a row longer than `max_row_tokens`, or text too short to learn from.
     """
     if not rows:
@@ -50,7 +54,7 @@ def encode_rows(
         )
     encoded = []
     for number, row in enumerate(rows, 1):
-        prompt, answer = _tokens_of(row, tokenizer)
+        prompt, answer = _tokens_of(row, tokenizer, tags)
         if not answer:
             raise TrainingError(
                 f"training row {number} is text of {len(prompt)} tokens",
@@ -68,8 +72,12 @@ def encode_rows(
     return encoded
 
 
-def _tokens_of(row: TrafficRow, tokenizer: Any) -> tuple[list[int], list[int]]:
-    reply = tokenizer(row.reply, add_special_tokens=False).input_ids
+def _tokens_of(row: TrafficRow, tokenizer: Any, tags: ThinkingTags) -> tuple[list[int], list[int]]:
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    reply = ids(row.reply)
     if not row.messages:
         return reply[:1], reply[1:]
     prompt = tokenizer.apply_chat_template(
@@ -78,7 +86,14 @@ def _tokens_of(row: TrafficRow, tokenizer: Any) -> tuple[list[int], list[int]]:
         tokenize=True,
         return_dict=False,
     )
-    return prompt, [*reply, tokenizer.eos_token_id]
+    reply.append(tokenizer.eos_token_id)
+    if row.thinking is None:
+        return prompt, reply
+    # Each piece by itself: so an engine puts them together, and `</think>{` as one text would be other tokens.
+    opened = ids(tags.open)
+    if not row.thinking:
+        return open_thinking(prompt, opened, ids(tags.empty)), reply
+    return open_thinking(prompt, opened, opened), [*ids(row.thinking), *ids(tags.close), *reply]
 
 
 def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: int) -> list[list[int]]:
