@@ -7,6 +7,7 @@ has to catch and a planner has to recover from.
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping
@@ -268,6 +269,15 @@ def critic_rows(size: int, seed: int, split: Split = "train") -> Iterator[Traffi
         why = f"{write_terms(terms)}={work_out(terms).steps}; said {answer.value}"
         verdict = Verdict(why=why, correct=answer.value == evaluate(terms))
         yield _row(critic, {"puzzle": task.input, "answer": answer}, verdict)
+
+
+def mixed_rows(size: int, seed: int) -> Iterator[TrafficRow]:
+    """Rows of all roles, for one adapter that plays all of them, in the shares of steps that their own recipes take."""
+    shares = {planner_rows: 2, solver_rows: 5, critic_rows: 2}
+    blocks = -(-size // sum(shares.values()))
+    rows = {teacher: teacher(blocks * share, seed) for teacher, share in shares.items()}
+    mixed = (next(rows[teacher]) for _ in range(blocks) for teacher, share in shares.items() for _ in range(share))
+    return itertools.islice(mixed, size)
 
 
 def _row(role: Role, inputs: dict[str, Any], reply: BaseModel) -> TrafficRow:
