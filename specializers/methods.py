@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from ..agents.backend import Backend
 from ..agents.errors import RecipeError
 from ..agents.traffic import TrafficRow
 from .training import Progress
@@ -29,6 +31,8 @@ METHODS = {
     "npft": ".npft",
     "pat": ".pat",
     "ptq": ".ptq",
+    "shortest_correct": ".shortest_correct",
+    "thinking": ".thinking_sweep",
     "trex": ".trex",
     "width_pruning": ".width_pruning",
 }
@@ -38,6 +42,9 @@ METHODS = {
 class Job:
     """What a method is given.
 
+    `parent` is the content id of the variant on the shelf that this starts from, `parent_name` its name; None for the
+    base and after another method of the recipe. `serve` opens a backend that serves the whole shelf, None where
+    there is none. `folder` is where the recipe's relative paths start.
     `model` is the checkpoint folder to start from; `adapter` and `ask` are the adapter folder and the ask half of
     what came before, if it has an adapter. `base_name` is how people call the base. Results go to `out`: `adapter/`
     in the peft layout, `weights/` as a checkpoint (tokenizer files are added to it). New weights drop the adapter,
@@ -55,6 +62,10 @@ class Job:
     fingerprint: str
     on_progress: Callable[[Progress], None] | None = None
     ask: AskSpec = AskSpec()
+    parent: str | None = None
+    parent_name: str | None = None
+    serve: Callable[[], AbstractAsyncContextManager[Backend]] | None = None
+    folder: Path = Path()
 
 
 @dataclass(frozen=True)

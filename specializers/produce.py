@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,10 @@ def produce(
         work_dir=work,
         fingerprint=job_name,
         on_progress=on_progress,
+        parent=None if parent is None else parent.id,
+        parent_name=None if parent is None else parent.name,
+        serve=None if open_backend is None else partial(open_backend, shelf),
+        folder=recipe.folder,
     )
     _check_methods(recipe, job)
     try:

@@ -14,9 +14,10 @@ from ..agents.error_groups import first_error
 from ..agents.errors import AnswerError, RecipeError
 from ..agents.messages import Ask, Reply
 from ..agents.roles import Role
+from ..agents.thinking import ThinkingProfile
 from ..agents.traffic import TrafficRow
 
-__all__ = ["RoleQuality", "Score", "measure_role", "paired_interval", "same_answer"]
+__all__ = ["RoleQuality", "Score", "measure_role", "paired_interval", "same_answer", "score_reply"]
 
 Score = Callable[[TrafficRow, Any], float]
 RESAMPLES = 10_000
@@ -26,13 +27,14 @@ RESAMPLES = 10_000
 class RoleQuality:
     """What a variant scored on each row, in order, and what its answers cost.
 
-    `scores` are 0 to 1; `cpu_s` is the engine's process CPU time charged to all of them, `answer_tokens` what it
-    wrote.
+    `scores` are 0 to 1; `cpu_s` is the engine's process CPU time charged to all of them, `answer_tokens` all it wrote,
+    of which `thinking_tokens` were thinking.
     """
 
     scores: tuple[float, ...]
     cpu_s: float
     answer_tokens: int
+    thinking_tokens: int = 0
 
     @property
     def mean(self) -> float:
@@ -60,9 +62,12 @@ async def measure_role(
     variant: str | None,
     score: Score = same_answer,
     *,
+    thinking: ThinkingProfile | None = None,
     on_reply: Callable[[int], None] | None = None,
 ) -> RoleQuality:
     """Ask `variant` every row of a role, greedily and all at once, and score what it answers.
+
+    `thinking` is how long it may think; without it the role's own word holds, else the variant's.
 
     A reply that is not of the role's type scores 0, as does one cut off. `on_reply` hears how many are in.
     Raises: RecipeError when the score is no number from 0 to 1, and what the backend raises.
@@ -80,6 +85,7 @@ async def measure_role(
                 variant=variant,
                 answer_schema=answer_schema(role.gives),
                 max_tokens=role.max_tokens,
+                thinking=role.thinking if thinking is None else thinking,
                 task=row.task,
             )
         )
@@ -93,9 +99,10 @@ async def measure_role(
     except BaseExceptionGroup as group:
         raise first_error(group) from group
     return RoleQuality(
-        tuple(_scored(score, row, replies[number].text, role) for number, row in enumerate(rows)),
+        tuple(score_reply(score, row, replies[number].text, role) for number, row in enumerate(rows)),
         sum(reply.usage.cpu_s for reply in replies.values()),
         sum(reply.usage.output_tokens for reply in replies.values()),
+        sum(reply.usage.thinking_tokens for reply in replies.values()),
     )
 
 
@@ -109,7 +116,8 @@ def paired_interval(scores: Sequence[float], reference: Sequence[float]) -> tupl
     return float(differences.mean()), float(low), float(high)
 
 
-def _scored(score: Score, row: TrafficRow, text: str, role: Role) -> float:
+def score_reply(score: Score, row: TrafficRow, text: str, role: Role) -> float:
+    """The score of one reply's text; 0 where it is not of the role's type. Raises: RecipeError as `measure_role`."""
     try:
         answer = parse_answer(text, role.gives)
     except AnswerError:
