@@ -5,6 +5,7 @@ from .assignment import Assignment, RoleAssignment, load_assignment
 from .coupling import Prediction, Problem, Serving, make_problem, predict
 from .evaluator import Evaluator, RunTasks
 from .outcomes import AskCost, Journal, Outcome
+from .priority import PrioritySettings
 from .probe import ProbeResult, ProbeSettings, probe
 from .profile import Footprint, Profile, read_profiles, write_profiles
 from .route import Route, Router
@@ -24,6 +25,7 @@ __all__ = [
     "Outcome",
     "Part",
     "Prediction",
+    "PrioritySettings",
     "ProbeResult",
     "ProbeSettings",
     "Problem",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..agents.errors import AssignmentError, SettingsError
 from ..agents.thinking import ThinkingProfile
@@ -31,6 +31,7 @@ class RoleAssignment(BaseModel):
     rounds: dict[int, str] = {}
     thinking: ThinkingProfile | None = None
     thinking_rounds: dict[int, ThinkingProfile] = {}
+    expected_s: float | None = Field(default=None, gt=0)
     reason: str = ""
 
     @field_validator("rounds", "thinking_rounds")

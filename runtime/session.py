@@ -30,7 +30,9 @@ from .energy import EnergyMeter
 from .events import Event, OnEvent
 from .executor import Executor
 from .foresight import ForeseeingBackend, Foresight, RunForesight
+from .remaining_path import RemainingPath
 from .report import render_report
+from .run_priority import AttainedService, RunPriority
 from .settings import Settings
 from .steps import BLOCKED, RunLimits, StepRunner
 from .store import RunStore
@@ -84,6 +86,9 @@ class Session:
         # A backend that has these two hears who runs next (see ForeseeingBackend).
         self._foresees = settings.engine.foresight and hasattr(backend, "foresee") and hasattr(backend, "forget")
         self._foresights: dict[int, tuple[BuiltGraph, Foresight]] = {}
+        self._paths: dict[int, tuple[BuiltGraph, RemainingPath]] = {}
+        self._service = AttainedService()
+        self._opened_s = time.monotonic()
 
     @property
     def batch(self) -> str | None:
@@ -316,6 +321,7 @@ class Session:
             task=task_text(value),
             stream=stream,
             resumed=resumed,
+            priority=self._priority(built, began - self._opened_s),
         )
         self.emit(Event(kind="run_started", run_id=run_id, data={"resumed": resumed}))
         try:
@@ -368,6 +374,21 @@ class Session:
             foresight = Foresight(built, self._variant_of, asks=self.settings.engine.foresight_asks)
             self._foresights[id(built)] = (built, foresight)
         return RunForesight(run_id, self._foresights[id(built)][1], cast(ForeseeingBackend, self._backend), again=again)
+
+    def _priority(self, built: BuiltGraph, began_s: float) -> RunPriority | None:
+        settings = self.settings.priority
+        if settings.order == "first_come":
+            return None
+        if id(built) not in self._paths:
+            if len(self._paths) >= GRAPHS_FORESEEN:
+                self._paths.clear()
+            self._paths[id(built)] = (built, RemainingPath(built, self._seconds_of))
+        return RunPriority(self._paths[id(built)][1], settings, self._service, began_s=began_s)
+
+    def _seconds_of(self, role: str) -> float:
+        assigned = self._router.assignment.roles.get(role)
+        expected_s = None if assigned is None else assigned.expected_s
+        return self.settings.priority.ask_s if expected_s is None else expected_s
 
     def _variant_of(self, role: str, round_number: int) -> str | None:
         return self._router.expect(role, round_number).variant

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..agents.errors import SettingsError
+from ..router.priority import PrioritySettings
 from ..specializers.base_model import cache_folder
 from .engine_settings import EngineSettings
 from .remote_settings import RemoteSettings
@@ -33,7 +34,8 @@ class Settings(BaseSettings):
     """Everything a session can be told, with defaults that work on a small machine.
 
     `shelf` is the folder of variants and `store` the SQLite file of runs; `concurrency` is how many runs of a
-    `map` go on at once; `limits` bound one run; `engine` is what engines are started with, `server` what `metier
+    `map` go on at once; `limits` bound one run; `priority` orders the asks of
+    concurrent runs; `engine` is what engines are started with, `server` what `metier
     serve` allows, `remote` how long we wait for a server of others. With `tracing`, spans go where OpenTelemetry's own
     variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say. Environment: `METIER_CONCURRENCY=8`, nested
     `METIER_ENGINE__KV_CACHE_MIB=1024`.
@@ -47,6 +49,7 @@ class Settings(BaseSettings):
     store: Path = Path("runs/runs.db")
     concurrency: int = Field(default=16, ge=1, le=10_000)
     limits: RunLimits = RunLimits()
+    priority: PrioritySettings = PrioritySettings()
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     remote: RemoteSettings = RemoteSettings()

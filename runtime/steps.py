@@ -27,6 +27,7 @@ from ..agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ..agents.prompts import PROMPT_LAYOUT, render_prompt
 from ..agents.roles import Role
 from .events import Event, EventKind, OnEvent
+from .run_priority import RunPriority
 from .step_values import call_function, content_key, gives_each, schema_of, type_adapter, typed_output
 from .store import RunStore
 from .store_records import AskRecord, StepRecord
@@ -76,6 +77,7 @@ class StepRunner:
         task: str = "",
         stream: bool = False,
         resumed: bool = False,
+        priority: RunPriority | None = None,
     ) -> None:
         self.run_id = run_id
         self._store = store
@@ -86,6 +88,7 @@ class StepRunner:
         self._seed = seed
         self._task = task
         self._stream = stream
+        self._priority = priority
         self._tokens = 0
         self._recorded = store.finished_steps(run_id) if resumed else {}
         self._first_attempt = store.next_attempts(run_id) if resumed else {}
@@ -212,6 +215,7 @@ class StepRunner:
             temperature=role.temperature,
             top_p=role.top_p,
             seed=self._ask_seed(path, attempt) if role.temperature > 0 else None,
+            priority=0 if self._priority is None else self._priority.of(path),
             prompt_layout=PROMPT_LAYOUT,
             task=self._task,
         )
@@ -230,6 +234,8 @@ class StepRunner:
         record.reply, record.finish_reason, record.usage = reply.text, reply.finish_reason, reply.usage
         record.thinking, record.profile = reply.thinking, reply.profile
         self._tokens += reply.usage.total_tokens
+        if self._priority is not None:
+            self._priority.note(reply.usage)
         if self._on_event is not None:
             usage = reply.usage.model_dump(exclude_defaults=True)
             seconds = record.answered_at - record.asked_at

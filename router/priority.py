@@ -1,0 +1,46 @@
+"""In what order the engine takes up the asks of different runs: short ones first, old ones not left behind."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["PrioritySettings", "order_key_s", "priority_of"]
+
+PRIORITY_LIMIT = 2**31 - 1
+"""Largest priority we give, in milliseconds: a session of 24 days."""
+
+
+class PrioritySettings(BaseModel):
+    """How the asks of concurrent runs are ordered when the engine cannot take all of them at once.
+
+    `shortest_first` orders by what a run still has before it and, with less weight, by what it has had;
+    `first_come` leaves asks in the order they come. A role costs `ask_s` seconds where the assignment says no
+    `expected_s` for it. `attained_weight` is how much of a second a second already had counts. No run is ever
+    overtaken by one that began `ageing_s` seconds after it, or later.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    order: Literal["shortest_first", "first_come"] = "shortest_first"
+    ask_s: float = Field(default=1.0, gt=0)
+    attained_weight: float = Field(default=0.25, ge=0)
+    ageing_s: float = Field(default=60.0, gt=0)
+
+
+def order_key_s(began_s: float, remaining_s: float, attained_s: float, settings: PrioritySettings) -> float:
+    """Where a run's next ask stands in the order, in seconds; the smallest goes first.
+
+    The key is the time the run began plus a handicap: remaining critical path and weighted attained service
+    (shortest remaining time, Schrage 1968, with the least attained service of Autellix, arXiv 2502.13965, section 4),
+    at most `ageing_s`. Since the handicap is bounded and every key stands on the same clock, a run that began
+    `ageing_s` earlier goes first whatever it is, and keys need no update while asks wait.
+    """
+    handicap_s = remaining_s + settings.attained_weight * attained_s
+    return began_s + min(handicap_s, settings.ageing_s)
+
+
+def priority_of(key_s: float) -> int:
+    """The key as the engine's integer priority, in milliseconds; the smallest goes first."""
+    return min(round(1000 * key_s), PRIORITY_LIMIT)
