@@ -191,6 +191,7 @@ def _describe(path: str, node: BuiltNode) -> str:
         case RoleWork(role):
             kind = f"role {role.name}: {role.instructions} ({role.max_tokens}, {role.temperature}, {role.top_p})"
             kind += f" thinks {role.thinking!r}" if role.thinking else ""
+            kind += f" shown {[message.content for message in role.examples]}" if role.examples else ""
         case FunctionWork(function):
             kind = f"function {function.__module__}.{function.__qualname__}"
         case PersonWork(question):

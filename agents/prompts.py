@@ -26,12 +26,14 @@ def render_prompt(role: Role, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
     """Turn a role and its inputs into the messages of one ask.
 
     Inputs are written in the order given (callers put the task's own input first); those that are None are
-    left out. The role's name, instructions and answer format come last.
+    left out. The role's name, instructions and answer format come last. The role's examples are turns before that,
+    the same in every ask, so that the cache holds them.
     """
     parts = [f"# {name}\n{render_value(value)}" for name, value in inputs.items() if value is not None]
     task = role.render_instructions(inputs)
     parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, _format_hint(role)) if line))
-    return (Message(role="system", content=SYSTEM), Message(role="user", content="\n\n".join(parts)))
+    ask = Message(role="user", content="\n\n".join(parts))
+    return (Message(role="system", content=SYSTEM), *role.examples, ask)
 
 
 def render_value(value: Any) -> str:

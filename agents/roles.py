@@ -13,6 +13,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel
 
 from .errors import GraphError
+from .messages import Message
 from .thinking import ThinkingProfile
 
 __all__ = ["InputType", "Role", "input_name", "name_inputs", "type_name"]
@@ -37,7 +38,8 @@ class Role:
     missing, such as the last round's verdict. `gives` is a pydantic model (asked for as JSON, by schema) or
     `str` (free text). `instructions` is a Jinja template over the inputs, named as in `takes` or by the type
     in snake case: `{{ puzzle.text }}`. `thinking` is how long the role thinks before it answers (`max_tokens` then
-    bounds the answer alone); an assignment may say otherwise. Raises GraphError when any of this cannot work.
+    bounds the answer alone); an assignment may say otherwise. `examples` are asks of the user and replies of the
+    assistant in turns, shown before each ask of the role. Raises GraphError when any of this cannot work.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Role:
     temperature: float = field(default=0.0, kw_only=True)
     top_p: float = field(default=1.0, kw_only=True)
     thinking: ThinkingProfile | None = field(default=None, kw_only=True)
+    examples: tuple[Message, ...] = field(default=(), kw_only=True)
     inputs: Mapping[str, InputType] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,11 @@ class Role:
                 f"role {self.name!r} has thinking={self.thinking!r}",
                 expected="a ThinkingProfile",
                 remedy="Write thinking=ThinkingProfile(max_tokens=64).",
+            )
+        if [message.role for message in self.examples] != ["user", "assistant"] * (len(self.examples) // 2):
+            raise GraphError(
+                f"role {self.name!r} has examples of {', '.join(message.role for message in self.examples)}",
+                expected="messages of user and assistant in turns, ending with the assistant's",
             )
         self._check_template()
 

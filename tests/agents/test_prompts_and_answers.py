@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metier.agents import PROMPT_LAYOUT, AnswerError, GraphError, Role, parse_answer, render_prompt
+from metier.agents import PROMPT_LAYOUT, AnswerError, GraphError, Message, Role, parse_answer, render_prompt
 from metier.agents.answers import correction_messages, split_thinking
 
 from .workflow import Answer, Plan, Puzzle, Verdict, critic, planner
@@ -33,6 +35,19 @@ def test_shared_context_comes_first() -> None:
     first = render_prompt(planner, {"puzzle": Puzzle(text="3 cows")})[1].content
     second = render_prompt(critic, {"puzzle": Puzzle(text="3 cows"), "answer": Answer(value=1)})[1].content
     assert first.startswith("# puzzle\n3 cows\n\n# ") and second.startswith("# puzzle\n3 cows\n\n# ")
+
+
+def test_examples_are_turns_before_the_ask() -> None:
+    inputs = {"puzzle": Puzzle(text="3 cows"), "verdict": None}
+    shown = (Message(role="user", content="2 cows"), Message(role="assistant", content='{"expression":"2*4"}'))
+    system, *examples, ask = render_prompt(replace(planner, examples=shown), inputs)
+    assert (system, ask) == render_prompt(planner, inputs)
+    assert tuple(examples) == shown
+
+
+def test_examples_that_do_not_take_turns_are_refused() -> None:
+    with pytest.raises(GraphError, match="examples of user"):
+        replace(planner, examples=(Message(role="user", content="2 cows"),))
 
 
 def test_a_template_that_reads_a_missing_field_names_it() -> None:
