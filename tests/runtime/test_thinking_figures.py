@@ -1,0 +1,47 @@
+"""Thinking curves from a card, turned around into costs, and drawn."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from metier.agents.errors import VariantError
+from metier.runtime.thinking_figures import draw_thinking, iso_accuracy, thinking_of
+from metier.specializers import Variant
+from metier.specializers.thinking_curves import Saturation, ThinkingPoint
+from metier.specializers.variant import EngineSpec
+
+CURVE = Saturation(0.1, 0.9, 10.0, 1.0, 0.0)
+POINTS = [ThinkingPoint("solver", b, CURVE.accuracy(b), (0.0, 1.0), float(b), 20.0 + b, 50) for b in (0, 8, 16, 32)]
+
+
+def variant(card: dict[str, object]) -> Variant:
+    return Variant(id="0" * 16, name="solver", base="b", prompt_layout=1, engine=EngineSpec(base="b"), card=card)
+
+
+def test_a_card_gives_back_what_was_measured() -> None:
+    card = {"thinking": {"points": [asdict(point) for point in POINTS], "curves": {"solver": asdict(CURVE)}}}
+    read = Variant.model_validate_json(variant(card).model_dump_json())
+    assert thinking_of(read) == (POINTS, {"solver": CURVE})
+    with pytest.raises(VariantError, match="no thinking curves"):
+        thinking_of(variant({}))
+
+
+def test_an_accuracy_costs_what_its_thinking_costs() -> None:
+    for tokens in (0.0, 4.0, 20.0):
+        assert iso_accuracy(POINTS, CURVE, CURVE.accuracy(tokens)) == pytest.approx(20.0 + tokens)
+    assert iso_accuracy(POINTS, CURVE, 0.05) == 20.0
+    assert iso_accuracy(POINTS, CURVE, 0.89) == math.inf  # more thinking than was measured
+    assert iso_accuracy(POINTS, CURVE, 0.95) == math.inf
+
+
+def test_the_figure_is_the_same_for_the_same_data(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("one.svg", "two.svg"):
+        draw_thinking(tmp_path / name, POINTS, {"solver": CURVE})
+    text = (tmp_path / "one.svg").read_text()
+    assert text == (tmp_path / "two.svg").read_text()
+    assert "solver" in text and "frontier" in text
