@@ -31,6 +31,14 @@ from .served_models import ServedModels, ServedWorkflow
 __all__ = ["MetierApp", "make_app"]
 
 
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+"""The page is one file and talks to its own server only."""
+
+
 class MetierApp:
     """An ASGI application that a server runs, and the parts of it that the server has to tell when it stops."""
 
@@ -115,8 +123,7 @@ def _add_health(api: FastAPI, admission: Admission, metrics: ServerMetrics) -> N
     @api.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def show_page() -> HTMLResponse:
         """The live view, whole in one file."""
-        policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
-        return HTMLResponse(page, headers={"content-security-policy": policy, "x-content-type-options": "nosniff"})
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     @api.get("/health")
     async def health() -> dict[str, str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+import anyio.from_thread
+from anyio.lowlevel import current_token
 
 from metier.agents import Ask, Role, ScriptedBackend, TaskGraph
 from metier.agents.backend import Backend
@@ -40,17 +42,26 @@ class Gate:
     """A backend whose asks wait until they are let through; `arrived` is released by each that comes."""
 
     def __init__(self) -> None:
-        self.open = threading.Event()
         self.arrived = threading.Semaphore(0)
         self.cancelled = threading.Semaphore(0)
+        self._waiting: list[tuple[Any, anyio.Event]] = []
         self._inner = scripted()
+        self._opened = False
+
+    def open(self) -> None:
+        """Let all asks through, those that wait and those to come; called from the test's own thread."""
+        self._opened = True
+        for token, event in self._waiting:
+            anyio.from_thread.run_sync(event.set, token=token)
 
     async def reply(self, ask: Ask, *, on_text: Any = None) -> Any:
         """Wait, then answer as the script does."""
+        event = anyio.Event()
+        self._waiting.append((current_token(), event))
         self.arrived.release()
         try:
-            while not self.open.is_set():
-                await anyio.sleep(0.005)
+            if not self._opened:
+                await event.wait()
         except BaseException:
             self.cancelled.release()
             raise
@@ -92,9 +103,7 @@ def server(
                 kept.update(app=app, store=session.store)
                 kept["server"] = running = new_server(app, settings.server)
                 tasks.start_soon(running.serve, [listening])
-                while not running.started:
-                    await anyio.sleep(0.005)
-                ready.set()
+                ready.set()  # it listens already: whoever connects waits until it has started
 
     thread = threading.Thread(target=anyio.run, args=(main,), daemon=True)
     thread.start()
