@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ..agents.errors import MetierError, RunInterrupted, SettingsError
+from .cli_report import add_report_command
 from .cli_router import add_router_commands, overrides
 from .cli_serve import add_serve_command
 from .opening import EngineForm
-from .workflow_run import RunOptions, list_batches, print_report, resume_run, run_workflow
+from .workflow_run import RunOptions, resume_run, run_workflow
 
 __all__ = ["main"]
 
@@ -99,17 +100,7 @@ def resume(
     anyio.run(resume_run, which, None if answer is None else _json(answer, "--answer"), at, store, report)
 
 
-@app.command("report", epilog="Example: `metier report --store runs/runs.db > report.md`")
-def report_command(
-    batches: Annotated[list[str] | None, typer.Argument(help="Batches to compare; the newest by default.")] = None,
-    store: Store = DEFAULT_STORE,
-    list_all: Annotated[bool, typer.Option("--list", help="List the batches there are.")] = False,
-) -> None:
-    """Print the report of finished or broken runs, from the store alone."""
-    if list_all:
-        list_batches(store)
-    else:
-        print_report(store, batches or [])
+add_report_command(app)
 
 
 @app.command(epilog="Example: `metier demo --tasks 24`")

@@ -187,12 +187,13 @@ class SteppedLLM:
             self._account(pending, pending.late)
             pending.late = None
         elif not pending.gone:
-            if pending.key in self._live:
+            running = pending.key in self._live
+            self._write_off(pending)
+            if running:
                 self._llm.abort_request([pending.vllm_id], internal=True)
             for waiting in (self._held, self._suspects):
                 if pending in waiting:
                     waiting.remove(pending)
-            self._write_off(pending)
         pending.mailbox.flush()
 
     def _hand_over(self, pending: PendingAsk) -> None:
@@ -292,13 +293,30 @@ class SteppedLLM:
     def _write_off(self, pending: PendingAsk) -> None:
         if pending.gone:
             return
+        used = self._used_tokens(pending)
         self._forget(pending)
-        written = {
-            "thinking_tokens": pending.reader.thinking_tokens,
-            "answer_tokens": pending.reader.answer_tokens,
+        self._account(pending, Usage(cpu_s=self.meter.take(pending.key), **used))
+
+    def _used_tokens(self, pending: PendingAsk) -> dict[str, int]:
+        """Tokens that an ask without a reply has had: by the scheduler while it has it, else by what was delivered."""
+        reader, prompt_tokens = pending.reader, len(pending.token_ids)
+        thinking, answer = reader.thinking_tokens, reader.answer_tokens
+        known = {"prompt_tokens": prompt_tokens, "thinking_tokens": thinking, "answer_tokens": answer}
+        if self._llm is None or not pending.vllm_id:
+            return known
+        request = self._llm.engine_core.engine_core.scheduler.requests.get(pending.vllm_id)
+        state = self._llm.output_processor.request_states.get(pending.vllm_id)
+        if request is None or state is None:
+            return known
+        # Who has counted the prompt depends on whether it is done: the scheduler hands it over with the first token.
+        prefill = request.prefill_stats
+        cached_tokens = state.num_cached_tokens if prefill is None else prefill.num_cached_tokens
+        return {
+            "prompt_tokens": min(request.num_computed_tokens, prompt_tokens),
+            "cached_tokens": cached_tokens,
+            "thinking_tokens": thinking,
+            "answer_tokens": max(request.num_output_tokens - thinking, answer),
         }
-        cpu_s = self.meter.take(pending.key)
-        self._account(pending, Usage(prompt_tokens=len(pending.token_ids), cpu_s=cpu_s, **written))
 
     def _account(self, pending: PendingAsk, usage: Usage) -> None:
         self.write_off(pending.request.ask.role, usage.cpu_s)

@@ -90,7 +90,8 @@ def _body(body: BuiltBody) -> tuple[StepShape, ...]:
 
 def _step(node: BuiltNode) -> StepShape:
     kind: StepKind = "function"
-    role, rounds, inner = "", 0, ()
+    role, rounds = "", 0
+    inner: tuple[StepShape, ...] = ()
     match node.work:
         case RoleWork():
             kind, role = "role", node.work.role.name

@@ -1,4 +1,4 @@
-"""The report: what every role cost and what was solved, as Markdown, from the run store alone."""
+"""The brief report: what every role cost and what was solved, as Markdown for a terminal, from the run store alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from .store import RunStore
-from .store_records import BatchRecord
+from ..store import RunStore
+from ..store_records import BatchRecord
 
 __all__ = ["render_report"]
 

@@ -1,0 +1,67 @@
+"""How soon a run could have ended: its longest chain of steps that wait for each other, with nothing queueing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..workflow_shape import StepShape
+from .ledger import Ledger
+
+__all__ = ["critical_path_s", "longest_chain_s"]
+
+
+def critical_path_s(ledger: Ledger) -> dict[str, float]:
+    """Run → seconds of its critical path; empty for stores from before workflows were kept with their batches.
+
+    A role's step counts with what its asks took in the engine one after the other (prefill and decode, corrections and
+    retries too), a function's with its wall time, a person's with nothing. That is the time this run would have
+    taken with an engine that never let an ask wait, each ask as slow as it was in its batch.
+    """
+    if ledger.shape is None:
+        return {}
+    times: dict[str, dict[str, float]] = {run.id: {} for run in ledger.runs}
+    for step in ledger.steps:
+        if not step.role:
+            times[step.run][step.path] = step.finished_at - step.started_at
+    for ask in ledger.asks:
+        times[ask.run][ask.path] = times[ask.run].get(ask.path, 0.0) + ask.service_s
+    return {run: longest_chain_s(ledger.shape.body, steps) for run, steps in times.items()}
+
+
+def longest_chain_s(body: Sequence[StepShape], times: Mapping[str, float]) -> float:
+    """Longest path through a workflow's steps, weighted with the seconds of each step that ran, by path.
+
+    Rounds follow each other; items of a fan-out run side by side; a step that did not run takes no time.
+    """
+    children: dict[str, set[str]] = {}
+    for path in times:
+        parts = path.split("/")
+        for depth in range(len(parts)):
+            children.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
+    return _body_s(body, "", times, children)
+
+
+def _body_s(
+    body: Sequence[StepShape], prefix: str, times: Mapping[str, float], children: Mapping[str, set[str]]
+) -> float:
+    ends: dict[str, float] = {}
+    present = children.get(prefix, set())
+    for step in body:  # in an order that respects their edges
+        start = max((ends[before] for before in step.after), default=0.0)
+        ends[step.name] = start + _step_s(step, prefix, present, times, children)
+    return max(ends.values(), default=0.0)
+
+
+def _step_s(
+    step: StepShape, prefix: str, present: set[str], times: Mapping[str, float], children: Mapping[str, set[str]]
+) -> float:
+    def inside(name: str) -> float:
+        path = f"{prefix}/{name}" if prefix else name
+        return _body_s(step.body, path, times, children) if step.body else times.get(path, 0.0)
+
+    if step.kind == "loop":
+        rounds = [name for number in range(1, step.rounds + 1) if (name := f"{step.name}[{number}]") in present]
+        return sum(inside(name) for name in rounds)
+    if step.each:
+        return max((inside(name) for name in present if name.startswith(f"{step.name}#")), default=0.0)
+    return inside(step.name)

@@ -1,0 +1,85 @@
+"""The full report as one self-contained HTML page, or as Markdown with the same tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from ..store import RunStore
+from .document import BatchPart, Document, read_document, role_costs
+from .graph_picture import draw_workflow
+from .plots import Plots, Series
+from .slot_timeline import engine_timelines
+
+__all__ = ["render_html", "render_markdown"]
+
+HERE = Path(__file__).parent
+
+
+def render_html(store: RunStore, batches: Sequence[str], probe: Path | None = None) -> str:
+    """One page with everything in it: no script, no font and no picture from elsewhere.
+
+    Raises: SettingsError without matplotlib; ResumeError and ProfileError as `read_document`.
+    """
+    plots = Plots()
+    document = read_document(store, batches, probe)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    series = [Series(part.name, part.figures.completion_s, part.figures.bound_s) for part in document.parts]
+    shown = [one for one in series if len(one.completion_s) > 1]
+    probed = document.probed
+    return environment.get_template("page.html.j2").render(
+        document=document,
+        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        dates=[_date(part) for part in document.parts],
+        bounded=any(one.bound_s for one in shown),
+        completion=Markup(plots.completion(shown)) if shown else "",
+        comparisons=[(found, table, Markup(plots.comparison(found))) for found, table in document.comparisons],
+        pictures=[_pictures(part, plots, number) for number, part in enumerate(document.parts)],
+        front=Markup(plots.front(probed.front, probed.measured)) if probed and probed.front else "",
+    )
+
+
+def render_markdown(store: RunStore, batches: Sequence[str], probe: Path | None = None) -> str:
+    """The same tables as Markdown, the workflow as Mermaid text; figures are the page's alone."""
+    document = read_document(store, batches, probe)
+    lines = [f"# {document.title}", "", *document.summary.markdown()]
+    for found, table in document.comparisons:
+        lines += ["", f"## {found.other} against {found.baseline}", "", _paired(document, found.pairs), ""]
+        lines += table.markdown()
+    for part in document.parts:
+        lines += ["", f"## {part.name}", "", f"Batch `{part.ledger.batch.id}`, {_date(part)}, {part.state}."]
+        for note in part.notes:
+            lines += ["", note]
+        for title, note, table in part.tables:
+            lines += ["", f"### {title}", "", *([note, ""] if note else []), *table.markdown()]
+    for picture in dict.fromkeys(part.ledger.batch.picture.rstrip() for part in document.parts):
+        lines += ["", "## Workflow", "", "```mermaid", picture, "```"]
+    if document.probed is not None:
+        lines += ["", "## Profiles", "", *document.probed.profiles.markdown()]
+    return "\n".join([*lines, "", "## How to read it", "", *(f"- {line}" for line in document.reading), ""])
+
+
+def _paired(document: Document, pairs: int) -> str:
+    return f"{pairs} tasks were run by both; differences are of the same task with itself."
+
+
+def _date(part: BatchPart) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(part.ledger.batch.created_at))
+
+
+def _pictures(part: BatchPart, plots: Plots, number: int) -> dict[str, object]:
+    costs = role_costs(part)
+    return {
+        "workflow": Markup(draw_workflow(part.ledger, number)),
+        "shares": Markup(plots.shares(costs)) if costs else "",
+        "timelines": [
+            (line, Markup(plots.timeline(line))) for line in engine_timelines(part.ledger) if line.length_s > 0
+        ],
+    }

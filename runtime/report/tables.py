@@ -1,0 +1,260 @@
+"""The report's tables, the same for the page and for Markdown: heads with units, cells that are text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...router.assignment import BASE
+from .comparison import Comparison
+from .costs import Cost, WorkflowFigures, by_role, by_round, by_step, percentile
+from .ledger import Ledger, step_of
+
+__all__ = [
+    "NOTHING",
+    "Table",
+    "accounting_table",
+    "assignment_table",
+    "batch_table",
+    "comparison_table",
+    "count",
+    "failure_table",
+    "number",
+    "percent",
+    "role_table",
+    "round_table",
+    "step_table",
+]
+
+NOTHING = "–"
+STEP_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under heads; the first `names` columns are names, the others numbers.
+
+    `groups` are heads over several columns, as (title, how many columns).
+    """
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+    groups: tuple[tuple[str, int], ...] = ()
+
+    def markdown(self) -> list[str]:
+        """The table as lines of Markdown."""
+        align = ["---" if at < self.names else "---:" for at in range(len(self.heads))]
+        lines = [self.heads, align, *self.rows]
+        return [
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+        ]
+
+
+def number(value: float | None) -> str:
+    """Three significant digits or so, thousands apart."""
+    if value is None:
+        return NOTHING
+    size = abs(value)
+    if not size:
+        return "0"
+    if size < 0.001:
+        return f"{value:.1e}"
+    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}".replace(",", "\u202f")
+
+
+def count(value: float) -> str:
+    """A whole number, thousands apart by narrow spaces."""
+    return f"{value:,.0f}".replace(",", "\u202f")
+
+
+def percent(part: float, whole: float) -> str:
+    """A share, or nothing of nothing."""
+    return f"{100 * part / whole:.0f} %" if whole else NOTHING
+
+
+# --- what roles, rounds and steps cost ------------------------------------------------------------------------
+
+_Column = tuple[str, str, Callable[[Cost], str], Callable[[Cost], float]]
+_COLUMNS: Sequence[_Column] = (
+    ("asks", "all", lambda c: count(c.asks), lambda c: 1.0),
+    ("asks", "corrected", lambda c: count(c.corrected), lambda c: c.corrected),
+    ("asks", "lost", lambda c: count(c.lost), lambda c: c.lost),
+    ("tokens", "prompt", lambda c: count(c.prompt_tokens), lambda c: 1.0),
+    ("tokens", "cached", lambda c: count(c.cached_tokens), lambda c: 1.0),
+    ("tokens", "computed", lambda c: count(c.prefilled_tokens), lambda c: 1.0),
+    ("tokens", "thinking", lambda c: count(c.thinking_tokens), lambda c: c.thinking_tokens),
+    ("tokens", "answer", lambda c: count(c.answer_tokens), lambda c: 1.0),
+    ("seconds", "queue", lambda c: number(c.queue_s), lambda c: 1.0),
+    ("seconds", "of it slot", lambda c: number(c.slot_wait_s), lambda c: c.slot_wait_s),
+    ("seconds", "swap", lambda c: number(c.swap_s), lambda c: c.swap_s),
+    ("seconds", "prefill", lambda c: number(c.prefill_s), lambda c: 1.0),
+    ("seconds", "decode", lambda c: number(c.decode_s), lambda c: 1.0),
+    ("cost", "swaps", lambda c: count(c.swaps), lambda c: c.swaps),
+    ("cost", "CPU-s", lambda c: number(c.cpu_s), lambda c: 1.0),
+)
+
+
+def role_table(ledger: Ledger) -> Table | None:
+    """What each role cost on each variant that played it."""
+    costs = by_role(ledger)
+    return _cost_table(ledger, ("role", "variant"), {(role, variant): cost for (role, variant), cost in costs.items()})
+
+
+def round_table(ledger: Ledger) -> Table | None:
+    """What each role cost in each round of its loop."""
+    costs = by_round(ledger)
+    keyed: dict[tuple[str, ...], Cost]
+    keyed = {(role, str(at), ", ".join(cost.variants) or BASE): cost for (role, at), cost in costs.items()}
+    return _cost_table(ledger, ("role", "round", "variant"), keyed)
+
+
+def step_table(ledger: Ledger) -> Table | None:
+    """What each step cost; the cheapest of very many are one row."""
+    costs = by_step(ledger)
+    keyed: dict[tuple[str, ...], Cost]
+    keyed = {(path, ", ".join(cost.variants) or BASE): cost for path, cost in costs.items()}
+    if len(keyed) > STEP_ROWS:
+        dearest = sorted(keyed, key=lambda key: -keyed[key].cpu_s)[: STEP_ROWS - 1]
+        rest = (f"{len(keyed) - len(dearest)} further steps", "")
+        kept = {key: cost for key, cost in keyed.items() if key in set(dearest)}
+        paths = {path for path, _ in kept}
+        for ask in ledger.spent:
+            if step_of(ask.path) not in paths:
+                kept.setdefault(rest, Cost()).add(ask)
+        keyed = kept
+    return _cost_table(ledger, ("step", "variant"), keyed)
+
+
+def _cost_table(ledger: Ledger, names: tuple[str, ...], costs: Mapping[tuple[str, ...], Cost]) -> Table | None:
+    """Columns in which nobody has anything are left out."""
+    if not costs:
+        return None
+    columns = [column for column in _COLUMNS if any(column[3](cost) for cost in costs.values())]
+    groups: list[tuple[str, int]] = [("", len(names))]
+    for title, *_ in columns:
+        groups[-1:] = [(title, groups[-1][1] + 1)] if groups[-1][0] == title else [groups[-1], (title, 1)]
+    heads = (*names, *(head for _, head, _, _ in columns))
+    rows = [(*key, *(shown(cost) for _, _, shown, _ in columns)) for key, cost in costs.items()]
+    if ledger.scored_runs:
+        heads = (*heads, "solved")
+        groups.append(("quality", 1))
+        rows = [(*row, _solved(ledger, cost)) for row, cost in zip(rows, costs.values(), strict=True)]
+    return Table(heads, tuple(rows), len(names), tuple(groups))
+
+
+def _solved(ledger: Ledger, cost: Cost) -> str:
+    scored = cost.runs & ledger.scored_runs
+    return percent(len(scored & ledger.solved_runs), len(scored))
+
+
+# --- whole batches ----------------------------------------------------------------------------------------------
+
+
+def batch_table(figures: Mapping[str, WorkflowFigures]) -> Table:
+    """One row per batch: what came of it, how long it took, what a solved task cost."""
+    amounts = list(dict.fromkeys(name for f in figures.values() for name in f.cost_of_pass))
+    bounded = any(f.over_bound for f in figures.values())
+    heads = ["batch", "runs", "solved", "wall s", "run p50 s", "p95 s"]
+    heads += ["p50 / bound", "p95 / bound"] if bounded else []
+    heads += ["CPU-s", "tokens", *(f"{name} per solved" for name in amounts)]
+    rows = []
+    for name, f in figures.items():
+        states = "" if set(f.states) <= {"finished"} else f" ({', '.join(f'{n} {s}' for s, n in f.states.items())})"
+        row = [name, f"{f.runs}{states}", f"{f.solved} of {f.scored}" if f.scored else NOTHING, number(f.wall_s)]
+        row += [number(percentile(f.completion_s, q)) if f.completion_s else NOTHING for q in (0.5, 0.95)]
+        if bounded:
+            row += [f"{percentile(f.over_bound, q):.2f}×" if f.over_bound else NOTHING for q in (0.5, 0.95)]
+        row += [number(f.total.cpu_s), count(f.total.tokens)]
+        row += [_per_solved(f, amount) for amount in amounts]
+        rows.append(tuple(row))
+    return Table(tuple(heads), tuple(rows))
+
+
+def _per_solved(figures: WorkflowFigures, amount: str) -> str:
+    if amount not in figures.cost_of_pass:
+        return NOTHING
+    value = figures.cost_of_pass[amount]
+    return "∞" if value is None else number(value)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """Means of both batches, their difference with its interval, and what that is of the baseline."""
+    rows = []
+    for d in comparison.differences:
+        low, high = d.interval
+        relative = d.relative
+        rows.append(
+            (
+                f"{d.name}, {d.unit}" if d.unit else d.name,
+                count(d.pairs),
+                number(d.baseline),
+                number(d.other),
+                _signed(d.difference),
+                f"{_signed(low)} to {_signed(high)}",
+                NOTHING if relative is None else f"{100 * relative[0]:+.0f} %",
+                d.verdict or "no clear difference",
+            )
+        )
+    heads = (
+        "per task", "pairs", comparison.baseline, comparison.other, "difference", "95 % interval", "change", "verdict",
+    )  # fmt: skip
+    return Table(heads, tuple(rows))
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + number(value)
+
+
+def accounting_table(ledger: Ledger, total: Cost) -> Table | None:
+    """The engines' own counts beside what the asks add up to; the two agree unless an engine has died."""
+    if not ledger.totals:
+        return None
+    names = (("prefill_tokens", "computed prompt tokens"), ("decode_tokens", "decoded tokens"), ("asks", "replies"),
+             ("steps", "steps"), ("adapter_loads", "loads"), ("adapter_prefetches", "ahead"),
+             ("adapter_evictions", "evictions"), ("restarts", "restarts"), ("cpu_s", "CPU-s"),
+             ("overhead_cpu_s", "idle CPU-s"), ("start_s", "start s"))  # fmt: skip
+    rows = [
+        (engine, *(_amount(totals.get(name, 0)) for name, _ in names))
+        for engine, totals in sorted(ledger.totals.items())
+    ]
+    first = ledger.asks and sum(not ask.lost for ask in ledger.asks)
+    generated = total.thinking_tokens + total.answer_tokens
+    charged = {
+        "prefill_tokens": count(total.prefilled_tokens),
+        "decode_tokens": count(max(generated - (first or 0), 0)),
+        "asks": count(sum(not ask.lost for ask in ledger.asks)),
+        "adapter_loads": count(total.swaps),
+        "cpu_s": number(total.cpu_s),
+    }
+    rows.append(("asks of this batch", *(charged.get(name, "") for name, _ in names)))
+    return Table(("engine", *(head for _, head in names)), tuple(rows))
+
+
+def _amount(value: Any) -> str:
+    return number(value) if isinstance(value, float) else count(value)
+
+
+def failure_table(ledger: Ledger) -> Table | None:
+    """Why runs failed, the most frequent first."""
+    failed: dict[str, list[str]] = {}
+    for run in ledger.runs:
+        if run.error:
+            failed.setdefault(run.error, []).append(run.id)
+    if not failed:
+        return None
+    ordered = sorted(failed.items(), key=lambda item: -len(item[1]))[:10]
+    return Table(("what went wrong", "example", "runs"), tuple((e, ids[0], count(len(ids))) for e, ids in ordered), 2)
+
+
+def assignment_table(ledger: Ledger) -> Table | None:
+    """Which variant was chosen for which role, and why."""
+    roles = (ledger.batch.options.get("assignment") or {}).get("roles") or {}
+    rows = []
+    for role, chosen in roles.items():
+        given: dict[str, Any] = {"variant": chosen} if isinstance(chosen, str) else chosen
+        variant = str(given.get("variant", BASE))
+        later = ", ".join(f"round {at}: {name}" for at, name in (given.get("rounds") or {}).items())
+        rows.append((role, f"{variant} ({later})" if later else variant, str(given.get("reason", ""))))
+    return Table(("role", "variant", "why"), tuple(rows), 3) if rows else None
