@@ -31,9 +31,9 @@ from metier.runtime.probing import Bench, ProbeOptions, open_bench
 from metier.specializers.role_quality import Score, measure_role, paired_interval, same_answer
 from metier.specializers.thinking_curves import ThinkingPoint, fit_saturation, saturated_budget
 
-BUDGETS = (0, 4, 8, 16, 24, 32, 48, 64)
+BUDGETS = (0, 8, 16, 24, 32, 48)
 MARGIN = 0.02
-TUNE_ROWS, TUNE_SEED = 150, 11
+TUNE_ROWS, TUNE_SEED = 100, 11
 TEST_TASKS, TEST_SEED = 300, 11
 RESAMPLES = 10_000
 BAR = 0.40
