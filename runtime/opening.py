@@ -20,6 +20,7 @@ from .events import Event, OnEvent
 from .session import Session
 from .settings import API_KEY_VARIABLE, Settings, load_settings
 from .store import RunStore
+from .tracing import open_tracer
 
 if TYPE_CHECKING:
     from ..specializers.variant import Variant
@@ -92,6 +93,8 @@ async def open_session(
             await backend.warm(dict.fromkeys(names))
             totals = backend.totals
         session = Session(backend, router, store, settings, on_event, totals, other_roles)
+        if settings.tracing:
+            session.listen(stack.enter_context(open_tracer()).on_event)
         yield session
 
 
