@@ -27,6 +27,7 @@ class Ask(BaseModel):
     retries of that step from 0. `variant` is the content id or name the router chose, None for the base.
     `task` is the run's input as text (`task_text`), the same in every ask of the run. `max_tokens` bounds the
     answer; what comes before it is bounded by `thinking`, which is None where nothing was said about thinking.
+    With `confidence` the reply says how probable its answer was, where the backend can.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class Ask(BaseModel):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = None
     priority: int = 0
+    confidence: bool = False
     prompt_layout: int = 1
     task: str = ""
 
@@ -62,8 +64,8 @@ class Usage(BaseModel):
     answer and its end. Times in seconds:
     `queue_s` until first scheduled, `prefill_s` until the first token, `decode_s` until the last; `cpu_s` is
     the share of the engine's process CPU time charged to this ask. `swaps` counts the adapter loads this ask caused or,
-    fetched ahead, was the first to use, and `cpu_s` has their cost; `swap_s` is what it waited for them. `slot_wait_s` is
-    the part of `queue_s` in which it waited for another adapter to leave a slot.
+    fetched ahead, was the first to use, and `cpu_s` has their cost; `swap_s` is what it waited for them. `slot_wait_s`
+    is the part of `queue_s` in which it waited for another adapter to leave a slot.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,7 +101,8 @@ class Usage(BaseModel):
 class Reply(BaseModel):
     """A model's answer to one ask: `text` is the answer alone, `thinking` what was thought before it.
 
-    `profile` is the thinking profile the ask was served with, which may be the variant's own.
+    `profile` is the thinking profile the ask was served with, which may be the variant's own. `mean_logprob` is the
+    mean log-probability of the answer's tokens in nats, for asks with `confidence`; None where the backend is silent.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,6 +111,7 @@ class Reply(BaseModel):
     thinking: str = ""
     profile: ThinkingProfile | None = None
     finish_reason: Literal["stop", "length"] = "stop"
+    mean_logprob: float | None = None
     usage: Usage = Usage()
     variant: str | None = None
     engine: str = ""

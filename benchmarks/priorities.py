@@ -104,9 +104,8 @@ def histogram(values: list[float], top: float) -> str:
 
 def show(arrival: str, passes: dict[Order, list[dict[str, list[float]]]]) -> None:
     """Medians over the rounds with their ranges, the paired differences, and the distributions."""
-    print(
-        f"\n## {arrival}\n| class | measure | first-come s | ours s | ours / first-come, per round |\n|---|---|---|---|---|"
-    )
+    print(f"\n## {arrival}\n| class | measure | first-come s | ours s | ours / first-come, per round |")
+    print("|---|---|---|---|---|")
     classes = {"all": ("short", "long"), "short": ("short",), "long": ("long",)}
     for name, kinds in classes.items():
         for measure, of in (("mean", mean), ("p95", p95)):

@@ -3,6 +3,7 @@
 from .assign import Assigned, AssignSettings, assign
 from .assignment import Assignment, RoleAssignment, load_assignment
 from .coupling import Prediction, Problem, Serving, make_problem, predict
+from .escalation import NO_SETBACKS, Rung, Setbacks
 from .evaluator import Evaluator, RunTasks
 from .outcomes import AskCost, Journal, Outcome
 from .priority import PrioritySettings
@@ -13,6 +14,7 @@ from .solve import Limits, Solution, SolverSettings, front, solve
 from .space import Candidate, Part, Space, space_of
 
 __all__ = [
+    "NO_SETBACKS",
     "AskCost",
     "AssignSettings",
     "Assigned",
@@ -34,7 +36,9 @@ __all__ = [
     "Route",
     "Router",
     "RunTasks",
+    "Rung",
     "Serving",
+    "Setbacks",
     "Solution",
     "SolverSettings",
     "Space",

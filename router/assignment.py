@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..agents.errors import AssignmentError, SettingsError
 from ..agents.thinking import ThinkingProfile
+from .escalation import ClimbCause, Rung
 
 __all__ = ["Assignment", "RoleAssignment", "load_assignment"]
 
@@ -23,6 +24,11 @@ class RoleAssignment(BaseModel):
     """The variant of one role, and other ones for particular rounds; `reason` says why.
 
     `thinking` and, for particular rounds, `thinking_rounds` say how long the role thinks, whatever it says itself.
+    `expected_s` is how many seconds one of its asks takes, where that is known: runs are ordered by it.
+
+    With a `ladder` the role begins on its first rung and goes one up for each setback named in `climb_on`, at most
+    `max_climbs` in all; None is to the ladder's end. `min_logprob` is the mean log-probability (nats a token, at most
+    0) below which an answer is unsure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +37,10 @@ class RoleAssignment(BaseModel):
     rounds: dict[int, str] = {}
     thinking: ThinkingProfile | None = None
     thinking_rounds: dict[int, ThinkingProfile] = {}
+    ladder: tuple[Rung, ...] = ()
+    climb_on: tuple[ClimbCause, ...] = ()
+    max_climbs: int | None = Field(default=None, ge=1)
+    min_logprob: float | None = Field(default=None, le=0, allow_inf_nan=False)
     expected_s: float | None = Field(default=None, gt=0)
     reason: str = ""
 
@@ -41,16 +51,56 @@ class RoleAssignment(BaseModel):
             raise ValueError(f"rounds count from 1, got {min(rounds)}")
         return rounds
 
+    @field_validator("ladder", mode="before")
+    @classmethod
+    def _accept_variants_as_rungs(cls, ladder: Any) -> Any:
+        if not isinstance(ladder, list | tuple):
+            return ladder
+        return [{"variant": rung} if isinstance(rung, str) else rung for rung in ladder]
+
+    @model_validator(mode="after")
+    def _check_ladder(self) -> Self:
+        if not self.ladder:
+            for name in ("climb_on", "max_climbs", "min_logprob"):
+                if getattr(self, name) not in ((), None):
+                    raise ValueError(f"{name} without a ladder climbs nowhere; give the role `ladder: [...]`")
+            return self
+        if len(self.ladder) < 2:
+            raise ValueError("a ladder of one rung leads nowhere; write two or more, beginning with the first")
+        if not self.climb_on or len(set(self.climb_on)) < len(self.climb_on):
+            raise ValueError("a ladder needs climb_on, each of rejected, unparsed, unsure at most once")
+        if self.rounds or self.thinking_rounds:
+            raise ValueError("ladder and rounds (or thinking_rounds) both say what later rounds get; leave one out")
+        if ("unsure" in self.climb_on) != (self.min_logprob is not None):
+            raise ValueError("climb_on: [unsure] and min_logprob need each other")
+        if self.max_climbs is not None and self.max_climbs >= len(self.ladder):
+            raise ValueError(f"max_climbs={self.max_climbs} with {len(self.ladder)} rungs; at most one less than rungs")
+        full = [self.rung(climbs) for climbs in range(len(self.ladder))]
+        if any(lower == upper for lower, upper in zip(full, full[1:], strict=False)):
+            raise ValueError("two rungs that follow each other are the same")
+        return self
+
+    def rung(self, climbs: int) -> tuple[str, ThinkingProfile | None]:
+        """Variant and thinking of the rung so many above the first."""
+        rung = self.ladder[climbs]
+        return rung.variant or self.variant, self.thinking if rung.thinking is None else rung.thinking
+
+    @property
+    def climb_limit(self) -> int:
+        """How many rungs an ask may stand above the first."""
+        return len(self.ladder) - 1 if self.max_climbs is None else self.max_climbs
+
 
 class Assignment(BaseModel):
     """(role, round) to variant; roles that are not named get `default`.
 
     In YAML a role is either the name of a variant, or a mapping with `variant`, `rounds`, `thinking`,
-    `thinking_rounds` and `reason`; a number of thinking is its maximum in tokens:
+    `thinking_rounds`, a ladder and `reason`; a number of thinking is its maximum in tokens:
 
         roles:
           planner: planner-lora
           solver: {variant: solver-lora, rounds: {2: base}, reason: second tries are short}
+          writer: {ladder: [{thinking: 64}, {thinking: 256}], climb_on: [rejected]}
           critic: {thinking: off, thinking_rounds: {2: 64, 3: {max_tokens: 128, min_tokens: 32, waits: 1}}}
     """
 
@@ -70,7 +120,8 @@ class Assignment(BaseModel):
         """Everything that may be asked for, in a stable order: variants by name, None for the base."""
         named = {self.default}
         for role in self.roles.values():
-            named |= {role.variant, *role.rounds.values()}
+            rungs = {role.rung(climbs)[0] for climbs in range(role.climb_limit + 1)} if role.ladder else {role.variant}
+            named |= {*rungs, *role.rounds.values()}
         return [None if name == BASE else name for name in sorted(named)]
 
     def variants(self) -> set[str]:
@@ -110,7 +161,7 @@ def load_assignment(path: Path | str) -> Assignment:
         where = ".".join(map(str, first["loc"])) or "the file"
         raise AssignmentError(
             f"{path}: {where}: {first['msg']}",
-            expected="`roles:` with role: variant, or role: {variant, rounds, thinking, thinking_rounds, reason}",
+            expected="`roles:` with role: variant, or role: {variant, rounds, thinking, thinking_rounds, ladder, …}",
         ) from error
     except SettingsError as error:
         raise AssignmentError(f"{path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..agents.messages import Ask
 from ..agents.thinking import ThinkingProfile
-from .assignment import BASE, Assignment
+from .assignment import BASE, Assignment, RoleAssignment
+from .escalation import NO_SETBACKS, Setbacks, climb
 
 __all__ = ["Route", "Router"]
 
@@ -15,17 +16,23 @@ __all__ = ["Route", "Router"]
 class Route:
     """Where an ask goes: the variant (None is the base itself) and the reason, kept with the ask.
 
-    `thinking` is how long the assignment lets it think, None where that is left to the role.
+    `thinking` is how long the assignment lets it think, None where that is left to the role. An answer whose mean
+    log-probability is below `min_logprob` is worth another ask one rung up; None where none is, or none is left.
+    `climbs` is how many rungs above its ladder's first it goes.
     """
 
     variant: str | None
     reason: str
     thinking: ThinkingProfile | None = None
+    min_logprob: float | None = None
+    climbs: int = 0
 
     def send(self, ask: Ask) -> Ask:
         """The ask with what was decided about it."""
         decided = {"variant": self.variant, "thinking": self.thinking}
-        update = {name: value for name, value in decided.items() if value is not None}
+        update: dict[str, object] = {name: value for name, value in decided.items() if value is not None}
+        if self.min_logprob is not None:
+            update["confidence"] = True
         return ask.model_copy(update=update) if update else ask
 
 
@@ -36,12 +43,15 @@ class Router:
         self.assignment = assignment or Assignment()
         self._routes: dict[tuple[str, int], Route] = {}
 
-    def route(self, ask: Ask) -> Route:
-        """Choose the variant for one ask; asks of the same role and round always get the same."""
+    def route(self, ask: Ask, setbacks: Setbacks = NO_SETBACKS) -> Route:
+        """Choose for one ask: the same role, round and setbacks always get the same."""
+        assigned = self.assignment.roles.get(ask.role)
+        if assigned is not None and assigned.ladder:
+            return _on_ladder(ask.role, ask.round, assigned, setbacks)
         return self.expect(ask.role, ask.round)
 
     def expect(self, role: str, round_number: int) -> Route:
-        """What an ask that a role may yet make in a round will get."""
+        """What an ask that a role may yet make in a round will get, if nothing but earlier rounds goes wrong."""
         key = (role, round_number)
         route = self._routes.get(key)
         if route is None:
@@ -50,6 +60,8 @@ class Router:
 
     def _decide(self, role: str, round_number: int) -> Route:
         assigned = self.assignment.roles.get(role)
+        if assigned is not None and assigned.ladder:
+            return _on_ladder(role, round_number, assigned, Setbacks(rejected=round_number - 1))
         thinking = None if assigned is None else assigned.thinking_rounds.get(round_number, assigned.thinking)
         if assigned is None:
             variant, reason = self.assignment.default, f"role {role!r} is not assigned: default"
@@ -58,3 +70,44 @@ class Router:
         else:
             variant, reason = assigned.variant, assigned.reason or f"assigned to {role!r}"
         return Route(None if variant == BASE else variant, reason, thinking)
+
+
+def _on_ladder(role: str, round_number: int, assigned: RoleAssignment, setbacks: Setbacks) -> Route:
+    limit = assigned.climb_limit
+    climbs = climb(setbacks, assigned.climb_on, limit)
+    variant, thinking = assigned.rung(climbs)
+    reason = _why(role, round_number, assigned, setbacks, climbs)
+    threshold = assigned.min_logprob if climbs < limit else None  # nothing is left to climb to
+    return Route(None if variant == BASE else variant, reason, thinking, threshold, climbs)
+
+
+def _why(role: str, round_number: int, assigned: RoleAssignment, setbacks: Setbacks, climbs: int) -> str:
+    """The last setback that counts, and what it changed: `round 2: critic said no, rung 1 → 2: thinking 64 → 256`."""
+    causes = assigned.climb_on
+    if setbacks.unsure and "unsure" in causes:
+        said = "the answer was unsure"
+        if setbacks.logprob is not None:
+            said = f"mean log-probability {setbacks.logprob:.2f} below {assigned.min_logprob:g}"
+    elif setbacks.unparsed and "unparsed" in causes:
+        said = "no reply that parses"
+    elif setbacks.rejected and "rejected" in causes:
+        said = f"{setbacks.rejected_by or 'round ' + str(round_number - 1)} said no"
+    else:
+        return assigned.reason or f"assigned to {role!r}, rung 1"
+    counted = sum(getattr(setbacks, cause) for cause in causes)
+    if counted > climbs:
+        return f"round {round_number}: {said}, stays on rung {climbs + 1}: bound of {climbs} climbs"
+    (was, thought), (now, thinks) = assigned.rung(climbs - 1), assigned.rung(climbs)
+    changes = [f"variant {was} → {now}"] if was != now else []
+    changes += [f"thinking {_short(thought)} → {_short(thinks)}"] if thought != thinks else []
+    return f"round {round_number}: {said}, rung {climbs} → {climbs + 1}: {', '.join(changes)}"
+
+
+def _short(profile: ThinkingProfile | None) -> str:
+    if profile is None:
+        return "as the role says"
+    if profile.off:
+        return "off"
+    more = f" (at least {profile.min_tokens})" if profile.min_tokens else ""
+    more += f" with {profile.waits} waits" if profile.waits else ""
+    return f"{profile.max_tokens}{more}"

@@ -228,6 +228,7 @@ def sampling_params(
         temperature=ask.temperature,
         top_p=ask.top_p,
         seed=ask.seed,
+        logprobs=0 if ask.confidence else None,  # of the sampled token alone
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.DELTA if stream or rules is not None else RequestOutputKind.FINAL_ONLY,
         extra_args=extra or None,

@@ -203,6 +203,7 @@ class EngineHost:
             async for output in outputs:
                 said = output.outputs[0]
                 piece = reader.read(said.text, said.token_ids)
+                reader.note_logprob(said.cumulative_logprob)
                 if message.stream and piece:
                     self._send(Text(key=message.key, piece=piece))
                 if reader.full:
@@ -220,6 +221,7 @@ class EngineHost:
             thinking=reader.thinking,
             profile=ask.thinking,
             finish_reason=reason,
+            mean_logprob=reader.mean_logprob,
             usage=usage,
             variant=ask.variant if adapter is None else adapter.id,
             engine=self._name,

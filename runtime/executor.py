@@ -24,6 +24,7 @@ from ..agents.nodes import (
     Source,
     StepOutput,
 )
+from ..router.escalation import NO_SETBACKS, Setbacks
 from .events import Event
 from .foresight import RunForesight
 from .steps import BLOCKED, StepRunner
@@ -36,7 +37,8 @@ class Scope:
     """The outputs of one body while it runs (of one round, in a loop), and the scope around it.
 
     `names` is the static path of the body, `path` the same with round and item numbers in it. A step that was
-    skipped has output None; a loop's output is the dict of its last round.
+    skipped has output None; a loop's output is the dict of its last round. `setbacks` counts the rounds of the loop
+    that its condition did not accept; a sub-graph has those of the step that it is.
     """
 
     graph: str
@@ -48,15 +50,21 @@ class Scope:
     previous: dict[str, Any] | None = None
     outputs: dict[str, Any] = field(default_factory=dict)
     blocked: bool = False
+    setbacks: Setbacks = NO_SETBACKS
 
 
 class Outputs:
-    """What conditions read: `s[check]` is the step's output in the current round, None when it was skipped."""
+    """What conditions read: `s[check]` is the step's output in the current round, None when it was skipped.
+
+    `read` keeps the names of the steps that were looked at.
+    """
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self.read: dict[str, None] = {}
 
     def __getitem__(self, step: StepRef) -> Any:
+        self.read[step.name] = None
         scope: Scope | None = self._scope
         while scope is not None:
             depth = len(scope.names)
@@ -132,7 +140,7 @@ class Executor:
 
     async def _run_node(self, node: BuiltNode, scope: Scope) -> Any:
         path = scope.path + node.name
-        if node.when is not None and not _holds(node.when, scope, node.name):
+        if node.when is not None and not _holds(node.when, Outputs(scope), node.name):
             self._steps.skip(node, path, "its condition does not hold")
             return None
         if isinstance(node.work, LoopWork):
@@ -161,12 +169,12 @@ class Executor:
     async def _run_once(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: str) -> Any:
         if isinstance(node.work, GraphWork):
             graph = node.work.graph
-            inner = Scope(graph.name, next(iter(inputs.values())), path=path + "/")
+            inner = Scope(graph.name, next(iter(inputs.values())), path=path + "/", setbacks=scope.setbacks)
             await self._run_body(graph.body, inner)
             return BLOCKED if inner.blocked else _read(graph.output, inner)
         if isinstance(node.work, PersonWork):
             return self._steps.ask_person(node, node.work, path, inputs)
-        return await self._steps.run(node, path, inputs, scope.round)
+        return await self._steps.run(node, path, inputs, scope.round, scope.setbacks)
 
     async def _fan_out(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: str) -> Any:
         each = node.each
@@ -184,18 +192,23 @@ class Executor:
 
     async def _run_loop(self, node: BuiltNode, loop: LoopWork, scope: Scope, path: str) -> Any:
         previous: dict[str, Any] | None = None
+        setbacks = NO_SETBACKS
         for number in range(1, loop.max_rounds + 1):
             round_path = f"{path}[{number}]"
             self._steps.emit(Event(kind="round_started", step_path=round_path, data={"of": loop.max_rounds}))
             inner = Scope(
-                scope.graph, scope.value, (*scope.names, node.name), round_path + "/", number, scope, previous
-            )
+                scope.graph, scope.value, (*scope.names, node.name), round_path + "/", number, scope, previous,
+                setbacks=setbacks,
+            )  # fmt: skip
             await self._run_body(loop.body, inner)
             if inner.blocked:
                 return BLOCKED
             previous = inner.outputs
-            if loop.until is not None and _holds(loop.until, inner, node.name):
-                return previous
+            if loop.until is not None:
+                outputs = Outputs(inner)
+                if _holds(loop.until, outputs, node.name):
+                    return previous
+                setbacks = Setbacks(rejected=number, rejected_by=", ".join(outputs.read))
         if loop.until is not None and loop.on_limit == "fail":
             raise LoopLimitError(
                 f"loop {path!r} was not satisfied after {loop.max_rounds} rounds",
@@ -205,9 +218,9 @@ class Executor:
         return previous
 
 
-def _holds(condition: Condition, scope: Scope, name: str) -> bool:
+def _holds(condition: Condition, outputs: Outputs, name: str) -> bool:
     try:
-        return bool(condition(Outputs(scope)))
+        return bool(condition(outputs))
     except GraphError:
         raise
     except Exception as error:

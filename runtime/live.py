@@ -33,6 +33,7 @@ class RoleCount:
     answer_tokens: int = 0
     swaps: int = 0
     retried: int = 0
+    climbed: int = 0
 
 
 class LiveView:
@@ -107,6 +108,9 @@ class LiveView:
         role.thinking_tokens += data.get("thinking_tokens", 0)
         role.answer_tokens += data.get("answer_tokens", 0)
         role.swaps += data.get("swaps", 0)
+        if data.get("climbs", 0):
+            role.climbed += 1
+            self.last = f"{event.role}: {data['reason']}"
 
     def _note(self, event: Event) -> None:
         shown = " ".join(str(v) if k == "what" else f"{k}={v}" for k, v in event.data.items())
@@ -135,10 +139,10 @@ class LiveView:
     def render(self) -> Group:
         """The table of roles under the headline, and the engine's last word."""
         table = Table(box=None, pad_edge=False)
-        numbers = ("running", "done", "prompt", "cached", "thought", "written", "swaps", "retried")
+        numbers = ("running", "done", "prompt", "cached", "thought", "written", "swaps", "retried", "climbed")
         for head in ("role", "variant", *numbers):
             table.add_column(head, justify="left" if head in ("role", "variant") else "right")
         for name, r in self.roles.items():
             tokens = (r.prompt_tokens, r.cached_tokens, r.thinking_tokens, r.answer_tokens)
-            table.add_row(name, r.variant, *map(str, (r.running, r.done, *tokens, r.swaps, r.retried)))
+            table.add_row(name, r.variant, *map(str, (r.running, r.done, *tokens, r.swaps, r.retried, r.climbed)))
         return Group(self.headline(), table, Text(self.last, style="dim"))

@@ -92,6 +92,8 @@ class ReplayedBackend:
 
     def _key(self, ask: Ask) -> str:
         seen = ask.model_dump(mode="json", exclude={"run_id", "step_path", "attempt", "round", "priority", "variant"})
+        if not ask.confidence:
+            del seen["confidence"]  # replies were recorded before asks could wish for it
         variant = ask.variant or BASE
         return content_key(ask=seen, variant=self._variants.get(variant, variant), identity=self._identity)
 

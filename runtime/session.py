@@ -150,7 +150,8 @@ class Session:
 
     def route(self, ask: Ask) -> tuple[Ask, str]:
         """The ask with the variant and the thinking that its role and round are assigned, and the reason."""
-        return self._route(ask)
+        route = self._router.route(ask)
+        return route.send(ask), route.reason
 
     async def ask(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
         """Ask once, outside any run, the variant that the ask names. Nothing is recorded in the store.
@@ -313,7 +314,7 @@ class Session:
         steps = StepRunner(
             run_id,
             self.store,
-            self._route,
+            self._router.route,
             self._backend,
             on_event=on_event,
             limits=limits,
@@ -360,10 +361,6 @@ class Session:
         if result.score is not None:
             self.emit(Event(kind="run_scored", run_id=result.run_id, data={"score": result.score}))
         return result
-
-    def _route(self, ask: Ask) -> tuple[Ask, str]:
-        route = self._router.route(ask)
-        return route.send(ask), route.reason
 
     def _foresight(self, built: BuiltGraph, run_id: str, again: Callable[[], bool]) -> RunForesight | None:
         if not self._foresees:

@@ -245,6 +245,7 @@ class SteppedLLM:
         """Pass on what a step wrote for one ask: a piece of its text, or its whole reply."""
         said, reader = output.outputs[0], pending.reader
         pending.read(said.text, said.token_ids)
+        reader.note_logprob(said.cumulative_logprob)
         if not output.finished and not reader.full:
             return
         ask, adapter = pending.request.ask, pending.request.adapter
@@ -267,6 +268,7 @@ class SteppedLLM:
             thinking=reader.thinking,
             profile=ask.thinking,
             finish_reason=reason,
+            mean_logprob=reader.mean_logprob,
             usage=usage,
             variant=ask.variant if adapter is None else adapter.id,
             engine=self._name,

@@ -26,6 +26,8 @@ from ..agents.messages import Ask, Message, Reply
 from ..agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ..agents.prompts import PROMPT_LAYOUT, render_prompt
 from ..agents.roles import Role
+from ..router.escalation import NO_SETBACKS, Setbacks
+from ..router.route import Route
 from .events import Event, EventKind, OnEvent
 from .run_priority import RunPriority
 from .step_values import call_function, content_key, gives_each, schema_of, type_adapter, typed_output
@@ -41,8 +43,8 @@ class _Blocked:
 
 BLOCKED: Final = _Blocked()
 
-RouteAsk = Callable[[Ask], tuple[Ask, str]]
-"""Gives an ask its variant, and says why."""
+RouteAsk = Callable[[Ask, Setbacks], Route]
+"""Where an ask goes after what went wrong before it, and why."""
 
 
 class RunLimits(BaseModel):
@@ -95,9 +97,18 @@ class StepRunner:
 
     # --- what the executor calls --------------------------------------------------------------------------
 
-    async def run(self, node: BuiltNode, path: str, inputs: dict[str, Any], round_number: int) -> Any:
+    async def run(
+        self,
+        node: BuiltNode,
+        path: str,
+        inputs: dict[str, Any],
+        round_number: int,
+        setbacks: Setbacks = NO_SETBACKS,
+    ) -> Any:
         """Do one role or function step, or read back what is recorded; returns its typed output.
 
+        `setbacks` says how many rounds of its loop were not accepted. What goes wrong in the step itself is added
+        here and forgotten with the step, so that a resumed run, which begins the step anew, takes the same rungs.
         Raises: AnswerError, StepError, StepTimeoutError, LimitError or EngineError once the tries are used up.
         """
         work = node.work
@@ -111,7 +122,7 @@ class StepRunner:
         step = StepRecord(path, role, "failed", None, key, time.time())
         self._tell("step_started", path, role)
         try:
-            output = await self._try(node, path, inputs, messages, round_number, step)
+            output = await self._try(node, path, inputs, messages, round_number, step, setbacks)
             output, step.output = typed_output(output, gives, path)
             step.state = "done"
         except BaseException as error:
@@ -156,6 +167,7 @@ class StepRunner:
         messages: tuple[Message, ...] | None,
         round_number: int,
         step: StepRecord,
+        setbacks: Setbacks,
     ) -> Any:
         for left in range(node.retries, -1, -1):
             step.tries = node.retries - left + 1
@@ -163,7 +175,7 @@ class StepRunner:
                 with anyio.fail_after(node.timeout_s):
                     if isinstance(node.work, RoleWork):
                         assert messages is not None
-                        return await self._ask_role(node.work.role, path, messages, round_number, step)
+                        return await self._ask_until_sure(node.work.role, path, messages, round_number, step, setbacks)
                     assert isinstance(node.work, FunctionWork)
                     return await call_function(node.work.function, node.name, inputs)
             except TimeoutError as error:
@@ -175,31 +187,64 @@ class StepRunner:
                 failure.__cause__ = error
             except (AnswerError, StepError, EngineDeadError) as error:
                 failure = error
+                if isinstance(error, AnswerError):
+                    setbacks = setbacks._replace(unparsed=setbacks.unparsed + 1)
             if not left:
                 raise failure
             self._tell("ask_retried", path, step.role, reason=str(failure))
         raise AssertionError("unreachable: the last try returns or raises")
 
-    async def _ask_role(
-        self, role: Role, path: str, messages: tuple[Message, ...], round_number: int, step: StepRecord
+    async def _ask_until_sure(
+        self,
+        role: Role,
+        path: str,
+        messages: tuple[Message, ...],
+        round_number: int,
+        step: StepRecord,
+        setbacks: Setbacks,
     ) -> Any:
-        reply = await self._ask(role, path, messages, round_number, step)
+        """Ask, and while the answer is unsure and its ladder goes on, ask again one rung up; the last answer counts."""
+        while True:
+            answer, threshold, logprob = await self._ask_role(role, path, messages, round_number, step, setbacks)
+            if threshold is None or logprob is None or logprob >= threshold:
+                return answer
+            setbacks = setbacks._replace(unsure=setbacks.unsure + 1, logprob=logprob)
+            reason = f"mean log-probability {logprob:.2f} below {threshold:g}"
+            self._tell("ask_retried", path, role.name, reason=reason)
+
+    async def _ask_role(
+        self,
+        role: Role,
+        path: str,
+        messages: tuple[Message, ...],
+        round_number: int,
+        step: StepRecord,
+        setbacks: Setbacks,
+    ) -> tuple[Any, float | None, float | None]:
+        """The answer of one ask and its correction, below which log-probability it is unsure, and which it has."""
+        reply, threshold = await self._ask(role, path, messages, round_number, step, setbacks)
         try:
-            return parse_answer(reply.text, role.gives)
+            return parse_answer(reply.text, role.gives), threshold, reply.mean_logprob
         except AnswerError as error:
             step.asks[-1].error = str(error)
             self._tell("ask_retried", path, role.name, reason=str(error))
             corrected = correction_messages(messages, reply.text, error)
-        reply = await self._ask(role, path, corrected, round_number, step)
+        reply, threshold = await self._ask(role, path, corrected, round_number, step, setbacks)
         try:
-            return parse_answer(reply.text, role.gives)
+            return parse_answer(reply.text, role.gives), threshold, reply.mean_logprob
         except AnswerError as error:
             step.asks[-1].error = str(error)
             raise
 
     async def _ask(
-        self, role: Role, path: str, messages: tuple[Message, ...], round_number: int, step: StepRecord
-    ) -> Reply:
+        self,
+        role: Role,
+        path: str,
+        messages: tuple[Message, ...],
+        round_number: int,
+        step: StepRecord,
+        setbacks: Setbacks,
+    ) -> tuple[Reply, float | None]:
         self._check_tokens(path)
         attempt = self._first_attempt.get(path, 0) + len(step.asks)
         ask = Ask(
@@ -219,7 +264,8 @@ class StepRunner:
             prompt_layout=PROMPT_LAYOUT,
             task=self._task,
         )
-        ask, reason = self._route(ask)
+        route = self._route(ask, setbacks)
+        ask, reason = route.send(ask), route.reason
         record = AskRecord(attempt, role.name, ask.variant, reason, PROMPT_LAYOUT, messages, time.time())
         step.asks.append(record)
         on_text = partial(self._text, path, role.name) if self._stream else None
@@ -238,9 +284,13 @@ class StepRunner:
             self._priority.note(reply.usage)
         if self._on_event is not None:
             usage = reply.usage.model_dump(exclude_defaults=True)
+            if ask.priority:
+                usage["priority"] = ask.priority
+            if route.climbs:
+                usage["climbs"] = route.climbs
             seconds = record.answered_at - record.asked_at
             self._tell("ask_finished", path, role.name, variant=ask.variant, reason=reason, seconds=seconds, **usage)
-        return reply
+        return reply, route.min_logprob
 
     def _check_tokens(self, path: str) -> None:
         limit = self._limits.max_tokens

@@ -84,6 +84,8 @@ class ReplyReader:
         self._answer: list[str] = []
         self._tokens = 0
         self._text_closed = tag is None
+        self._logprob: float | None = None
+        self._before = (0, 0.0)  # tokens and log-probability up to the end of thinking
 
     def read(self, text: str, token_ids: list[int]) -> str:
         """Read one piece; returns what of it belongs to the answer."""
@@ -116,6 +118,20 @@ class ReplyReader:
     def full(self) -> bool:
         """Whether the answer has all the tokens it may have. Engines bound thinking and answer together only."""
         return self._scanner is not None and self._tokens - self._scanner.tokens >= self._answer_limit
+
+    def note_logprob(self, total: float | None) -> None:
+        """Keep the log-probability of the reply up to the piece just read; None where the engine was not asked."""
+        self._logprob = total
+        if total is not None and self._scanner is not None and self._scanner.tokens >= self._tokens:
+            self._before = (self._tokens, total)
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """Mean log-probability of the answer's tokens in nats; None when none was reported, or there is no answer."""
+        tokens, before = self._before
+        if self._logprob is None or self._tokens <= tokens:
+            return None
+        return min((self._logprob - before) / (self._tokens - tokens), 0.0)
 
     @property
     def answer(self) -> str:

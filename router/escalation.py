@@ -1,0 +1,46 @@
+"""Which rung of its ladder a role stands on: one up for each setback of a kind that climbs, within a limit."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from ..agents.thinking import ThinkingProfile
+
+__all__ = ["NO_SETBACKS", "ClimbCause", "Rung", "Setbacks", "climb"]
+
+ClimbCause = Literal["rejected", "unparsed", "unsure"]
+"""`rejected`: the loop went into another round; `unparsed`: a try ended without a reply that parses, corrections
+included; `unsure`: the answer's mean log-probability was below the role's threshold."""
+
+
+class Rung(BaseModel):
+    """One step of a ladder; what it does not say is the role's own `variant` and `thinking`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: str | None = None
+    thinking: ThinkingProfile | None = None
+
+
+class Setbacks(NamedTuple):
+    """What went wrong before an ask: rounds of its loop that were not accepted, and tries of its own step.
+
+    `rejected_by` names the steps that the loop's condition looked at, `logprob` is the last answer's mean, for reasons.
+    """
+
+    rejected: int = 0
+    unparsed: int = 0
+    unsure: int = 0
+    rejected_by: str = ""
+    logprob: float | None = None
+
+
+NO_SETBACKS = Setbacks()
+
+
+def climb(setbacks: Setbacks, causes: tuple[ClimbCause, ...], max_climbs: int) -> int:
+    """How many rungs above the first an ask stands: the setbacks that count, at most `max_climbs`."""
+    counted: int = sum(getattr(setbacks, cause) for cause in causes)
+    return min(counted, max_climbs)
