@@ -201,6 +201,19 @@ def variants_export(
     export_variant(name, out, as_kind, base, shelf, also or [], recipe, traffic)
 
 
+@variants_app.command("draw", epilog="Example: `metier variants draw ledger-accountant-thinking curves.svg`")
+def variants_draw(
+    name: Annotated[str, typer.Argument(help="Name or content id of a variant that method `thinking` made.")],
+    out: Annotated[Path, typer.Argument(help="SVG file to write.")],
+    shelf: Shelf = None,
+    also: Also = None,
+) -> None:
+    """Draw a variant's curves: accuracy against thinking, and what each accuracy costs."""
+    from .making import draw_variant
+
+    draw_variant(name, out, shelf, also or [])
+
+
 add_router_commands(app)
 add_serve_command(app)
 

@@ -19,7 +19,7 @@ from .settings import load_settings
 if TYPE_CHECKING:
     from .pool import EnginePool
 
-__all__ = ["list_variants", "make_variant", "show_variants"]
+__all__ = ["draw_variant", "list_variants", "make_variant", "show_variants"]
 
 console = Console(stderr=True)
 WIDE = 140
@@ -98,6 +98,15 @@ def _engines(base: str, shelf: Shelf) -> EnginePool:
         load_settings().engine,
         adapters=adapters,
     )
+
+
+def draw_variant(name: str, out: Path, shelf: Path | None, also: list[Path]) -> None:
+    """Draw the thinking curves of a variant's card; see `metier variants draw --help`."""
+    from .thinking_figures import draw_thinking, thinking_of
+
+    points, curves = thinking_of(Shelf(shelf or load_settings().shelf, also=also).get(name))
+    draw_thinking(out, points, curves)
+    console.print(f"{len(points)} points of {len(curves)} variants are drawn in {out}", markup=False)
 
 
 def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from metier.agents.errors import VariantError
+from metier.runtime.making import draw_variant
 from metier.runtime.thinking_figures import draw_thinking, iso_accuracy, thinking_of
-from metier.specializers import Variant
+from metier.specializers import Shelf, Variant
 from metier.specializers.thinking_curves import Saturation, ThinkingPoint
 from metier.specializers.variant import EngineSpec
 
+SHIPPED = Path(__file__).parents[2] / "examples" / "variants"
 CURVE = Saturation(0.1, 0.9, 10.0, 1.0, 0.0)
 POINTS = [ThinkingPoint("solver", b, CURVE.accuracy(b), (0.0, 1.0), float(b), 20.0 + b, 50) for b in (0, 8, 16, 32)]
 
@@ -45,3 +48,16 @@ def test_the_figure_is_the_same_for_the_same_data(tmp_path: Path) -> None:
     text = (tmp_path / "one.svg").read_text()
     assert text == (tmp_path / "two.svg").read_text()
     assert "solver" in text and "frontier" in text
+
+
+def test_a_variant_is_drawn_from_its_card(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    shutil.copytree(SHIPPED / "planner", tmp_path / "shelf" / "planner")
+    shelf = Shelf(tmp_path / "shelf")
+    with pytest.raises(VariantError, match="no thinking curves"):
+        draw_variant("planner", tmp_path / "out.svg", shelf.folder, [])
+    shelf.annotate(
+        "planner", {"thinking": {"points": [asdict(p) for p in POINTS], "curves": {"solver": asdict(CURVE)}}}
+    )
+    draw_variant("planner", tmp_path / "out.svg", shelf.folder, [])
+    assert "frontier" in (tmp_path / "out.svg").read_text()
