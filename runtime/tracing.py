@@ -35,12 +35,11 @@ class RunTracer:
     """
 
     def __init__(self, provider: TracerProvider) -> None:
-        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
+        from opentelemetry.trace import SpanKind, set_span_in_context
 
         self._tracer = provider.get_tracer(SERVICE)
         self._within = set_span_in_context
         self._client = SpanKind.CLIENT
-        self._failure = lambda reason: Status(StatusCode.ERROR, reason)
         self._runs: dict[str, Span] = {}
         self._steps: dict[str, dict[str, Span]] = {}
 
@@ -74,7 +73,7 @@ class RunTracer:
     def _begin_run(self, event: Event) -> None:
         self._end_run(event.run_id, "cancelled")  # one that was cancelled here, and is resumed
         workflow = event.run_id.rsplit("-", 3)[0]  # a run's id begins with its graph's name
-        attributes = {
+        attributes: dict[str, str | bool] = {
             names.OPERATION: names.OPERATION_WORKFLOW,
             names.PROVIDER: names.PROVIDER_NAME,
             names.WORKFLOW_NAME: workflow,
@@ -88,9 +87,9 @@ class RunTracer:
     def _end_run(self, run_id: str, error: str) -> None:
         for span in self._steps.pop(run_id, {}).values():
             self._end(span, "cancelled")
-        span = self._runs.pop(run_id, None)
-        if span is not None:
-            self._end(span, error)
+        run = self._runs.pop(run_id, None)
+        if run is not None:
+            self._end(run, error)
 
     def _begin_step(self, event: Event) -> None:
         run = self._runs.get(event.run_id)
@@ -148,9 +147,11 @@ class RunTracer:
         span.end(ended_ns)
 
     def _end(self, span: Span, error: str) -> None:
+        from opentelemetry.trace import StatusCode
+
         if error:
             span.set_attribute(names.ERROR_TYPE, error.partition(":")[0][:100])
-            span.set_status(self._failure(error))
+            span.set_status(StatusCode.ERROR, error)
         span.end()
 
 
