@@ -1,0 +1,170 @@
+"""What a request costs through `metier serve` beside the embedded call: CPU-milliseconds of the server's process.
+
+    python benchmarks/server_overhead.py --rounds 5                 # a backend that answers at once
+    python benchmarks/server_overhead.py --rounds 5 --engine        # a tiny random model in vLLM, 8 tokens an ask
+
+The client is a process of its own, so that its CPU time is not the server's; 16 requests go on at a time on both sides.
+Each round asks the same things by the session and by HTTP, in turns; the difference per request is what is reported.
+Bar: at most 3 CPU-ms a request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import anyio
+from pydantic import BaseModel
+
+from metier.agents import Ask, Message, Role, ScriptedBackend, TaskGraph
+from metier.runtime import Session, open_session
+from metier.runtime.server.app import make_app
+from metier.runtime.server.served_models import ServedWorkflow
+from metier.runtime.server.serving import listen_on, new_server
+from metier.runtime.settings import load_settings
+
+AT_ONCE = 16
+TEXT = "How many legs do three dogs, two spiders and one duck have in total?"
+CLIENT = (
+    """
+import asyncio, sys, httpx
+url, count, at_once, stream, tokens = sys.argv[1], *map(int, sys.argv[2:])
+body = {"model": "base", "messages": [{"role": "user", "content": %r}], "max_completion_tokens": tokens,
+        "stream": bool(stream)}
+async def main():
+    left = iter(range(count))
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        async def ask():
+            for _ in left:
+                (await client.post("/v1/chat/completions", json=body)).raise_for_status()
+        await asyncio.gather(*(ask() for _ in range(at_once)))
+for line in sys.stdin:
+    asyncio.run(main())
+    print("done", flush=True)
+"""
+    % TEXT
+)  # noqa: UP031
+
+
+class Puzzle(BaseModel):
+    text: str
+
+
+graph = TaskGraph("one", takes=Puzzle, gives=str)
+graph.step(Role("writer", takes=Puzzle, gives=str))
+
+
+async def embedded(session: Session, count: int, tokens: int) -> float:
+    """CPU-seconds of `count` asks by the session."""
+    messages = (Message(role="user", content=TEXT),)
+    left = iter(range(count))
+
+    async def ask() -> None:
+        for number in left:
+            await session.ask(
+                Ask(run_id="bench", step_path=str(number), role="writer", messages=messages, max_tokens=tokens)
+            )
+
+    began_s = time.process_time()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(AT_ONCE):
+            tasks.start_soon(ask)
+    return time.process_time() - began_s
+
+
+class Client:
+    """A client in a process of its own that asks `count` times whenever it is told to."""
+
+    def __init__(self, url: str, count: int, stream: bool, tokens: int) -> None:
+        arguments = [url, str(count), str(AT_ONCE), str(int(stream)), str(tokens)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    async def go(self) -> float:
+        """CPU-seconds of this process while the client asks."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        began_s = time.process_time()
+        self._process.stdin.write(b"go\n")
+        self._process.stdin.flush()
+        said = await asyncio.to_thread(self._process.stdout.readline)
+        assert said == b"done\n", "the client has failed"
+        return time.process_time() - began_s
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@asynccontextmanager
+async def open_bench(engine: bool, folder: Path) -> AsyncGenerator[Session]:
+    """A session on a backend that answers at once, or on a tiny random model."""
+    overrides: dict[str, Any] = {"server.drain_s": 1}
+    if not engine:
+        backend = ScriptedBackend(default=lambda ask: "one two three four five six seven eight", keep_asks=False)
+        settings = load_settings(overrides=overrides)
+        async with open_session(backend=backend, store=":memory:", settings=settings) as session:
+            yield session
+        return
+    os.environ |= {"HF_HUB_OFFLINE": "1"}
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.tiny_model import write_tiny_llama
+
+    tiny = {"eager": True, "kv_cache_mib": 64, "max_model_tokens": 512, "threads": 1}
+    settings = load_settings(overrides=overrides | {f"engine.{name}": value for name, value in tiny.items()})
+    base = write_tiny_llama(folder / "tiny")
+    async with open_session(base=base, store=":memory:", settings=settings) as session:
+        yield session
+
+
+async def measure(rounds: int, count: int, engine: bool, tokens: int) -> None:
+    """Run the rounds and print a row for whole replies and one for streams."""
+    with tempfile.TemporaryDirectory() as folder, listen_on("127.0.0.1", 0) as listening:
+        async with open_bench(engine, Path(folder)) as session, anyio.create_task_group() as tasks:
+            app = make_app(session, [ServedWorkflow(graph.build())])
+            server = new_server(app, session.settings.server)
+            tasks.start_soon(server.serve, [listening])
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            print(f"{'tiny model' if engine else 'scripted'}, {count} requests a round, {AT_ONCE} at a time")
+            for stream in (False, True):
+                client = Client(url, count, stream, tokens)
+                await embedded(session, count, tokens)
+                await client.go()
+                base_ms, more_ms = [], []
+                for _ in range(rounds):
+                    alone = await embedded(session, count, tokens)
+                    through = await client.go()
+                    base_ms.append(alone / count * 1e3)
+                    more_ms.append((through - alone) / count * 1e3)
+                client.close()
+                print(
+                    f"{'stream' if stream else 'whole reply':12} embedded {median(base_ms):.2f} CPU-ms; through the "
+                    f"server {median(more_ms):+.2f} ({min(more_ms):.2f} to {max(more_ms):.2f}), bar 3"
+                )
+            server.handle_exit(15, None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--engine", action="store_true")
+    parser.add_argument("--tokens", type=int, default=8)
+    given = parser.parse_args()
+    anyio.run(measure, given.rounds, given.count, given.engine, given.tokens)
+
+
+if __name__ == "__main__":
+    main()
