@@ -58,6 +58,17 @@ with graph.loop("attempt", max_rounds=3, until=lambda s: s[audit].correct):
     add = graph.step(accountant, after=read)
     audit = graph.step(auditor, after=add)
 
+# The same in stages: the thought is a step's text, which the next step reads, so each may have a variant of its own.
+thinker = Role("thinker", takes=Entries, gives=str, instructions="Write the running totals.", max_tokens=64)
+answerer = Role(
+    "answerer", takes={"entries": Entries, "working": str}, gives=Total, instructions="Take the total.", max_tokens=16
+)
+
+staged = TaskGraph("ledger-staged", takes=Ledger, gives=Total)
+staged_read = staged.step(reader)
+staged_think = staged.step(thinker, after=staged_read)
+staged.step(answerer, after=staged_think)
+
 # ---- tasks ------------------------------------------------------------------------------------------------
 
 FIRST_SEED: dict[Split, int] = {"train": 0, "tune": 100_000_000, "test": 200_000_000}
@@ -194,6 +205,19 @@ def auditor_rows(size: int, seed: int, split: Split = "train") -> Iterator[Traff
         yield _row(auditor, inputs, Audit(total=right, correct=said == right), thinking)
 
 
+def staged_rows(size: int, seed: int) -> Iterator[TrafficRow]:
+    """Thoughts as text, and totals taken from them, in turn."""
+    rng = random.Random(seed)
+    for number, task in enumerate(ledger_tasks("train", size, seed)):
+        entries = Entries(amounts=write_amounts(task.key))
+        working = think_about(task.key, rng)
+        if number % 2:
+            yield _row(answerer, {"entries": entries, "working": working}, Total(total=sum(task.key)), None)
+        else:
+            messages = render_prompt(thinker, {"entries": entries})
+            yield TrafficRow(role=thinker.name, messages=messages, reply=working, score=1.0)
+
+
 def mixed_rows(size: int, seed: int) -> Iterator[TrafficRow]:
     """Rows of all roles in turn, for one adapter that plays all of them."""
     teachers = [rows(-(-size // 3), seed) for rows in (reader_rows, accountant_rows, auditor_rows)]
@@ -225,6 +249,6 @@ def _off_by(rng: random.Random) -> int:
     return rng.choice((-10, -2, -1, 1, 2, 10))
 
 
-def _row(role: Role, inputs: dict[str, Any], reply: BaseModel, thinking: str) -> TrafficRow:
+def _row(role: Role, inputs: dict[str, Any], reply: BaseModel, thinking: str | None) -> TrafficRow:
     messages = render_prompt(role, inputs)
     return TrafficRow(role=role.name, messages=messages, reply=reply.model_dump_json(), thinking=thinking, score=1.0)
