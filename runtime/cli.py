@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from ..agents.errors import MetierError, RunInterrupted, SettingsError
+from .cli_bench import add_bench_command
 from .cli_report import add_report_command
 from .cli_router import add_router_commands, overrides
 from .cli_serve import add_serve_command
@@ -101,6 +102,7 @@ def resume(
 
 
 add_report_command(app)
+add_bench_command(app)
 
 
 @app.command(epilog="Example: `metier demo --tasks 24`")

@@ -1,0 +1,1 @@
+"""Load on a backend: replays of recorded traces and synthetic mixes, measured request by request."""

@@ -1,0 +1,160 @@
+"""What `metier bench` does: every level of load after the other, a line for each request, a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ...agents.backend import Backend, OnText
+from ...agents.errors import MetierError, SettingsError
+from ...agents.messages import Ask, Reply
+from ..opening import open_session
+from ..session import Session
+from ..settings import load_settings
+from ..store import RunStore
+from .load import LoadLevel, apply_load
+from .records import RequestRecord
+from .summary import summary_table
+from .workload import Conversation, SyntheticMix, from_store, from_traffic, synthetic, variants_of
+
+__all__ = ["BenchOptions", "measure", "read_workload", "run_bench"]
+
+errors = Console(stderr=True)
+TABLE_COLUMNS = 140
+
+
+class BenchOptions(BaseModel):
+    """What a benchmark is to do: one workload, levels of load, and the engine (or URL) that bears it.
+
+    `requests` is how many conversations a level asks: a longer trace is cut, a shorter one is asked again from its
+    start. None takes it as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    trace: str | None = None
+    batch: str | None = None
+    mix: SyntheticMix | None = None
+    levels: tuple[LoadLevel, ...] = Field(min_length=1)
+    requests: int | None = Field(default=None, ge=1)
+    max_tokens: int = Field(default=64, ge=1)
+    base: str = "smollm2-135m"
+    engine: str = "embedded"
+    variants: tuple[str, ...] = ()
+    seed: int = 0
+    settings: str | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
+
+
+def read_workload(options: BenchOptions) -> list[Conversation]:
+    """The conversations to ask; raises SettingsError, and what the workload's source raises when it cannot be read."""
+    if (options.trace is None) == (options.mix is None):
+        raise SettingsError("neither or both of a trace and a synthetic mix", expected="one", remedy="Try --synthetic.")
+    if options.mix is not None:
+        conversations = synthetic(options.mix)
+    else:
+        path = Path(options.trace or "")
+        if not path.is_file():
+            raise SettingsError(f"no trace {path}", expected="a run store (.db) or a traffic file (.jsonl)")
+        if path.suffix == ".jsonl":
+            conversations = from_traffic(path, options.max_tokens)
+        else:
+            with RunStore(path) as store:
+                batches = store.batches()
+                if not batches:
+                    raise SettingsError(f"no batch in {path}", expected="a store with runs")
+                conversations = from_store(store, options.batch or batches[-1].id)
+    wanted = options.requests or len(conversations)
+    return [conversations[at % len(conversations)] for at in range(wanted)]
+
+
+async def measure(
+    backend: Backend, conversations: Sequence[Conversation], options: BenchOptions, out: Path | None
+) -> dict[str, list[RequestRecord]]:
+    """Apply every level of load in turn; level → its records, each written to `out` as soon as its request has ended.
+
+    Stopped in the middle, what was measured so far is written, and the table printed, before the stop goes on.
+    """
+    levels: dict[str, list[RequestRecord]] = {}
+    turns = sum(len(one.asks) for one in conversations)
+    file = None if out is None else _opened(out)
+    try:
+        with _progress() as progress:
+            for level in options.levels:
+                records = levels.setdefault(str(level), [])
+                total = turns * (2 if level.cache == "warm" else 1)
+                bar = progress.add_task(str(level), total=total)
+
+                def note(record: RequestRecord, records: list[RequestRecord] = records, bar: Any = bar) -> None:
+                    records.append(record)
+                    progress.advance(bar)
+                    if file is not None:
+                        file.write(record.model_dump_json() + "\n")
+                        file.flush()
+
+                await apply_load(backend, conversations, level, note, options.seed)
+    finally:
+        if file is not None:
+            file.close()
+            errors.print(f"wrote {sum(map(len, levels.values()))} requests to {out}", markup=False, soft_wrap=True)
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=TABLE_COLUMNS)
+        console.print(summary_table(levels))
+    return levels
+
+
+async def run_bench(options: BenchOptions, out: Path | None) -> None:
+    """Measure, and fail when no request was answered; see `metier bench --help`."""
+    conversations = read_workload(options)
+    async with _opened_backend(options, conversations) as backend:
+        levels = await measure(backend, conversations, options, out)
+    failed = [record.error for records in levels.values() for record in records if record.error is not None]
+    if failed:
+        asked = sum(map(len, levels.values()))
+        errors.print(f"{len(failed)} of {asked} requests failed; the first: {failed[0].message}", markup=False)
+        if len(failed) == asked:
+            raise MetierError(f"no request was answered: {failed[0].type}: {failed[0].message}")
+
+
+class _Asking:
+    """A session's way to ask outside runs, as a backend."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
+        """See `Backend.reply`."""
+        return await self._session.ask(ask, on_text=on_text)
+
+
+@asynccontextmanager
+async def _opened_backend(options: BenchOptions, conversations: Sequence[Conversation]) -> AsyncGenerator[Backend]:
+    settings = load_settings(Path(options.settings) if options.settings else None, options.overrides)
+    async with open_session(
+        base=options.base,
+        engine=options.engine,
+        variants=options.variants,
+        store=":memory:",
+        settings=settings,
+        also=variants_of(conversations),
+    ) as session:
+        yield _Asking(session)
+
+
+def _opened(out: Path) -> Any:
+    try:
+        return out.open("w", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{out} cannot be written: {error}", expected="a file in a folder that is there") from error
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)
