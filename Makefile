@@ -2,9 +2,10 @@
 EXTRA ?= cpu
 BIN := .venv/bin
 INSTALLED := .venv/.installed-$(EXTRA)
+CLIENTS := .venv-clients
 ROOMS := agents specializers router runtime
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format faults bench clean
+.PHONY: help install demo test check format faults clients stock bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -33,8 +34,16 @@ format: $(INSTALLED) ## Sort imports and format
 faults: $(INSTALLED) ## Kill campaigns: what survives kill -9 (minutes)
 	@$(BIN)/python -m pytest -q -m faults
 
+clients: $(INSTALLED) ## LangGraph and pydantic-ai, in .venv-clients, against a server of ours
+	@[ -e $(CLIENTS)/.installed ] || { $(BIN)/python -m venv $(CLIENTS) && \
+		$(CLIENTS)/bin/python -m pip install -q -e . -r examples/clients/requirements.txt && touch $(CLIENTS)/.installed; }
+	@$(BIN)/python -m pytest -q -m clients
+
+stock: $(INSTALLED) ## vLLM's own server as a backend of ours (a minute)
+	@$(BIN)/python -m pytest -q -m stock
+
 bench: $(INSTALLED) ## All benchmarks, paired rounds (tens of minutes)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean: ## Remove what was built here (not the user's cache)
-	@rm -rf .venv .check build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv $(CLIENTS) .check build *.egg-info .pytest_cache .mypy_cache .ruff_cache

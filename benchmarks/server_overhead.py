@@ -35,11 +35,10 @@ from metier.runtime.settings import load_settings
 
 AT_ONCE = 16
 TEXT = "How many legs do three dogs, two spiders and one duck have in total?"
-CLIENT = (
-    """
+CLIENT = """
 import asyncio, sys, httpx
-url, count, at_once, stream, tokens = sys.argv[1], *map(int, sys.argv[2:])
-body = {"model": "base", "messages": [{"role": "user", "content": %r}], "max_completion_tokens": tokens,
+url, text, (count, at_once, stream, tokens) = sys.argv[1], sys.argv[2], map(int, sys.argv[3:])
+body = {"model": "base", "messages": [{"role": "user", "content": text}], "max_completion_tokens": tokens,
         "stream": bool(stream)}
 async def main():
     left = iter(range(count))
@@ -52,8 +51,6 @@ for line in sys.stdin:
     asyncio.run(main())
     print("done", flush=True)
 """
-    % TEXT
-)  # noqa: UP031
 
 
 class Puzzle(BaseModel):
@@ -64,16 +61,16 @@ graph = TaskGraph("one", takes=Puzzle, gives=str)
 graph.step(Role("writer", takes=Puzzle, gives=str))
 
 
-async def embedded(session: Session, count: int, tokens: int) -> float:
+async def embedded(session: Session, count: int, stream: bool, tokens: int) -> float:
     """CPU-seconds of `count` asks by the session."""
     messages = (Message(role="user", content=TEXT),)
     left = iter(range(count))
+    pieces: list[str] = []
 
     async def ask() -> None:
         for number in left:
-            await session.ask(
-                Ask(run_id="bench", step_path=str(number), role="writer", messages=messages, max_tokens=tokens)
-            )
+            wanted = Ask(run_id="bench", step_path=str(number), role="writer", messages=messages, max_tokens=tokens)
+            await session.ask(wanted, on_text=pieces.append if stream else None)
 
     began_s = time.process_time()
     async with anyio.create_task_group() as tasks:
@@ -86,7 +83,7 @@ class Client:
     """A client in a process of its own that asks `count` times whenever it is told to."""
 
     def __init__(self, url: str, count: int, stream: bool, tokens: int) -> None:
-        arguments = [url, str(count), str(AT_ONCE), str(int(stream)), str(tokens)]
+        arguments = [url, TEXT, str(count), str(AT_ONCE), str(int(stream)), str(tokens)]
         self._process = subprocess.Popen(
             [sys.executable, "-c", CLIENT, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -140,11 +137,11 @@ async def measure(rounds: int, count: int, engine: bool, tokens: int) -> None:
             print(f"{'tiny model' if engine else 'scripted'}, {count} requests a round, {AT_ONCE} at a time")
             for stream in (False, True):
                 client = Client(url, count, stream, tokens)
-                await embedded(session, count, tokens)
+                await embedded(session, count, stream, tokens)
                 await client.go()
                 base_ms, more_ms = [], []
                 for _ in range(rounds):
-                    alone = await embedded(session, count, tokens)
+                    alone = await embedded(session, count, stream, tokens)
                     through = await client.go()
                     base_ms.append(alone / count * 1e3)
                     more_ms.append((through - alone) / count * 1e3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from typing import Any
@@ -78,6 +79,8 @@ class _Stream:
         self._admission = admission
         self._settings = settings
         self._created = int(time.time())
+        # A piece of text is the most frequent thing we write: all of it but the text is written once.
+        self._before, self._after = sse(chunk(id, request.model, self._created, {"content": "\0"})).split(b'"\\u0000"')
         self._pieces: list[str] = []
         self._fresh = anyio.Event()
         self._done: Completed | None = None
@@ -94,11 +97,11 @@ class _Stream:
                 self._pieces.clear()
                 if text:
                     written += len(text)
-                    await write(self._chunk({"content": text}))
+                    await write(self._text(text))
         done = self._done
         assert done is not None
         if len(done.text) > written:
-            await write(self._chunk({"content": done.text[written:]}))
+            await write(self._text(done.text[written:]))
         if done.thinking:
             await write(self._chunk({"reasoning_content": done.thinking}))
         await write(self._chunk({}, done.finish_reason, metier=done.origin))
@@ -117,6 +120,9 @@ class _Stream:
     def _on_text(self, text: str) -> None:
         self._pieces.append(text)
         self._fresh.set()
+
+    def _text(self, text: str) -> bytes:
+        return self._before + json.dumps(text, ensure_ascii=False).encode() + self._after
 
     def _chunk(self, delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any) -> bytes:
         return sse(chunk(self._id, self._request.model, self._created, delta, finish_reason, **more))

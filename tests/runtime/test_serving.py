@@ -146,11 +146,12 @@ def test_no_request_whatever_gets_a_5xx(served: Served, data: st.DataObject) -> 
             assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
 
 
-def test_schemathesis_finds_no_5xx(served: Served) -> None:
+def test_schemathesis_finds_no_5xx(served: Served, tmp_path: Path) -> None:
     environment = {**os.environ, "NO_COLOR": "1"}
     call = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{served.url}/openapi.json"]
     options = ["--checks", "not_a_server_error", "--max-examples", "10", "--seed", "1", "--phases", "fuzzing"]
     endless = ["--exclude-path", "/v1/events", "--generation-database", "none"]
-    done = subprocess.run([*call, *options, *endless], capture_output=True, text=True, env=environment, timeout=300)
+    whole = [*call, *options, *endless]
+    done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
     assert " passed" in done.stdout
