@@ -10,6 +10,7 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..agents.errors import ProfileError
+from .engine_work import engine_steps
 from .profile import Profile
 from .space import Candidate, Choices, Part
 
@@ -22,6 +23,7 @@ __all__ = [
     "make_problem",
     "predict",
     "shared",
+    "step_cpu_s",
     "swap_share",
 ]
 
@@ -33,7 +35,7 @@ class Serving(BaseModel):
     """How variants are served: what an engine holds beside its checkpoint, and what bringing in an adapter costs.
 
     Every checkpoint has an engine of its own with `kv_cache_mib` and `engine_mib`; `adapter_slots` adapters of at
-    most `slot_rank` rows are resident in each.
+    most `slot_rank` rows are resident in each. `running` runs go on at once, which is what fills batches.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,7 @@ class Serving(BaseModel):
     slot_rank: int = Field(default=16, ge=1)
     swap_cpu_s: float = Field(default=0.033, ge=0)
     swap_s: float = Field(default=0.033, ge=0)
+    running: int = Field(default=16, ge=1)
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,27 @@ class Problem:
     coupled: bool = True
     rejected: tuple[Rejected, ...] = ()
     incumbent: Mapping[Part, Candidate] = field(default_factory=dict)
+    incumbent_rows: tuple[Profile, ...] = ()
 
     @property
     def size(self) -> int:
         """How many assignments there are."""
         return math.prod(len(self.rows[part]) for part in self.parts)
+
+    @cached_property
+    def written_tokens(self) -> float:
+        """Tokens that a task's asks write in all, with the incumbent."""
+        return math.fsum(row.written_tokens for row in self.incumbent_rows)
+
+    @cached_property
+    def elsewhere_scale(self) -> float:
+        """By how much dearer the incumbent's asks will be served than they were in the probe, whose batches differ."""
+        rows = self.incumbent_rows
+        measured = math.fsum(row.cpu_s for row in rows)
+        if measured <= 0 or not all(row.token_cost.step_cpu_s > 0 for row in rows):
+            return 1.0
+        tokens = math.fsum(_token_cpu_s(row, row.prompt_tokens - row.cached_tokens) for row in rows)
+        return (tokens + step_cpu_s(self, rows)) / measured
 
     @cached_property
     def lone(self) -> Mapping[tuple[Part, Candidate], LoneCost]:
@@ -105,7 +124,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class LoneCost:
-    """One candidate at one part, before anything is shared: every prompt token computed, no swap."""
+    """One candidate at one part, before anything is shared: every prompt token computed, no swap, no step of an engine
+    whose steps are counted apart."""
 
     log_ratio: float
     cpu_s: float
@@ -153,7 +173,8 @@ def make_problem(
             expected="one that solves something: what replacing one part is worth cannot be told otherwise",
             remedy="Probe again without --incumbent, or with a better one.",
         )
-    return Problem(tuple(parts), rows, quality, serving, coupled, tuple(rejected), incumbent)
+    own = tuple(p for p in profiles if incumbent.get(p.part) == p.candidate)
+    return Problem(tuple(parts), rows, quality, serving, coupled, tuple(rejected), incumbent, own)
 
 
 def predict(problem: Problem, choices: Choices) -> Prediction:
@@ -177,6 +198,7 @@ def predict(problem: Problem, choices: Choices) -> Prediction:
         swaps = _swaps(problem, rows)
         cpu_s += swaps * problem.serving.swap_cpu_s
         latency_s += swaps * problem.serving.swap_s
+        cpu_s += step_cpu_s(problem, rows)
     return Prediction(quality, max(cpu_s, 0.0), max(latency_s, 0.0), max(tokens, 0.0), _memory(problem, rows), swaps)
 
 
@@ -185,6 +207,19 @@ def shared(row: Profile, other: Profile) -> float:
     if row.footprint.prefix_key != other.footprint.prefix_key:
         return 0.0
     return min(row.shared_tokens.get(str(other.part), 0.0), row.prompt_tokens)
+
+
+def step_cpu_s(problem: Problem, rows: Sequence[Profile]) -> float:
+    """What the steps of all engines cost a task beyond their tokens; every engine that is used pays for its own."""
+    written: dict[str, float] = {}
+    price: dict[str, float] = {}
+    for row in rows:
+        written[row.footprint.checkpoint] = written.get(row.footprint.checkpoint, 0.0) + row.written_tokens
+        price[row.footprint.checkpoint] = row.token_cost.step_cpu_s
+    return math.fsum(
+        price[checkpoint] * engine_steps(own, problem.written_tokens, problem.serving.running)
+        for checkpoint, own in written.items()
+    )
 
 
 def swap_share(adapters: int, slots: int) -> float:
@@ -225,14 +260,23 @@ def _lone_cost(problem: Problem, row: Profile) -> LoneCost:
     ratio = row.quality / before if before > 0 else 1.0
     cpu_s, seconds = row.cpu_s, row.seconds
     if problem.coupled:
-        cpu_s += row.cached_tokens * row.token_cost.prefill_cpu_s - row.swaps * problem.serving.swap_cpu_s
         seconds += row.cached_tokens * row.token_cost.prefill_s
+    if problem.coupled and row.token_cost.step_cpu_s > 0:
+        cpu_s = _token_cpu_s(row, row.prompt_tokens)
+    elif problem.coupled:
+        cpu_s += row.cached_tokens * row.token_cost.prefill_cpu_s - row.swaps * problem.serving.swap_cpu_s
+    scale = problem.elsewhere_scale if problem.coupled else 1.0
     return LoneCost(
         math.log(max(ratio, SMALLEST_RATIO)),
-        max(cpu_s, 0.0) + row.elsewhere_cpu_s,
+        max(cpu_s, 0.0) + row.elsewhere_cpu_s * scale,
         seconds + row.elsewhere_seconds,
         row.tokens + row.elsewhere_tokens,
     )
+
+
+def _token_cpu_s(row: Profile, computed_tokens: float) -> float:
+    """A part's tokens without the steps they were in."""
+    return computed_tokens * row.token_cost.prefill_cpu_s + row.written_tokens * row.token_cost.decode_cpu_s
 
 
 def _check_pairs(

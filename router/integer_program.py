@@ -79,7 +79,7 @@ def integer_program(
     """The best choice by prediction, None where no choice keeps the limits.
 
     Binary x[part, candidate] chooses; an engine, its adapter slots and each adapter are paid for once however many
-    parts use them; a part saves the longest prefix that it shares with one other part of the same variant; the k-th
+    parts use them, and so are the steps it makes, in whole or by its tokens; a part saves the longest prefix that it shares with one other part of the same variant; the k-th
     adapter beyond an engine's slots makes a share of its asks swap. Quality is a sum of logarithms.
     Raises: OutOfTime.
     """
@@ -139,6 +139,7 @@ def _share_engines(program: _Program, problem: Problem, x: dict[tuple[Part, Cand
         with_adapter = [(p, c, row) for p, c, row in there if row.footprint.adapter]
         for p, c, _ in there:
             program.row({x[p, c]: 1.0, engine: -1.0}, upper=0.0)
+        _pay_steps(program, problem, x, there)
         if not with_adapter:
             continue
         slots = program.column(memory_mib=max(row.footprint.slot_mib for _, _, row in with_adapter))
@@ -160,6 +161,20 @@ def _share_engines(program: _Program, problem: Problem, x: dict[tuple[Part, Cand
                 swaps = row.asks * swap_share(count, serving.adapter_slots)
                 both = program.column(cpu_s=swaps * serving.swap_cpu_s, latency_s=swaps * serving.swap_s)
                 program.row({x[p, c]: 1.0, column: 1.0, both: -1.0}, upper=1.0)
+
+
+def _pay_steps(
+    program: _Program,
+    problem: Problem,
+    x: dict[tuple[Part, Candidate], int],
+    users: Collection[tuple[Part, Candidate, Profile]],
+) -> None:
+    """An engine pays for a step each turn, or for one each token where its tokens are fewer than the turns."""
+    turns = problem.written_tokens / problem.serving.running
+    every_turn = program.column(cpu_s=turns * max(row.token_cost.step_cpu_s for _, _, row in users))
+    for part, candidate, row in users:
+        each_token = program.column(cpu_s=row.written_tokens * row.token_cost.step_cpu_s)
+        program.row({x[part, candidate]: 1.0, every_turn: -1.0, each_token: -1.0}, upper=0.0)
 
 
 def _share_prefixes(program: _Program, problem: Problem, x: dict[tuple[Part, Candidate], int]) -> None:

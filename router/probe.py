@@ -65,6 +65,7 @@ async def probe(
     workflow: str = "",
     footprints: Mapping[str, Footprint] | None = None,
     variants: Mapping[str, str] | None = None,
+    engine_costs: Callable[[], Mapping[str, TokenCost]] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> ProbeResult:
     """Profile every candidate of every part of the evaluator's space on its tasks, paired with the incumbent.
@@ -72,7 +73,8 @@ async def probe(
     The incumbent is the assignment in which one part at a time is replaced; without one, the best that replacing
     single parts leads to is searched for first. `footprints` and `variants` (content ids) are by variant name.
     Raises: ProfileError when nothing solves any task or a score is none, AssignmentError for an incumbent with
-    candidates that are not in the space, and what running the workflow raises.
+    candidates that are not in the space, and what running the workflow raises. `engine_costs` says, once all is run,
+    what tokens and steps cost on each checkpoint; those not in it are reckoned from their asks.
     """
     settings = settings or ProbeSettings()
     tell = on_note or (lambda note: None)
@@ -99,6 +101,8 @@ async def probe(
         tell("the incumbent solves none of the tasks: replacing one part at a time says little")
     every = [*arms, *(_Arm(part, incumbent[part], base) for part in space.parts)]
     costs = _token_costs(every, footprints or {})
+    for checkpoint, cost in (engine_costs() if engine_costs else {}).items():
+        costs[checkpoint] = cost.model_copy(update={"prefill_s": costs.get(checkpoint, cost).prefill_s})
     task_key = content_key(tasks=[evaluator.tasks[task] for task in tasks])
     name = _named(incumbent)
 

@@ -42,12 +42,17 @@ class Footprint(BaseModel):
 
 
 class TokenCost(BaseModel):
-    """What a prompt token costs that has to be computed, in CPU-seconds and in seconds the ask takes longer."""
+    """What a prompt token costs that has to be computed, in CPU-seconds and in seconds the ask takes longer.
+
+    Where engines were measured at work (`step_cpu_s` above 0): what a written token and what a step costs, too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prefill_cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     prefill_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    decode_cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    step_cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class Profile(BaseModel):
@@ -120,9 +125,14 @@ class Profile(BaseModel):
         return Candidate(self.variant, self.thinking_tokens)
 
     @property
+    def written_tokens(self) -> float:
+        """Generated tokens of this part, a task."""
+        return self.thinking_used + self.answer_tokens
+
+    @property
     def tokens(self) -> float:
         """Prompt and generated tokens of this part, a task."""
-        return self.prompt_tokens + self.thinking_used + self.answer_tokens
+        return self.prompt_tokens + self.written_tokens
 
 
 def make_profile(

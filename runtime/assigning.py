@@ -90,8 +90,13 @@ def serving_of(bench: Bench) -> Serving:
     if swaps:
         waited_s = sum(ask.swap_s for ask in asks) / swaps
         known = {"swap_s": waited_s, "swap_cpu_s": waited_s}
+    running = min(bench.options.concurrency or bench.settings.concurrency, engine.max_running)
     return Serving(
-        kv_cache_mib=engine.kv_cache_mib, adapter_slots=engine.adapter_slots, slot_rank=engine.slot_rank, **known
+        kv_cache_mib=engine.kv_cache_mib,
+        adapter_slots=engine.adapter_slots,
+        slot_rank=engine.slot_rank,
+        running=running,
+        **known,
     )
 
 

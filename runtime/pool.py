@@ -68,6 +68,7 @@ class EngineStart:
     adapters: bool
     settings: EngineSettings
     self_check: tuple[tuple[str, str], ...] = ()
+    checkpoint: str = "base"
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,12 @@ class EnginePool:
                 total["adapter_prefetches"] += 0 if seat.running is None else seat.running.prefetches
         return totals
 
+    def checkpoint_totals(self) -> dict[str, dict[str, Any]]:
+        """As `totals`, by checkpoint: "base", or the id of the variant whose weights they are."""
+        totals = self.totals()
+        named = {seat.start.name: seat.start.checkpoint for seat in self._seats.values()}
+        return {named[name]: row for name, row in totals.items()}
+
     async def close(self) -> None:
         """Close every engine; asks still under way fail. Closing twice is harmless."""
         self._closed = True
@@ -293,7 +300,7 @@ class EnginePool:
         name = "base" if owner is None else f"{owner.name}-{owner.id[:6]}"
         name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
         known = () if owner is None else read_self_check(owner.card)
-        return EngineStart(name, weights, spec.dtype, adapters, self._settings, known)
+        return EngineStart(name, weights, spec.dtype, adapters, self._settings, known, checkpoint)
 
     def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
         """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""

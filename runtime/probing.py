@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from ..agents.backend import Backend
 from ..agents.errors import AnswerError, AskRejectedError, ProfileError, RunError, RunInterrupted, SettingsError
 from ..agents.tasksets import Task, TaskSet
 from ..router.assignment import BASE, Assignment, load_assignment
+from ..router.engine_work import EngineWork
 from ..router.evaluator import Evaluator, OnOutcome
 from ..router.outcomes import Journal, Outcome, content_key
 from ..router.probe import ProbeResult, ProbeSettings, probe
@@ -31,6 +32,7 @@ from .replayed import RecordedReply, ReplayedBackend
 from .session import RunResult, Session
 from .settings import Settings, load_settings
 from .store import RunStore
+from .work_meter import WorkMeter
 from .workflow_file import Verifier, WorkflowFile, load_workflow
 from .workflow_run import AnyEngine
 
@@ -38,6 +40,7 @@ __all__ = ["Bench", "ProbeOptions", "SessionRunner", "open_bench", "read_options
 
 errors = Console(stderr=True)
 OPTIONS, PROFILES, RUNS, REPLIES = "probe.json", "profiles.jsonl", "runs.jsonl", "replies.jsonl"
+WORK = "engine_work.jsonl"
 
 
 class ProbeOptions(BaseModel):
@@ -87,6 +90,7 @@ class Bench:
     variants: Mapping[str, str]
     footprints: Mapping[str, Footprint]
     runs: Journal[Outcome]
+    meter: WorkMeter
 
     def evaluator(self, tasks: TaskSet, on_outcome: OnOutcome | None = None) -> Evaluator:
         """Scores assignments on tasks."""
@@ -120,6 +124,7 @@ class SessionRunner:
             results = await session.map(
                 bench.file.graph, subset, concurrency=bench.options.concurrency, seed=bench.options.seed
             )
+        bench.meter.note()
         for task, result in zip(chosen, results, strict=True):
             on_outcome(self._outcome(task, result))
 
@@ -169,17 +174,22 @@ async def open_bench(options: ProbeOptions, folder: Path) -> AsyncGenerator[Benc
     file, settings = load_workflow(options.workflow), options.load_settings()
     space = _space(file, options)
     names = sorted({c.variant for part in space.parts for c in space.candidates[part]} - {BASE})
-    with Journal(folder / RUNS, Outcome) as runs, Journal(folder / REPLIES, RecordedReply) as replies:
+    with (
+        Journal(folder / RUNS, Outcome) as runs,
+        Journal(folder / REPLIES, RecordedReply) as replies,
+        Journal(folder / WORK, EngineWork) as work,
+    ):
         if options.engine == "scripted":
             opened = _scripted(file)
         else:
             opened = _engines(options, settings, names)
-        async with opened as (backend, variants, footprints):
+        async with opened as (backend, variants, footprints, totals):
             identity = content_key(base=variants.get(BASE, BASE), engine=options.engine == "scripted")
             replayed = ReplayedBackend(
                 backend, replies, identity=identity, variants=variants, block_tokens=settings.engine.block_tokens
             )
-            yield Bench(file, space, replayed, settings, options, variants, footprints, runs)
+            meter = WorkMeter(totals, work)
+            yield Bench(file, space, replayed, settings, options, variants, footprints, runs, meter)
 
 
 async def run_probe(options: ProbeOptions, folder: Path) -> None:
@@ -199,6 +209,7 @@ async def run_probe(options: ProbeOptions, folder: Path) -> None:
                     workflow=bench.file.graph.fingerprint,
                     footprints=bench.footprints,
                     variants=bench.variants,
+                    engine_costs=bench.meter.costs,
                     on_note=progress.note,
                 )
             except anyio.get_cancelled_exc_class():
@@ -222,12 +233,13 @@ def _space(file: WorkflowFile, options: ProbeOptions) -> Space:
     return Space(space.parts, more, space.rounds)
 
 
-Opened = tuple[Backend, dict[str, str], dict[str, Footprint]]
+EngineTotals = Callable[[], Mapping[str, Mapping[str, Any]]]
+Opened = tuple[Backend, dict[str, str], dict[str, Footprint], EngineTotals]
 
 
 @asynccontextmanager
 async def _scripted(file: WorkflowFile) -> AsyncGenerator[Opened]:
-    yield file.scripted(), {}, {}
+    yield file.scripted(), {}, {}, dict
 
 
 @asynccontextmanager
@@ -255,7 +267,7 @@ async def _engines(options: ProbeOptions, settings: Settings, names: Sequence[st
     )
     async with pool:
         await pool.warm([None, *names])
-        yield pool, ids, footprints(wanted, checkpoint, settings.engine)
+        yield pool, ids, footprints(wanted, checkpoint, settings.engine), pool.checkpoint_totals
 
 
 def _serving(bench: Bench) -> dict[str, Any]:

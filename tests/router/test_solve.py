@@ -67,6 +67,29 @@ def test_more_adapters_than_slots_swap_and_the_cost_is_shared_out() -> None:
     assert three.cpu_s - two.cpu_s == pytest.approx(0.6) and three.latency_s - two.latency_s == pytest.approx(1.2)
 
 
+def test_three_engines_make_three_times_the_steps_of_one() -> None:
+    """A task writes 3 x 20 tokens; with 4 runs at once that is 15 turns, a step of every engine in each."""
+    cost = TokenCost(prefill_cpu_s=1e-3, decode_cpu_s=0.01, step_cpu_s=0.1)
+    variants = {"base": PLAIN, "s": Footprint(checkpoint="s"), "t": Footprint(checkpoint="t")}
+    problem = make_problem(rows(variants, token_cost=cost, answer_tokens=20.0), (A, B, C), serving=Serving(running=4))
+    tokens = 3 * (100 * 1e-3 + 20 * 0.01)
+    assert predict(problem, cast("base", "base", "base")).cpu_s == pytest.approx(tokens + 1.5)
+    assert predict(problem, cast("base", "s", "t")).cpu_s == pytest.approx(tokens + 4.5)
+    # One run at a time: a step for each token, whoever makes it.
+    alone = make_problem(rows(variants, token_cost=cost, answer_tokens=20.0), (A, B, C), serving=Serving(running=1))
+    assert predict(alone, cast("base", "s", "t")).cpu_s == pytest.approx(tokens + 6.0)
+
+
+def test_what_others_do_more_is_priced_at_the_batches_to_come() -> None:
+    cost = TokenCost(decode_cpu_s=0.01, step_cpu_s=0.1)
+    fields = {"token_cost": cost, "answer_tokens": 20.0, "cpu_s": 1.1}
+    given = [profile(A, "base", "a=base", **fields), profile(A, "x", "a=base", elsewhere_cpu_s=2.2, **fields)]
+    problem = make_problem(given, (A,), serving=Serving(running=2))
+    assert problem.elsewhere_scale == pytest.approx((20 * 0.01 + 10 * 0.1) / 1.1)
+    more = predict(problem, {A: Candidate("x")}).cpu_s - predict(problem, {A: Candidate("base")}).cpu_s
+    assert more == pytest.approx(2.4)
+
+
 def test_staying_on_a_variant_keeps_the_prefix_and_switching_computes_it_again() -> None:
     given = rows(LORAS, shared_tokens={"": 10.0, "a": 50.0, "b": 80.0}, cached_tokens=10.0, prompt_tokens=100.0)
     problem = make_problem(given, (A, B, C), serving=Serving(adapter_slots=4))
@@ -105,7 +128,13 @@ def instance(seed: int, parts: int = 3, variants: int = 4) -> Problem:
         bare = Footprint(checkpoint=checkpoint, checkpoint_mib=mib)
         prints[f"v{v}"] = bare if rng.random() < 0.3 else adapter(f"id{v}", checkpoint, mib)
     prices = {
-        c: TokenCost(prefill_cpu_s=rng.uniform(0, 1e-3), prefill_s=rng.uniform(0, 1e-3)) for c in ("base", "small")
+        c: TokenCost(
+            prefill_cpu_s=rng.uniform(0, 1e-3),
+            prefill_s=rng.uniform(0, 1e-3),
+            decode_cpu_s=rng.uniform(0, 1e-2),
+            step_cpu_s=rng.choice((0.0, rng.uniform(0, 0.1))),
+        )
+        for c in ("base", "small")
     }
     given = []
     for number, part in enumerate(names):
@@ -121,7 +150,17 @@ def instance(seed: int, parts: int = 3, variants: int = 4) -> Problem:
                     shared_tokens={"": float(rng.randrange(0, 20)), **shared},
                 )
             )  # fmt: skip
-    return make_problem(given, names, serving=Serving(kv_cache_mib=32, adapter_slots=2, swap_cpu_s=0.1, swap_s=0.2))
+    return make_problem(
+        given,
+        names,
+        serving=Serving(
+            kv_cache_mib=32,
+            adapter_slots=2,
+            swap_cpu_s=0.1,
+            swap_s=0.2,
+            running=rng.choice((1, 4)),
+        ),
+    )
 
 
 def limits_of(problem: Problem, seed: int) -> Limits:

@@ -1,0 +1,61 @@
+"""What engines did in a stretch of runs, and what a step of each costs: why one large batch is cheaper than three small.
+
+An engine pays for every step once, however many asks are in it, so the CPU-seconds of a token depend on the batch. With
+`R` runs going on at once on engines that take turns, each run is one token further after every turn. All tokens of a
+task, `D`, thus take `D / R` turns a task, and every engine that is used makes a step in nearly each of them: its fixed
+cost is `D / R` steps a task, whichever share of the tokens it writes (but never more steps than tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .profile import TokenCost
+
+__all__ = ["EngineWork", "engine_steps", "fit_engine_cost"]
+
+FIT_STRETCHES = 8
+"""Fewer stretches than this say too little about the cost of a step."""
+LEAST_STEPS = 5
+"""Stretches with fewer steps are left out: what they cost is mostly the clock's grain."""
+
+
+class EngineWork(BaseModel):
+    """Steps, tokens and CPU-seconds of the engine on one checkpoint while some runs were made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    checkpoint: str
+    steps: int = Field(ge=0)
+    prefill_tokens: int = Field(ge=0)
+    decode_tokens: int = Field(ge=0)
+    cpu_s: float = Field(ge=0, allow_inf_nan=False)
+
+
+def engine_steps(own_tokens: float, all_tokens: float, running: float) -> float:
+    """Steps a task of an engine that writes `own_tokens` of a task's `all_tokens`, with so many runs at once."""
+    return min(own_tokens, all_tokens / max(running, 1.0))
+
+
+def fit_engine_cost(work: Sequence[EngineWork]) -> TokenCost | None:
+    """CPU-seconds of a prompt token, of a written token and of a step, none negative; None where there is too little.
+
+    Least squares over stretches, each weighted by one over its cost, so that relative errors count and a long stretch
+    does not outweigh the rest.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    seen = [one for one in work if one.steps >= LEAST_STEPS and one.cpu_s > 0]
+    if len(seen) < FIT_STRETCHES:
+        return None
+    x = np.array([[one.prefill_tokens, one.decode_tokens, one.steps] for one in seen], dtype=float)
+    cpu_s = np.array([one.cpu_s for one in seen])
+    weighted = x / cpu_s[:, None]
+    if np.linalg.matrix_rank(weighted) < 3:
+        return None
+    (prefill, decode, step), _ = nnls(weighted, np.ones(len(seen)))
+    return TokenCost(prefill_cpu_s=float(prefill), decode_cpu_s=float(decode), step_cpu_s=float(step))
