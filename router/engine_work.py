@@ -1,4 +1,4 @@
-"""What engines did in a stretch of runs, and what a step of each costs: why one large batch is cheaper than three small.
+"""What engines did in a stretch of runs, and what their steps cost: why one large batch is cheaper than three small.
 
 An engine pays for every step once, however many asks are in it, so the CPU-seconds of a token depend on the batch. With
 `R` runs going on at once on engines that take turns, each run is one token further after every turn. All tokens of a

@@ -79,8 +79,9 @@ def integer_program(
     """The best choice by prediction, None where no choice keeps the limits.
 
     Binary x[part, candidate] chooses; an engine, its adapter slots and each adapter are paid for once however many
-    parts use them, and so are the steps it makes, in whole or by its tokens; a part saves the longest prefix that it shares with one other part of the same variant; the k-th
-    adapter beyond an engine's slots makes a share of its asks swap. Quality is a sum of logarithms.
+    parts use them, and so are the steps it makes, in whole or by its tokens; a part saves the longest prefix that it
+    shares with one other part of the same variant; the k-th adapter beyond an engine's slots makes a share of its asks
+    swap. Quality is a sum of logarithms.
     Raises: OutOfTime.
     """
     program = _Program()

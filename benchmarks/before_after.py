@@ -1,0 +1,253 @@
+"""What assigning buys on a workflow: the base by prompt alone, one adapter for all roles, by hand, assigned.
+
+    python benchmarks/before_after.py solve_and_check                 # the table of what has been measured
+    python benchmarks/before_after.py solve_and_check --measure --variants examples/variants --variants runs/shelf
+
+Decided before anything was measured: the tasks (`TASKS`, a seed that nothing else uses), in blocks; a process of its
+own for every arm and block, arms taking turns within a block, so that a busy hour falls on all of them alike; engines
+are started and warmed up on tune tasks before the clock runs. Cost is the CPU-seconds of the whole process while the
+block runs (engine, grammar, executor), shared out over its tasks as the engine's meter says. Cost of pass is that per
+solved task; an arm that solves nothing has none. Intervals are by bootstrap over tasks, paired between arms.
+
+The assigned file (`examples/NAME_assigned.yaml`) is what `metier assign` wrote. "assigned, equal thinking" gives each
+of its variants the single adapter's budget, which shows what of the gain is not a matter of thinking less. What is
+measured is kept in `before_after.jsonl` under the content of arm and variants, and not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from cost_of_pass import Arm, show
+
+from metier.agents.errors import VariantError
+from metier.agents.tasksets import TaskSet
+from metier.router.assignment import Assignment, RoleAssignment, load_assignment
+from metier.router.outcomes import content_key
+from metier.runtime.opening import open_session
+from metier.runtime.settings import load_settings
+from metier.runtime.store import RunStore
+from metier.runtime.workflow_file import load_workflow
+from metier.specializers.shelf import Shelf
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("before_after.jsonl")
+TASKS, BLOCK_TASKS = "test:300:7", 100
+WARM_UP = "tune:8:99"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Study:
+    """One workflow: its assignment by hand, the adapter trained on all roles, and the budget that suits it on tune.
+
+    `shelf_single` is the best of the roles' own variants when it plays every role, by the probe on tune tasks.
+    """
+
+    by_hand: str
+    single: str
+    single_thinking_tokens: int | None = None
+    shelf_single: str | None = None
+
+
+STUDIES = {
+    "solve_and_check": Study("assignment.yaml", "puzzles-single"),
+    "ledger": Study("ledger_assignment.yaml", "ledger-single"),
+    "gift_card": Study("gift_card_assignment.yaml", "gift-card-single"),
+}
+FEW_SHOT, SINGLE, SHELF_SINGLE, BY_HAND, ASSIGNED, EQUAL = (
+    "base, few-shot",
+    "one adapter for all roles",
+    "best role's variant in all roles",
+    "by hand",
+    "assigned",
+    "assigned, equal thinking",
+)
+ARMS = (FEW_SHOT, SINGLE, SHELF_SINGLE, BY_HAND, ASSIGNED, EQUAL)
+
+
+def workflow_of(name: str, arm: str) -> Path:
+    """The workflow file that an arm runs."""
+    return ROOT / "examples" / (f"{name}_few_shot.py" if arm == FEW_SHOT else f"{name}.py")
+
+
+def assignment_of(name: str, arm: str) -> Assignment | None:
+    """Who plays what in an arm; None where that is not there (yet)."""
+    study, folder = STUDIES[name], ROOT / "examples"
+    roles = load_workflow(str(folder / f"{name}.py")).graph.roles()
+    if arm == FEW_SHOT:
+        return Assignment()
+    if arm == SINGLE:
+        role: dict[str, Any] = {"variant": study.single}
+        if study.single_thinking_tokens is not None:
+            role["thinking"] = study.single_thinking_tokens
+        return Assignment.model_validate({"roles": dict.fromkeys(roles, role)})
+    if arm == SHELF_SINGLE:
+        return (
+            None
+            if study.shelf_single is None
+            else Assignment(roles=dict.fromkeys(roles, RoleAssignment(variant=study.shelf_single)))
+        )
+    path = folder / (study.by_hand if arm == BY_HAND else f"{name}_assigned.yaml")
+    if not path.is_file():
+        return None
+    assignment = load_assignment(path)
+    if arm != EQUAL:
+        return assignment
+    if study.single_thinking_tokens is None:  # nobody thinks: the arm would be the assigned one again
+        return None
+    thinks = {"thinking": study.single_thinking_tokens, "thinking_rounds": {}}
+    given = {role: {**part.model_dump(exclude_defaults=True), **thinks} for role, part in assignment.roles.items()}
+    return Assignment.model_validate({"roles": given, "default": assignment.default})
+
+
+def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf) -> str:
+    """Content of an arm: workflow, assignment without its reasons, and the variants' ids."""
+    ids = {variant: shelf.get(variant).id for variant in sorted(assignment.variants())}
+    roles = {
+        role: part.model_dump(mode="json", exclude={"reason"}, exclude_defaults=True)
+        for role, part in assignment.roles.items()
+    }
+    graph = load_workflow(str(workflow_of(name, arm))).graph.fingerprint
+    return content_key(graph=graph, roles=roles, ids=ids, tasks=TASKS, block=BLOCK_TASKS)
+
+
+async def measure(name: str, arm: str, block: int, folders: list[str]) -> dict[str, Any]:
+    """Run one block of tasks under one arm in this process; returns the row."""
+    file, assignment = load_workflow(str(workflow_of(name, arm))), assignment_of(name, arm)
+    assert assignment is not None
+    shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
+    rank = max((shelf.get(variant).ask.rank for variant in assignment.variants()), default=0)
+    overrides = {"engine.slot_rank": 32} if rank > 16 else {}
+    before_mib = resident_mib()
+    every = file.tasks(TASKS)
+    chosen = every.tasks[block * BLOCK_TASKS : (block + 1) * BLOCK_TASKS]
+    tasks = TaskSet(every.name, every.split, chosen, every.scorer, every.seeds)
+    with RunStore(":memory:") as store:
+        began = time.monotonic()
+        async with open_session(
+            assignment=assignment, variants=folders, store=store, settings=load_settings(None, overrides)
+        ) as session:
+            await session.map(file.graph, file.tasks(WARM_UP))
+            started_s = time.monotonic() - began
+            cpu, wall, busy = time.process_time(), time.monotonic(), busy_s()
+            results = await session.map(file.graph, tasks)
+            cpu, wall, busy = time.process_time() - cpu, time.monotonic() - wall, busy_s() - busy
+            resident = resident_mib() - before_mib
+            asks = store.query(
+                "SELECT a.run, COUNT(*) AS asks, SUM(a.cpu_s) AS cpu_s, SUM(a.thinking_tokens) AS thinking, "
+                "SUM(a.prefill_s + a.decode_s + a.swap_s) AS seconds, SUM(a.prompt_tokens - a.cached_tokens) AS "
+                "prefilled, SUM(a.thinking_tokens + a.answer_tokens) AS written FROM asks a JOIN runs r ON "
+                "r.id = a.run WHERE r.batch = ? GROUP BY a.run",
+                session.batch,
+            )
+    spent = {row["run"]: dict(row) for row in asks}
+    rows = [
+        {"task": task.id, "score": result.score or 0.0} | {k: v for k, v in spent[result.run_id].items() if k != "run"}
+        for task, result in zip(chosen, results, strict=True)
+    ]
+    return {
+        "workflow": name,
+        "arm": arm,
+        "content": name_of_arm(name, arm, assignment, shelf),
+        "block": block,
+        "cpu_s": round(cpu, 3),
+        "wall_s": round(wall, 2),
+        "others": round(max(0.0, busy - cpu) / (wall * (os.cpu_count() or 1)), 3),
+        "start_s": round(started_s, 1),
+        "engines_mib": round(resident),
+        "runs": rows,
+    }
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in RAM."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def busy_s() -> float:
+    """CPU-seconds that all programs of the machine have used."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system = file.readline().split()[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """What has been measured so far."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def measure_missing(name: str, arms: list[str], folders: list[str], results: Path) -> None:
+    """Measure every arm and block that is not there, each in a process of its own."""
+    shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
+    blocks = -(-int(TASKS.split(":")[1]) // BLOCK_TASKS)
+    for block in range(blocks):
+        turn = block % len(arms)
+        for arm in [*arms[turn:], *arms[:turn]]:
+            assignment = assignment_of(name, arm)
+            if assignment is None:
+                continue
+            try:
+                content = name_of_arm(name, arm, assignment, shelf)
+            except VariantError as error:
+                print(f"{arm} is left out: {error}", file=sys.stderr)
+                continue
+            done = {(row["content"], row["block"]) for row in read_rows(results)}
+            if (content, block) not in done:
+                command = [sys.executable, __file__, name, "--one", arm, str(block), "--results", str(results)]
+                subprocess.run([*command, *(f"--variants={folder}" for folder in folders)], check=True)
+
+
+def arms_of(name: str, rows: list[dict[str, Any]]) -> list[Arm]:
+    """The arms with all their blocks so far, the last content of each."""
+    found = []
+    for arm in ARMS:
+        own = [row for row in rows if row["workflow"] == name and row["arm"] == arm]
+        if own:
+            blocks = {row["block"]: row for row in own if row["content"] == own[-1]["content"]}
+            found.append(Arm.of(arm, [blocks[number] for number in sorted(blocks)]))
+    return found
+
+
+def main() -> None:
+    """Parse options; without any, print what has been measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workflow", choices=list(STUDIES))
+    parser.add_argument("--measure", action="store_true", help="run what has not been measured (minutes an arm)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--variants", action="append", default=[], help="folder of variants; may be repeated")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "BLOCK"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        row = anyio.run(measure, options.workflow, options.one[0], int(options.one[1]), options.variants)
+        with options.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        solved = sum(run["score"] for run in row["runs"])
+        print(f"{row['arm']}, block {row['block']}: {solved:.0f} solved, {row['cpu_s']:.1f} CPU-s", flush=True)
+        return
+    if options.measure:
+        measure_missing(options.workflow, options.arms, options.variants, options.results)
+    arms = arms_of(options.workflow, read_rows(options.results))
+    print(show(options.workflow, arms, against=(SINGLE, SHELF_SINGLE, FEW_SHOT, BY_HAND)))
+    for arm in arms:
+        assignment = assignment_of(options.workflow, arm.name)
+        if assignment is not None and arm.name != FEW_SHOT:
+            roles = assignment.model_dump(
+                mode="json", exclude={"roles": {"__all__": {"reason"}}}, exclude_defaults=True
+            )
+            print(f"{arm.name}: {json.dumps(roles['roles'])}")
+
+
+if __name__ == "__main__":
+    main()
