@@ -79,9 +79,9 @@ SPENDING = ("paid {} to {}", "lent {1} {0}", "bought from {1} for {0}")
 
 
 def ledger_tasks(split: Split, size: int, seed: int = 0) -> TaskSet:
-    """Ledgers of 3 to 7 entries with amounts of 2 to 49; the key is the list of signed amounts.
+    """Ledgers of 3 to 7 entries with amounts of 1 to 9; the key is the list of signed amounts.
 
-    No list is in two splits. Income adds up to 99 at most, and no more is spent than came in before.
+    No list is in two splits, and no more is spent than came in before.
     """
     first = FIRST_SEED[split] + seed * SEEDS_PER_SET
     tasks: list[Task] = []
@@ -109,8 +109,8 @@ tasks = ledger_tasks
 
 def _draw(rng: random.Random) -> list[int]:
     while True:
-        amounts = [rng.randint(2, 49) * rng.choice((1, 1, -1)) for _ in range(rng.randint(3, 7))]
-        if min(running_totals(amounts)) >= 0 and sum(a for a in amounts if a > 0) <= 99:
+        amounts = [rng.randint(1, 9) * rng.choice((1, 1, -1)) for _ in range(rng.randint(3, 7))]
+        if min(running_totals(amounts)) >= 0:
             return amounts
 
 
@@ -159,15 +159,11 @@ OFF_SHARE = 0.2
 
 
 def think_about(amounts: Sequence[int], rng: random.Random) -> str:
-    """Running totals, written briefly or at length: what is too long is for length tuning to find out."""
+    """One addition after another; a third of the time at length, which is for length tuning to find out."""
     totals = running_totals(amounts)
-    style = rng.choice(("totals", "steps", "sentences"))
-    if style == "totals":
-        return " ".join(map(str, totals))
     pairs = list(zip(totals, amounts[1:], totals[1:], strict=False))
-    if style == "steps":
-        return " ".join(f"{before}{amount:+d}={after}" for before, amount, after in pairs)
-    return f"start {totals[0]}, " + ", ".join(f"now {amount:+d} is {after}" for _, amount, after in pairs)
+    steps = " ".join(f"{before}{amount:+d}={after}" for before, amount, after in pairs)
+    return f"{len(amounts)} amounts, first {amounts[0]}: {steps}" if rng.random() < 1 / 3 else steps
 
 
 def reader_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
@@ -246,7 +242,7 @@ def auditor_score(row: TrafficRow, answer: Audit) -> float:
 
 
 def _off_by(rng: random.Random) -> int:
-    return rng.choice((-10, -2, -1, 1, 2, 10))
+    return rng.choice((-3, -2, -1, 1, 2, 3))
 
 
 def _row(role: Role, inputs: dict[str, Any], reply: BaseModel, thinking: str | None) -> TrafficRow:
