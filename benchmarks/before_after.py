@@ -31,7 +31,7 @@ from cost_of_pass import Arm, show
 
 from metier.agents.errors import VariantError
 from metier.agents.tasksets import TaskSet
-from metier.router.assignment import Assignment, RoleAssignment, load_assignment
+from metier.router.assignment import BASE, Assignment, RoleAssignment, load_assignment
 from metier.router.outcomes import content_key
 from metier.runtime.opening import open_session
 from metier.runtime.settings import load_settings
@@ -92,11 +92,8 @@ def assignment_of(name: str, arm: str) -> Assignment | None:
             role["thinking"] = study.single_thinking_tokens
         return Assignment.model_validate({"roles": dict.fromkeys(roles, role)})
     if arm == SHELF_SINGLE:
-        return (
-            None
-            if study.shelf_single is None
-            else Assignment(roles=dict.fromkeys(roles, RoleAssignment(variant=study.shelf_single)))
-        )
+        everyone = RoleAssignment(variant=study.shelf_single or BASE)
+        return None if study.shelf_single is None else Assignment(roles=dict.fromkeys(roles, everyone))
     path = folder / (study.by_hand if arm == BY_HAND else f"{name}_assigned.yaml")
     if not path.is_file():
         return None

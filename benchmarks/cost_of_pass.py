@@ -103,7 +103,7 @@ def show(title: str, arms: Sequence[Arm], against: Sequence[str]) -> str:
     lines = [
         f"{title}: {max((len(arm.tasks) for arm in arms), default=0)} fresh tasks",
         "",
-        "| arm | tasks | solved, % (95 %) | CPU-s a task | per solved | thinking tokens | wall, s | engines, MiB | others |",
+        "| arm | tasks | solved, % (95 %) | CPU-s a task | per solved | thinking tokens | wall, s | MiB | others |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm in arms:
