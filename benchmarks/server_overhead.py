@@ -30,7 +30,7 @@ from metier.agents import Ask, Message, Role, ScriptedBackend, TaskGraph
 from metier.runtime import Session, open_session
 from metier.runtime.server.app import make_app
 from metier.runtime.server.served_models import ServedWorkflow
-from metier.runtime.server.serving import listen_on, new_server
+from metier.runtime.server.serving import listen_on, loop_options, new_server
 from metier.runtime.settings import load_settings
 
 AT_ONCE = 16
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--tokens", type=int, default=8)
     given = parser.parse_args()
-    anyio.run(measure, given.rounds, given.count, given.engine, given.tokens)
+    anyio.run(measure, given.rounds, given.count, given.engine, given.tokens, backend_options=loop_options())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ..agents.errors import ServerError, SettingsError
-from ..router.assignment import load_assignment
+from ..router.assignment import Assignment, load_assignment
 from .cli_router import overrides
 from .opening import open_session
 from .settings import load_settings
@@ -75,7 +75,15 @@ def serve(
     }
     if len(references) < len(files):
         raise SettingsError("two workflows of one name", expected="graphs with different names")
-    anyio.run(_serve, options, files, references, also or [], host, port, store)
+    try:
+        from .server.serving import loop_options
+    except ModuleNotFoundError as error:
+        raise ServerError(
+            f"`metier serve` needs {error.name}, which is not installed",
+            expected="the packages that come with the engine",
+            remedy="Install metier[cpu], or fastapi, uvicorn and prometheus_client.",
+        ) from error
+    anyio.run(_serve, options, files, references, also or [], host, port, store, backend_options=loop_options())
 
 
 async def _serve(
@@ -87,18 +95,10 @@ async def _serve(
     port: int,
     store: Path,
 ) -> None:
-    try:
-        from .server.app import make_app
-        from .server.served_models import ServedWorkflow
-        from .server.serving import api_key, listen_on
-        from .server.serving import serve as run_server
-    except ModuleNotFoundError as error:
-        raise ServerError(
-            f"`metier serve` needs {error.name}, which is not installed",
-            expected="the packages that come with the engine",
-            remedy="Install metier[cpu], or fastapi, uvicorn and prometheus_client.",
-        ) from error
-    from ..router.assignment import Assignment
+    from .server.app import make_app
+    from .server.served_models import ServedWorkflow
+    from .server.serving import api_key, listen_on
+    from .server.serving import serve as run_server
 
     settings = load_settings(Path(options.settings) if options.settings else None, options.overrides)
     key = api_key(host)

@@ -24,6 +24,8 @@ __all__ = ["add_chat_endpoints"]
 OWNER = "metier"
 """`owned_by` of our models, by which a `RemoteBackend` knows that it talks to one of us."""
 
+MARK = "text"
+
 
 def add_chat_endpoints(
     api: FastAPI, chat: Chat, models: ServedModels, admission: Admission, settings: ServerSettings
@@ -80,40 +82,43 @@ class _Stream:
         self._settings = settings
         self._created = int(time.time())
         # A piece of text is the most frequent thing we write: all of it but the text is written once.
-        self._before, self._after = sse(chunk(id, request.model, self._created, {"content": "\0"})).split(b'"\\u0000"')
+        self._before, self._after = self._chunk({"content": MARK}).split(json.dumps(MARK).encode())
         self._pieces: list[str] = []
         self._fresh = anyio.Event()
         self._done: Completed | None = None
 
     async def __call__(self, write: Write) -> None:
-        """Write all of it. What has gathered while the client was slow goes out in one piece."""
+        """Write all of it. What has gathered while the client was slow goes out in one piece.
+
+        Nothing is written before there is some text: what goes wrong until then has a status of its own.
+        """
         written = 0
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._work, write)
+            tasks.start_soon(self._work)
             while self._done is None or self._pieces:
                 await self._fresh.wait()
                 self._fresh = anyio.Event()
                 text = "".join(self._pieces)
                 self._pieces.clear()
                 if text:
+                    await write(self._text(text, first=not written))
                     written += len(text)
-                    await write(self._text(text))
         done = self._done
         assert done is not None
-        if len(done.text) > written:
-            await write(self._text(done.text[written:]))
+        last = b""
+        if len(done.text) > written or not written:
+            last += self._text(done.text[written:], first=not written)
         if done.thinking:
-            await write(self._chunk({"reasoning_content": done.thinking}))
-        await write(self._chunk({}, done.finish_reason, metier=done.origin))
+            last += self._chunk({"reasoning_content": done.thinking})
+        last += self._chunk({}, done.finish_reason, metier=done.origin)
         options = self._request.stream_options
         if options is not None and options.include_usage:
-            await write(self._chunk(None, usage=usage_block(done.usage)))
-        await write(sse("[DONE]"))
+            last += self._chunk(None, usage=usage_block(done.usage))
+        await write(last + sse("[DONE]"))
 
-    async def _work(self, write: Write) -> None:
+    async def _work(self) -> None:
         with anyio.fail_after(self._settings.request_timeout_s):
             async with self._admission.enter():
-                await write(self._chunk({"role": "assistant", "content": ""}))
                 self._done = await self._answer(self._on_text)
         self._fresh.set()
 
@@ -121,7 +126,9 @@ class _Stream:
         self._pieces.append(text)
         self._fresh.set()
 
-    def _text(self, text: str) -> bytes:
+    def _text(self, text: str, *, first: bool) -> bytes:
+        if first:
+            return self._chunk({"role": "assistant", "content": text})
         return self._before + json.dumps(text, ensure_ascii=False).encode() + self._after
 
     def _chunk(self, delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any) -> bytes:

@@ -67,7 +67,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write the stream until it ends or nobody takes it."""
-        lock, began, stuck, written = anyio.Lock(), False, False, False
+        lock, began, stuck, written = anyio.Lock(fast_acquire=True), False, False, False
 
         async def write(piece: bytes) -> None:
             nonlocal began, stuck
@@ -87,11 +87,10 @@ class EventStream(Response):
         async def keep_alive() -> None:
             while True:
                 await anyio.sleep(self._settings.keep_alive_s)
-                if began:
-                    try:
-                        await write(b": still here\n\n")
-                    except TimeoutError:
-                        tasks.cancel_scope.cancel()
+                try:
+                    await write(b": still here\n\n")
+                except TimeoutError:
+                    tasks.cancel_scope.cancel()
 
         failed: Exception | None = None
         async with anyio.create_task_group() as tasks:

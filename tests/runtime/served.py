@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,7 +19,7 @@ from metier.router import Assignment
 from metier.runtime import RunStore, Settings, open_session
 from metier.runtime.server.app import MetierApp, make_app
 from metier.runtime.server.served_models import ServedWorkflow
-from metier.runtime.server.serving import listen_on, new_server
+from metier.runtime.server.serving import listen_on, loop_options, new_server
 from metier.runtime.settings import load_settings
 
 from ..agents.workflow import Answer, Plan, Puzzle
@@ -105,7 +106,7 @@ def server(
                 tasks.start_soon(running.serve, [listening])
                 ready.set()  # it listens already: whoever connects waits until it has started
 
-    thread = threading.Thread(target=anyio.run, args=(main,), daemon=True)
+    thread = threading.Thread(target=partial(anyio.run, main, backend_options=loop_options()), daemon=True)
     thread.start()
     assert ready.wait(120), "the server did not start"
 
