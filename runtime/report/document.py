@@ -139,7 +139,7 @@ def _tiles(part: BatchPart, baseline: BatchPart | None) -> tuple[Tile, ...]:
     f, base = part.figures, None if baseline is None else baseline.figures
 
     def against(value: str) -> str:
-        return "" if baseline is None else f"{baseline.name}: {value}"
+        return "" if baseline is None else f"against {value}"
 
     tiles = []
     if f.scored:

@@ -84,10 +84,13 @@ class Plots:
                 ],
             ),
         ]
+        shown = [(label, parts) for label, parts in parts_of if any(any(values) for _, _, values in parts)]
+        if not shown:
+            return ""
         figure = self._figure(9.6, 0.9 + 0.34 * len(costs))
         names = list(costs)
-        for at, (label, parts) in enumerate(parts_of):
-            axes = figure.add_subplot(1, 2, at + 1)
+        for at, (label, parts) in enumerate(shown):
+            axes = figure.add_subplot(1, len(shown), at + 1)
             left = [0.0] * len(names)
             for name, colour, values in parts:
                 if any(values):
