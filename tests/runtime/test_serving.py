@@ -117,7 +117,7 @@ def served() -> Iterator[Served]:
         yield running
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_no_request_whatever_gets_a_5xx(served: Served, data: st.DataObject) -> None:
     with httpx.Client(base_url=served.url) as client:
@@ -149,7 +149,7 @@ def test_no_request_whatever_gets_a_5xx(served: Served, data: st.DataObject) -> 
 def test_schemathesis_finds_no_5xx(served: Served, tmp_path: Path) -> None:
     environment = {**os.environ, "NO_COLOR": "1"}
     call = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{served.url}/openapi.json"]
-    options = ["--checks", "not_a_server_error", "--max-examples", "10", "--seed", "1", "--phases", "fuzzing"]
+    options = ["--checks", "not_a_server_error", "--max-examples", "6", "--seed", "1", "--phases", "fuzzing"]
     endless = ["--exclude-path", "/v1/events", "--generation-database", "none"]
     whole = [*call, *options, *endless]
     done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
