@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,22 +52,30 @@ def by_budget(ask: Ask) -> str:
     return f'<think>two and two and more</think>{{"value":{4 if right else 5}}}'
 
 
-@pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(tmp_path / "shelf")
-
-
-@pytest.fixture
-def adder(tmp_path: Path, tiny_base: Path, shelf: Shelf) -> Variant:
-    (tmp_path / "roles.py").write_text(PROGRAM)
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A folder with a role, rows of it, and a shelf with a variant trained on them."""
+    folder = tmp_path_factory.mktemp("adder")
+    (folder / "roles.py").write_text(PROGRAM)
     asked = (Message(role="user", content="2+2"),)
     rows = [
         TrafficRow(role="adder", messages=asked, reply='{"value":4}', thinking=thinking, score=1.0)
         for thinking in ["two and two make four"] * 6 + [""] * 2
     ]
-    write_traffic(tmp_path / "rows.jsonl", rows)
-    made = make(tmp_path, tiny_base, shelf, {"method": "lora", **LORA}, None, name="adder", parent="base")
-    return made
+    write_traffic(folder / "rows.jsonl", rows)
+    make(folder, tiny_base, Shelf(folder / "shelf"), {"method": "lora", **LORA}, None, name="adder", parent="base")
+    return folder
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, prepared: Path) -> Shelf:
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return Shelf(tmp_path / "shelf")
+
+
+@pytest.fixture
+def adder(shelf: Shelf) -> Variant:
+    return shelf.get("adder")
 
 
 def make(folder: Path, base: Path, shelf: Shelf, method: Any, engines: Engines | None, **fields: Any) -> Variant:
