@@ -91,12 +91,11 @@ class Chat:
         first, *rest = to_messages(request.messages)
         if first.role != "user" or any(message.role == "system" for message in rest):
             raise RequestRefused(
-                f"a message of {'the system' if first.role != 'user' else 'the system among the others'} to role "
-                f"{role.name!r}",
+                f"messages that begin with one of {first.role!r}, or hold one of the system, to role {role.name!r}",
                 param="messages",
                 code="role_has_its_prompt",
                 expected="a user message with the role's inputs, and after it what was said since",
-                remedy="Leave it out: a role has instructions of its own. To send your own, name a variant.",
+                remedy="A role has instructions of its own. To send yours, name a variant.",
             )
         self._check_format(request, role.gives, f"role {role.name!r}")
         inputs = role_inputs(role, first.content)

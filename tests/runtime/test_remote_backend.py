@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
@@ -14,12 +15,14 @@ from metier.agents import Ask, Message, ScriptedBackend, ThinkingProfile, Usage
 from metier.agents.errors import AskRejectedError, EngineDeadError, EngineError, UnknownVariantError
 from metier.agents.messages import Reply
 from metier.router import Assignment, RoleAssignment
-from metier.runtime import open_session
+from metier.runtime import RunStore, open_session
 from metier.runtime.remote_backend import RemoteBackend
 from metier.runtime.remote_settings import RemoteSettings
 from metier.runtime.settings import load_settings
+from metier.runtime.workflow_run import RunOptions, run_workflow
 from metier.specializers.variant import AskSpec, EngineSpec, Variant
 
+from .. import workflow_for_cli
 from ..agents.workflow import Puzzle
 from .served import graph, scripted, server
 
@@ -235,3 +238,13 @@ async def test_a_stream_that_breaks_off_is_no_answer() -> None:
 
 def test_the_bounds_are_settings() -> None:
     assert load_settings(overrides={"remote.retries": 1}).remote.retries == 1
+
+
+def test_the_command_line_runs_on_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with server(workflow_for_cli.scripted()) as served:
+        options = RunOptions(workflow=workflow_for_cli.__file__, input='{"text": "7"}', engine=served.url)
+        anyio.run(run_workflow, options, tmp_path / "runs.db", None, None)
+    assert 'output: {"value":7}' in capsys.readouterr().err
+    with RunStore(tmp_path / "runs.db") as store:
+        (batch,) = store.batches()
+        assert batch.options["engine"] == served.url
