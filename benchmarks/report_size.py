@@ -1,6 +1,7 @@
 """How long the full report of 10,000 asks takes and how large it is: a made-up batch, recorded through the real store.
 
-Run: python benchmarks/report_size.py [--runs 1000] [--keep FOLDER]. Bars: at most 5 s and 3 MB. Rounds of loops,
+Run: python benchmarks/report_size.py [--runs 1000] [--keep FOLDER]. Bars: at most 5 CPU-seconds (one thread
+does it all; seconds beside them are of a machine that may be busy) and 3 MB. Rounds of loops,
 corrections, four adapters over three slots of two engines, failed runs: everything that has a section in the report.
 """
 
@@ -89,7 +90,6 @@ def record(store: RunStore, label: str, runs: int, seed: int, speed: float) -> s
             store.end_run(run.id, "finished", output='{"value": 1}', score=float(solved), busy_s=now - begun)
     totals = {"cpu_s": 1.0, "prefill_tokens": 1, "decode_tokens": 1, "asks": 1, "steps": 1, "adapter_loads": 1}
     store.record_engine_totals(batch.id, "base@made-up", totals)
-    # Ends are stamped when they are recorded; here they happened when their last ask was answered.
     return batch.id
 
 
@@ -150,17 +150,18 @@ def main() -> None:
         for name, render in (("html", render_html), ("md", render_markdown)):
             seconds = []
             for _ in range(5):
-                began = time.perf_counter()
+                began, began_cpu = time.perf_counter(), time.process_time()
                 text = render(store, batches)
-                seconds.append(time.perf_counter() - began)
+                seconds.append((time.process_time() - began_cpu, time.perf_counter() - began))
             size = len(text.encode())
             seconds.sort()
-            print(f"{name}: {asks} asks, {seconds[2]:.2f} s ({seconds[0]:.2f}-{seconds[-1]:.2f}), {size / 1e6:.2f} MB")
+            (low, _), (cpu_s, wall_s), (high, _) = seconds[0], seconds[2], seconds[-1]
+            print(f"{name}: {asks} asks, {cpu_s:.2f} CPU-s ({low:.2f}-{high:.2f}), {wall_s:.2f} s, {size / 1e6:.2f} MB")
             if given.keep is not None:
                 given.keep.mkdir(parents=True, exist_ok=True)
                 (given.keep / f"report.{name}").write_text(text, encoding="utf-8")
-            if seconds[2] > LIMIT_S or size > LIMIT_BYTES:
-                raise SystemExit(f"{name}: more than {LIMIT_S} s or {LIMIT_BYTES} bytes")
+            if cpu_s > LIMIT_S or size > LIMIT_BYTES:
+                raise SystemExit(f"{name}: more than {LIMIT_S} CPU-s or {LIMIT_BYTES} bytes")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..store import RunStore
 from ..store_records import BatchRecord
+from .ledger import read_ledger
 
 __all__ = ["render_report"]
 
@@ -71,11 +72,7 @@ def solved(store: RunStore, batch: str) -> tuple[int, int, int]:
 def _batch_row(store: RunStore, record: BatchRecord) -> dict[str, str]:
     runs = store.runs(record.id)
     good, scored, count = solved(store, record.id)
-    cpu_s = store.query(
-        "SELECT coalesce(sum(cpu_s), 0) AS s, coalesce(sum(prompt_tokens + thinking_tokens + answer_tokens), 0) AS t "
-        "FROM asks JOIN runs ON runs.id = asks.run WHERE runs.batch = ?",
-        record.id,
-    )[0]
+    cpu_s, tokens = _spent(store, record.id)
     finished = [run.busy_s for run in runs if run.state == "finished"]
     started = [run.started_at for run in runs if run.started_at]
     ended = [run.finished_at for run in runs if run.finished_at]
@@ -90,10 +87,16 @@ def _batch_row(store: RunStore, record: BatchRecord) -> dict[str, str]:
         "needed round 2": str(second),
         "wall s": f"{max(ended) - min(started):.1f}" if started and ended else NOTHING,
         "run p50 / p95 s": f"{median(finished):.1f} / {_p95(finished):.1f}" if finished else NOTHING,
-        "tokens": str(cpu_s["t"]),
-        "CPU-s": f"{cpu_s['s']:.1f}",
-        "CPU-s per solved": f"{cpu_s['s'] / good:.2f}" if good else ("infinite" if scored else NOTHING),
+        "tokens": str(tokens),
+        "CPU-s": f"{cpu_s:.1f}",
+        "CPU-s per solved": f"{cpu_s / good:.2f}" if good else ("infinite" if scored else NOTHING),
     }
+
+
+def _spent(store: RunStore, batch: str) -> tuple[float, int]:
+    """CPU-seconds and tokens of a batch, with what got no reply: failures cost too."""
+    spent = read_ledger(store, batch).spent
+    return sum(ask.cpu_s for ask in spent), sum(ask.tokens for ask in spent)
 
 
 def _role_tables(store: RunStore, batch: str) -> list[str]:
@@ -136,9 +139,7 @@ def _accounting(store: RunStore, batch: str) -> list[str]:
     totals = store.engine_totals(batch)
     if not totals:
         return []
-    charged = store.query(
-        "SELECT coalesce(sum(cpu_s), 0) AS s FROM asks JOIN runs ON runs.id = asks.run WHERE runs.batch = ?", batch
-    )[0]["s"]
+    charged, _ = _spent(store, batch)
     lines = [""]
     for name, total in totals.items():
         shown = ", ".join(f"{key} {_short(value)}" for key, value in total.items())
