@@ -105,6 +105,11 @@ class Client:
         self._process.wait()
 
 
+def _engine_s(session: Session) -> float:
+    """CPU-seconds of the engines: requests that come one by one make smaller batches, and more steps."""
+    return sum(totals["cpu_s"] for totals in session.engine_totals().values())
+
+
 @asynccontextmanager
 async def open_bench(engine: bool, folder: Path) -> AsyncGenerator[Session]:
     """A session on a backend that answers at once, or on a tiny random model."""
@@ -139,16 +144,22 @@ async def measure(rounds: int, count: int, engine: bool, tokens: int) -> None:
                 client = Client(url, count, stream, tokens)
                 await embedded(session, count, stream, tokens)
                 await client.go()
-                base_ms, more_ms = [], []
+                base_ms, more_ms, outside_ms = [], [], []
                 for _ in range(rounds):
+                    engine_s = [_engine_s(session)]
                     alone = await embedded(session, count, stream, tokens)
+                    engine_s.append(_engine_s(session))
                     through = await client.go()
+                    engine_s.append(_engine_s(session))
+                    engine_more = (engine_s[2] - engine_s[1]) - (engine_s[1] - engine_s[0])
                     base_ms.append(alone / count * 1e3)
                     more_ms.append((through - alone) / count * 1e3)
+                    outside_ms.append((through - alone - engine_more) / count * 1e3)
                 client.close()
                 print(
                     f"{'stream' if stream else 'whole reply':12} embedded {median(base_ms):.2f} CPU-ms; through the "
-                    f"server {median(more_ms):+.2f} ({min(more_ms):.2f} to {max(more_ms):.2f}), bar 3"
+                    f"server {median(more_ms):+.2f} ({min(more_ms):.2f} to {max(more_ms):.2f}), of which outside the "
+                    f"engine {median(outside_ms):+.2f} ({min(outside_ms):.2f} to {max(outside_ms):.2f}), bar 3"
                 )
             server.handle_exit(15, None)
 
