@@ -154,6 +154,8 @@ def _place(layers: list[list[_Item]]) -> Size:
         widest = max(item.size[0] for item in layer)
         y = (tallest - height) / 2
         for item in layer:
+            if item.step is None:
+                item.size = (widest, item.size[1])  # a line passes a layer straight, clear of its widest frame
             item.x, item.y = x + (widest - item.size[0]) / 2, y
             y += item.size[1] + ROW_GAP
         x += widest + COLUMN_GAP
@@ -177,7 +179,8 @@ def _route(items: Mapping[str, _Item], before: str, after: str) -> tuple[tuple[f
     start, end = items[before], items[after]
     between = [item for name, item in items.items() if name.startswith(f"{before}\n{after}\n")]
     points = [(start.x + start.size[0], start.y + start.size[1] / 2)]
-    points += [(item.x, item.y + item.size[1] / 2) for item in sorted(between, key=lambda item: item.x)]
+    for item in sorted(between, key=lambda item: item.x):
+        points += [(x, item.y + item.size[1] / 2) for x in (item.x, item.x + item.size[0])]
     return (*points, (end.x, end.y + end.size[1] / 2))
 
 

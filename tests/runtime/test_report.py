@@ -178,6 +178,24 @@ def test_boxes_do_not_overlap_and_lie_in_their_frames() -> None:
     assert sum(line.returns for line in drawing.lines) == 1
 
 
+def test_lines_pass_between_boxes() -> None:
+    """Whatever the graph, an edge over several layers crosses no box of those between."""
+    body = [
+        StepShape(name="a", kind="role"),
+        StepShape(name="wide", kind="loop", rounds=2, after=("a",), body=(StepShape(name="x", kind="role"),)),
+        StepShape(name="beside", kind="role", after=("a",)),
+        StepShape(name="end", kind="role", after=("a", "wide", "beside")),
+    ]
+    drawing = lay_out(body, lambda path, step: (300.0 if path == "wide/x" else 80.0, 50.0))
+    passing = next(line for line in drawing.lines if len(line.points) > 2)
+    (_, y), (_, same) = passing.points[1:3]
+    assert y == same
+    for name in ("wide", "beside"):
+        box = drawing.box(name)
+        assert not box.y < y < box.y + box.height
+        assert passing.points[1][0] <= box.x and box.x + box.width <= passing.points[2][0]
+
+
 def parsed(page: str) -> Any:
     """The page as a browser understands it; raises on anything that the HTML standard calls a parse error."""
     return html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(page)
