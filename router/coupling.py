@@ -34,7 +34,8 @@ SMALLEST_RATIO = 1e-3
 class Serving(BaseModel):
     """How variants are served: what an engine holds beside its checkpoint, and what bringing in an adapter costs.
 
-    Every checkpoint has an engine of its own with `kv_cache_mib` and `engine_mib`; `adapter_slots` adapters of at
+    The process holds `process_mib` whatever it serves. Every checkpoint has an engine of its own with `kv_cache_mib`
+    and `engine_mib`; `adapter_slots` adapters of at
     most `slot_rank` rows are resident in each. `running` runs go on at once, which is what fills batches.
     """
 
@@ -42,6 +43,7 @@ class Serving(BaseModel):
 
     kv_cache_mib: float = Field(default=512, ge=0)
     engine_mib: float = Field(default=0, ge=0)
+    process_mib: float = Field(default=0, ge=0)
     adapter_slots: int = Field(default=4, ge=1)
     slot_rank: int = Field(default=16, ge=1)
     swap_cpu_s: float = Field(default=0.033, ge=0)
@@ -149,6 +151,8 @@ def make_problem(
     serving = serving or Serving()
     rows: dict[Part, dict[Candidate, Profile]] = {part: {} for part in parts}
     rejected: list[Rejected] = []
+    incumbent = _incumbent(profiles, parts)
+    never_asked = {part for part in parts if all(p.asks == 0 for p in profiles if p.part == part)}
     for profile in profiles:
         part, candidate = profile.part, profile.candidate
         if part not in rows:
@@ -160,10 +164,11 @@ def make_problem(
         elif profile.footprint.adapter_rank > serving.slot_rank:
             why = f"its rank {profile.footprint.adapter_rank} does not fit slots of slot_rank={serving.slot_rank}"
             rejected.append(Rejected(part, candidate, why))
+        elif part in never_asked and candidate != incumbent.get(part, candidate):
+            rejected.append(Rejected(part, candidate, "no run of the probe came to this part: the incumbent keeps it"))
         else:
             rows[part][candidate] = profile
     _check_pairs(profiles, parts, candidates, rows, rejected)
-    incumbent = _incumbent(profiles, parts)
     measured = [p for p in profiles if incumbent.get(p.part) == p.candidate] or list(profiles)
     widest = max(measured, key=lambda p: p.n)
     quality = widest.quality - widest.gain
@@ -245,14 +250,14 @@ def _swaps(problem: Problem, rows: Sequence[Profile]) -> float:
 def _memory(problem: Problem, rows: Sequence[Profile]) -> float:
     each_mib = problem.serving.kv_cache_mib + problem.serving.engine_mib
     if not problem.coupled:
-        return math.fsum(
+        return problem.serving.process_mib + math.fsum(
             row.footprint.checkpoint_mib + each_mib + (row.footprint.slot_mib if row.footprint.adapter else 0.0)
             for row in rows
         )
     # All variants of a checkpoint say the same of it.
     engines = {row.footprint.checkpoint: row.footprint.checkpoint_mib + each_mib for row in rows}
     slots = {row.footprint.checkpoint: row.footprint.slot_mib for row in rows if row.footprint.adapter}
-    return math.fsum([*engines.values(), *slots.values()])
+    return math.fsum([problem.serving.process_mib, *engines.values(), *slots.values()])
 
 
 def _lone_cost(problem: Problem, row: Profile) -> LoneCost:

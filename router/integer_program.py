@@ -109,7 +109,8 @@ def integer_program(
             lower = math.log(limit / problem.quality) - GAP if limit > 0 else -math.inf
             program.row(program.amounts["quality"], lower=lower)
         else:
-            program.row(program.amounts[name], upper=limit * (1 + GAP))
+            held = problem.serving.process_mib if name == "memory_mib" else 0.0
+            program.row(program.amounts[name], upper=limit * (1 + GAP) - held)
     sign = -1.0 if minimise == "quality" else 1.0
     costs = {column: sign * value for column, value in program.amounts[minimise].items()}
     values = program.solve(costs, time_s)

@@ -19,7 +19,7 @@ from ..router.profile import read_profiles
 from ..router.solve import Solution
 from ..router.space import Candidate, Part, Space
 from .figures import FrontPoint, draw_front
-from .probing import PROFILES, Bench, ProbeOptions, open_bench, read_options
+from .probing import PROFILES, Bench, ProbeOptions, open_bench, read_options, wide_console
 
 __all__ = ["held_out", "run_assign", "serving_of"]
 
@@ -101,7 +101,7 @@ def serving_of(bench: Bench) -> Serving:
 
 
 def _print(result: Assigned, problem: Problem, settings: AssignSettings) -> None:
-    console = Console()
+    console = wide_console()
     console.print(_contenders(result.table))
     console.print(f"Pareto front of CPU-seconds and quality, predicted ({len(result.front)} points):", markup=False)
     console.print(_points(result.front, problem))

@@ -41,6 +41,7 @@ __all__ = ["Bench", "ProbeOptions", "SessionRunner", "open_bench", "read_options
 errors = Console(stderr=True)
 OPTIONS, PROFILES, RUNS, REPLIES = "probe.json", "profiles.jsonl", "runs.jsonl", "replies.jsonl"
 WORK = "engine_work.jsonl"
+FILE_COLUMNS = 200
 
 
 class ProbeOptions(BaseModel):
@@ -321,7 +322,7 @@ def _show(result: ProbeResult, evaluator: Evaluator, folder: Path) -> None:
         table.add_column(head, overflow="fold")
     for row in result.profiles:
         table.add_row(str(row.part), str(row.candidate), *_cells(row, result))
-    Console().print(table)
+    wide_console().print(table)
     counts = evaluator.counts
     errors.print(
         f"{counts.runs} runs made ({counts.asks} asks, {counts.asks_reused} reused from other runs, "
@@ -330,6 +331,12 @@ def _show(result: ProbeResult, evaluator: Evaluator, folder: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def wide_console() -> Console:
+    """Where tables go: as wide as the terminal, or as wide as they are where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=FILE_COLUMNS)
 
 
 def _cells(row: Profile, result: ProbeResult) -> list[str]:

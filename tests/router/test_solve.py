@@ -67,6 +67,16 @@ def test_more_adapters_than_slots_swap_and_the_cost_is_shared_out() -> None:
     assert three.cpu_s - two.cpu_s == pytest.approx(0.6) and three.latency_s - two.latency_s == pytest.approx(1.2)
 
 
+def test_a_part_that_no_run_came_to_stays_with_the_incumbent() -> None:
+    first, later = Part("a", "first"), Part("a", "later")
+    incumbent = "a[1]=base, a[2+]=x"
+    seen = [profile(first, v, incumbent) for v in ("base", "x")]
+    never = [profile(later, v, incumbent, asks=0.0, cpu_s=0.0, prompt_tokens=0.0) for v in ("base", "x")]
+    problem = make_problem([*seen, *never], (first, later))
+    assert list(problem.rows[later]) == [Candidate("x")] and len(problem.rows[first]) == 2
+    assert "no run of the probe" in problem.rejected[0].why
+
+
 def test_three_engines_make_three_times_the_steps_of_one() -> None:
     """A task writes 3 x 20 tokens; with 4 runs at once that is 15 turns, a step of every engine in each."""
     cost = TokenCost(prefill_cpu_s=1e-3, decode_cpu_s=0.01, step_cpu_s=0.1)
@@ -155,6 +165,7 @@ def instance(seed: int, parts: int = 3, variants: int = 4) -> Problem:
         names,
         serving=Serving(
             kv_cache_mib=32,
+            process_mib=50,
             adapter_slots=2,
             swap_cpu_s=0.1,
             swap_s=0.2,
