@@ -15,6 +15,7 @@ import logging
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 from outcome_table import Cast, Meter, Table
 
@@ -45,7 +46,9 @@ def select(selector: str, table: Table, meter: Meter, seed: int) -> Cast:
     random.seed(seed)
     tasks = rng.sample(range(len(table.tasks)), len(table.tasks))
     variants = rng.sample(table.variants, len(table.variants))
-    options = {"seed": seed} if selector in ("random", "hill_climbing") else {}
+    options: dict[str, Any] = {"seed": seed} if selector in ("random", "hill_climbing") else {}
+    if selector != "lm_proposal":
+        options["tracker"] = LLMTracker(cache=False)  # nothing goes over the wire, and a cache would leave files behind
     with contextlib.redirect_stdout(io.StringIO()):
         found = ModelSelector(
             agent=Agent,
@@ -53,7 +56,6 @@ def select(selector: str, table: Table, meter: Meter, seed: int) -> Cast:
             eval_fn=lambda expected, actual: actual,
             dataset=[(task, task) for task in tasks],
             method=selector,
-            tracker=LLMTracker(cache=False),  # nothing goes over the wire, and it would leave files behind
             **options,
         ).select_best()
     best = found.get_best_combo()
