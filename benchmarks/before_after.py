@@ -43,6 +43,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("before_after.jsonl")
 TASKS, BLOCK_TASKS = "test:300:7", 100
 WARM_UP = "tune:8:99"
+THREADS = 1
+"""Two threads spin for each other whenever something else has their core; CPU-seconds would then measure that."""
 MIB = 2**20
 
 
@@ -124,7 +126,7 @@ async def measure(name: str, arm: str, block: int, folders: list[str]) -> dict[s
     assert assignment is not None
     shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
     rank = max((shelf.get(variant).ask.rank for variant in assignment.variants()), default=0)
-    overrides = {"engine.slot_rank": 32} if rank > 16 else {}
+    overrides = {"engine.threads": THREADS} | ({"engine.slot_rank": 32} if rank > 16 else {})
     before_mib = resident_mib()
     every = file.tasks(TASKS)
     chosen = every.tasks[block * BLOCK_TASKS : (block + 1) * BLOCK_TASKS]
