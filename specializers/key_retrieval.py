@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 __all__ = [
+    "WORD_BITS",
     "KeyCodes",
     "attend",
     "decode_keys",
@@ -28,7 +29,7 @@ __all__ = [
     "window_tokens",
 ]
 
-WORD_BITS = 32
+WORD_BITS = 32  # tokens of one word of codes
 
 
 class KeyCodes(NamedTuple):
