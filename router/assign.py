@@ -94,26 +94,32 @@ async def assign(
 ) -> Assigned:
     """The best choice by prediction that holds when the whole workflow runs on the tasks of `check`.
 
-    One that does not hold is excluded and the next best is tried. Without `check` the prediction is believed.
+    One that does not hold is excluded, with all that differ from it only where nobody was asked, and the next best is
+    tried. Without `check` the prediction is believed.
     Raises: InfeasibleError when no choice meets the limits, or none of those tried holds; what running raises.
     """
     settings, tell = settings or AssignSettings(), on_note or (lambda note: None)
     amount: Amount = "cpu_s" if settings.minimise == "cost_of_pass" else settings.minimise
     limits = _with_floor(problem, settings)
     excluded: list[Contender] = []
+    barred: list[Choices] = []
     before = None if check is None else await check.outcomes(problem.incumbent, list(check.tasks))
     while True:
-        tried = [dict(contender.choices or {}) for contender in excluded]
-        solution = choose(problem, limits, settings, tried)
+        solution = choose(problem, limits, settings, barred)
         if check is None or before is None:
             measured = None
             break
         tell(f"checking on {len(check.tasks)} held-out tasks: {_named(solution.choices)}")
-        measured = _measure(await check.outcomes(solution.choices, list(check.tasks)), before)
+        outcomes = await check.outcomes(solution.choices, list(check.tasks))
+        measured = _measure(outcomes, before)
         missed = _missed(measured, settings)
         if not missed:
             break
         tell(f"does not hold: {missed}")
+        # Whoever differs only in parts that no run came to would run the same again.
+        asked = {(ask.role, ask.round) for outcome in outcomes for ask in outcome.asks}
+        reached = [part for part in problem.parts if any(part.covers(*ask) for ask in asked)]
+        barred.append({part: solution.choices[part] for part in reached or problem.parts})
         excluded.append(
             Contender(f"tried {len(excluded) + 1}", solution.choices, solution.prediction, measured, missed)
         )

@@ -102,8 +102,8 @@ def integer_program(
         _share_engines(program, problem, x)
         _share_prefixes(program, problem, x)
     for choices in exclude:
-        if all((part, choices[part]) in x for part in problem.parts):
-            program.row({x[part, choices[part]]: 1.0 for part in problem.parts}, upper=len(problem.parts) - 1)
+        if all(pair in x for pair in choices.items()):
+            program.row({x[pair]: 1.0 for pair in choices.items()}, upper=len(choices) - 1)
     for name, limit in limits.given().items():
         if name == "min_quality":
             lower = math.log(limit / problem.quality) - GAP if limit > 0 else -math.inf

@@ -89,7 +89,7 @@ def solve(
     exclude: Collection[Choices] = (),
     settings: SolverSettings | None = None,
 ) -> Solution:
-    """The best choice within limits that is none of `exclude`.
+    """The best choice within limits that is none of `exclude`, which may name some parts only.
 
     Raises: InfeasibleError that says which limit binds and what is feasible nearest to it.
     """
@@ -120,6 +120,11 @@ def objective(prediction: Prediction, minimise: Amount) -> float:
     return -prediction.quality if minimise == "quality" else float(getattr(prediction, minimise))
 
 
+def is_excluded(choices: Choices, exclude: Collection[Choices]) -> bool:
+    """Whether a choice agrees with one that is excluded, on all parts that this one names."""
+    return any(all(choices.get(part) == candidate for part, candidate in barred.items()) for barred in exclude)
+
+
 def all_choices(problem: Problem) -> Iterator[dict[Part, Candidate]]:
     """Every choice there is."""
     for cast in itertools.product(*(problem.rows[part] for part in problem.parts)):
@@ -134,7 +139,7 @@ def brute_force(
     best: Solution | None = None
     for choices in all_choices(problem):
         prediction = predict(problem, choices)
-        if limits.excess(prediction) or choices in exclude:
+        if limits.excess(prediction) or is_excluded(choices, exclude):
             continue
         if best is None or objective(prediction, minimise) < objective(best.prediction, minimise):
             best = Solution(choices, prediction, "brute force")
@@ -159,7 +164,7 @@ def local_search(
 
     def rank(choices: Choices) -> tuple[float, float]:
         prediction = predict(problem, choices)
-        return limits.excess(prediction) + (choices in exclude), objective(prediction, minimise)
+        return limits.excess(prediction) + is_excluded(choices, exclude), objective(prediction, minimise)
 
     best: dict[Part, Candidate] | None = None
     for start in _starts(problem, rng, settings.restarts):
@@ -189,7 +194,7 @@ def front(
         kept = [
             Solution(choices, p, "brute force")
             for choices, p in every
-            if not limits.excess(p) and choices not in exclude
+            if not limits.excess(p) and not is_excluded(choices, exclude)
         ]
         return _thinned(undominated(kept, cost), settings.front_points)
     points: list[Solution] = []

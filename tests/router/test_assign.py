@@ -85,6 +85,24 @@ async def test_what_does_not_hold_end_to_end_is_excluded_and_the_next_best_taken
         await assign(problem(), AssignSettings(quality_loss=0.06, checks=2), check=check(Clash))
 
 
+class NeverTwice(TableRun):
+    """The critic is never asked, and whatever has a cheap planner fails."""
+
+    async def __call__(self, assignment, tasks, on_outcome):  # type: ignore[no-untyped-def]
+        self.skill = dict.fromkeys(self.skill, float(assignment.roles["planner"].variant != "cheap"))
+
+        def unasked(outcome: Outcome) -> None:
+            on_outcome(outcome.model_copy(update={"asks": outcome.asks[:-1]}))
+
+        await super().__call__(assignment, tasks, unasked)
+
+
+async def test_choices_that_differ_only_where_nobody_was_asked_are_one_try() -> None:
+    result = await assign(problem(), AssignSettings(quality_loss=0.06), check=check(NeverTwice))
+    tried = [tuple(str(c) for c in list((contender.choices or {}).values())[:2]) for contender in result.excluded]
+    assert len(set(tried)) == len(tried) and all(planner == "cheap" for planner, _ in tried)
+
+
 async def test_a_quality_asked_for_is_held_end_to_end() -> None:
     settings = AssignSettings(limits=Limits(min_quality=0.7))
     result = await assign(problem(), settings, check=check(Clash))

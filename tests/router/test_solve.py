@@ -20,6 +20,7 @@ from metier.router.solve import (
     all_choices,
     brute_force,
     front,
+    is_excluded,
     local_search,
     objective,
     solve,
@@ -216,6 +217,16 @@ def test_uncoupled_is_solved_too(seed: int) -> None:
     problem = Problem(coupled.parts, coupled.rows, coupled.quality, coupled.serving, coupled=False)
     oracle, exact = brute_force(problem, Limits(min_quality=0.1)), solve(problem, Limits(min_quality=0.1))
     assert oracle is not None and exact.prediction.cpu_s == pytest.approx(oracle.prediction.cpu_s)
+
+
+def test_an_exclusion_may_name_some_parts_only() -> None:
+    variants = {"base": PLAIN, "x": adapter("x")}
+    problem = make_problem(rows(variants), (A, B, C))
+    barred = [{A: Candidate("base"), B: Candidate("base")}, {C: Candidate("base")}]
+    few = SolverSettings(exact_pairs=0)
+    for found in (solve(problem, exclude=barred), solve(problem, exclude=barred, settings=few)):
+        assert found.choices[C] == Candidate("x") and Candidate("x") in (found.choices[A], found.choices[B])
+    assert len([c for c in all_choices(problem) if not is_excluded(c, barred)]) == 3
 
 
 def test_what_is_excluded_is_not_chosen_again() -> None:
