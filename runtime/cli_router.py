@@ -60,7 +60,8 @@ def probe(
 ) -> None:
     """Measure every candidate at every role by running the workflow with only that role replaced.
 
-    Stopped or killed, the same command goes on where it was: no run and no ask is made twice.
+    Stopped or killed, the same command goes on where it was: no run and no ask is made twice. On a machine that does
+    other work too, add --set engine.threads=1: threads that spin for each other cost CPU-seconds that are not ours.
     """
     from .probing import ProbeOptions, absolute, read_variants, run_probe
 
