@@ -40,6 +40,9 @@ INTUITION_KEY = "metier_intuition"
 # The same for what its thinking has to keep to.
 THINKING_KEY = "metier_thinking"
 
+# Name under which an engine's retrieval settings reach the plugin, in vLLM's `additional_config`.
+FIER_KEY = "metier_fier"
+
 OnAbandoned = Callable[[Ask, Usage], None]
 
 
@@ -172,15 +175,17 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
             "max_lora_rank": settings.slot_rank,
         }
     ours = plugin_wanted()
+    context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)
+    _check_retrieval(settings, context_tokens)
     return AsyncEngineArgs(
         model=str(weights),
         tokenizer=str(weights),
         dtype=settings.dtype if dtype == "auto" else dtype,
         seed=0,
-        max_model_len=min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens),
+        max_model_len=context_tokens,
         max_num_seqs=settings.max_running,
         max_num_batched_tokens=max(settings.max_batch_tokens, settings.max_running),
-        kv_cache_memory_bytes=settings.kv_cache_mib << 20,
+        kv_cache_memory_bytes=int((settings.kv_cache_mib << 20) / (1 + _beside_cache(weights, dtype, settings))),
         block_size=settings.block_tokens,
         enable_prefix_caching=True,
         scheduling_policy="priority",
@@ -195,15 +200,55 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
             backend="xgrammar", disable_any_whitespace=True, reasoning_parser=REASONING_PARSER if ours else ""
         ),
         logits_processors=[LOGITS_PROCESSOR] if ours else None,
+        additional_config={} if settings.fier is None else {FIER_KEY: settings.fier.model_dump()},
         **lora,
     )
 
 
+def _beside_cache(weights: Path, dtype: str, settings: EngineSettings) -> float:
+    """Memory that attention needs beside the key-value cache, as a share of it."""
+    if settings.fier is None:
+        return 0.0
+    config = _text_config(weights)
+    asked = settings.dtype if dtype == "auto" else dtype
+    asked = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
+    return settings.fier.cache_share(int(config["num_hidden_layers"]), 4 if asked == "float32" else 2)
+
+
+def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:
+    """Raise EngineError where an engine is to retrieve and cannot, or has nothing to retrieve from."""
+    if settings.fier is None:
+        return
+    if not plugin_wanted():
+        raise EngineError(
+            "attention 'fier' is asked for, and METIER_PLUGIN=0 keeps our plugin out of vLLM",
+            expected="the plugin",
+            remedy="Unset METIER_PLUGIN, or use a variant with stock attention.",
+        )
+    if settings.fier.budget_tokens >= context_tokens:
+        raise EngineError(
+            f"budget_tokens {settings.fier.budget_tokens} of attention 'fier', in a context of {context_tokens} tokens",
+            expected=f"fewer than {context_tokens}: all tokens would be read, which stock attention does faster",
+            remedy="Lower the budget, raise max_model_tokens if the model has the context, or use stock attention.",
+        )
+    if settings.block_tokens % settings.fier.group_tokens:
+        raise EngineError(
+            f"group_tokens {settings.fier.group_tokens} of attention 'fier' with block_tokens {settings.block_tokens}",
+            expected="blocks of whole groups",
+            remedy="Set block_tokens to 128, or make the variant with smaller groups.",
+        )
+
+
 def _context_tokens(weights: Path) -> int | None:
     """The context the model was made for, None where its configuration does not say."""
-    config = json.loads((weights / "config.json").read_text(encoding="utf-8"))
-    value = config.get("max_position_embeddings", config.get("text_config", {}).get("max_position_embeddings"))
+    value = _text_config(weights).get("max_position_embeddings")
     return None if value is None else int(value)
+
+
+def _text_config(weights: Path) -> dict[str, Any]:
+    """A checkpoint's configuration; what multimodal ones say of their language model stands for the whole."""
+    config: dict[str, Any] = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    return {**config.get("text_config", {}), **config}
 
 
 def sampling_params(

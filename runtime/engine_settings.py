@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..agents.thinking import ThinkingTags
+from ..specializers.fier_settings import FierSettings
 
 __all__ = ["EngineSettings", "SlotRank"]
 
@@ -33,6 +34,9 @@ class EngineSettings(BaseModel):
     Bounds: `ask_queue_limit` asks are inside one engine at a time, the rest wait in the pool in order.
     A supervised engine has `start_timeout_s` to become ready and `close_timeout_s` to go; one that dies is
     restarted at most `restart_limit` times within `restart_window_s`.
+
+    Attention: `fier` makes every engine retrieve (CPU only); a variant's own settings win. What it keeps beside the
+    key-value cache comes out of `kv_cache_mib`.
 
     Thinking: `thinking_tags` is the text that the models in use were trained to think between.
 
@@ -63,6 +67,8 @@ class EngineSettings(BaseModel):
     close_timeout_s: float = Field(default=20.0, gt=0)
     restart_limit: int = Field(default=3, ge=0)
     restart_window_s: float = Field(default=600.0, gt=0)
+
+    fier: FierSettings | None = None
 
     thinking_tags: ThinkingTags = ThinkingTags()
 

@@ -106,7 +106,7 @@ class SideCache:
     @property
     def bytes(self) -> int:
         """Memory when every slot is in use."""
-        return self.rows.nbytes + self.pages.nbytes
+        return int(self.rows.nbytes + self.pages.nbytes)
 
     def store(self, keys: torch.Tensor, slots: torch.Tensor, *, native: bool) -> None:
         """Take in the keys [n, h, d] of a step at their slots [n] (negative: none), and code the groups they fill."""

@@ -177,6 +177,32 @@ THINKING_METHODS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# What attention by retrieval stands in for.
+FIER_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.attention.backends.registry:register_backend": ("backend", "class_path", "is_mamba"),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend.get_impl_cls": (),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": (
+        "self",
+        "layer",
+        "query",
+        "key",
+        "value",
+        "kv_cache",
+        "attn_metadata",
+        "output",
+        "output_scale",
+        "output_block_scale",
+    ),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.do_kv_cache_update": (
+        "self",
+        "layer",
+        "key",
+        "value",
+        "kv_cache",
+        "slot_mapping",
+    ),
+}
+
 COMPILE_CACHE_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.compilation.decorators:_try_load_aot_compiled_fn": ("model", "aot_compilation_path"),
 }
@@ -193,7 +219,7 @@ def register() -> None:
     if _status:
         return
     if not plugin_wanted():
-        _status["lora"] = _status["trex"] = _status["thinking"] = "off (METIER_PLUGIN=0)"
+        _status["lora"] = _status["trex"] = _status["thinking"] = _status["fier"] = "off (METIER_PLUGIN=0)"
         return
     import vllm
     from vllm.platforms import current_platform
@@ -202,11 +228,12 @@ def register() -> None:
     check_signatures(THINKING_METHODS)
     _status["thinking"] = _register_thinking()
     if not current_platform.is_cpu():
+        _status["fier"] = "off (CPU only)"
         _status["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"
         _status["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
-    check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS)
-    from . import compile_cache, lora_cpu, quantised_lora, trex_loader, trex_step
+    check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
+    from . import compile_cache, fier_attention, lora_cpu, quantised_lora, trex_loader, trex_step
 
     _status["lora"] = lora_cpu.install()
     trex_loader.install()
@@ -214,6 +241,7 @@ def register() -> None:
     _status["trex"] = _status["lora"]
     _status["lora on int8"] = quantised_lora.install()
     _status["compile cache"] = compile_cache.install()
+    _status["fier"] = fier_attention.install()
 
 
 def _register_thinking() -> str:

@@ -300,7 +300,11 @@ class EnginePool:
         name = "base" if owner is None else f"{owner.name}-{owner.id[:6]}"
         name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
         known = () if owner is None else read_self_check(owner.card)
-        return EngineStart(name, weights, spec.dtype, adapters, self._settings, known, checkpoint)
+        settings = self._settings
+        if spec.fier is not None:
+            name = f"{name}-fier{spec.fier.budget_tokens}"
+            settings = settings.model_copy(update={"fier": spec.fier})
+        return EngineStart(name, weights, spec.dtype, adapters, settings, known, checkpoint)
 
     def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
         """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""

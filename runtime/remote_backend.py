@@ -184,6 +184,12 @@ class RemoteBackend:
 
     async def _load(self, variant: Variant, folder: Path) -> str:
         """Load a variant's adapter into vLLM's server, under its content id."""
+        if variant.engine.attention != "stock":
+            raise EngineError(
+                f"variant {variant.name!r} asks for attention {variant.engine.attention!r}, which {self.url} has not",
+                expected="a variant with stock attention",
+                remedy="Serve it with `metier serve`, which starts engines with our plugin.",
+            )
         if variant.engine.weights != "base" or variant.ask.adapter == "trex" or variant.ask.thinking is not None:
             what = {"trex": "a T-REX adapter"}.get(variant.ask.adapter or "", "weights or thinking of its own")
             raise EngineError(

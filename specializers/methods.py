@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from ..agents.backend import Backend
 from ..agents.errors import RecipeError
 from ..agents.traffic import TrafficRow
+from .fier_settings import FierSettings
 from .training import Progress
 from .variant import AskSpec
 
@@ -26,6 +27,7 @@ __all__ = ["METHODS", "Job", "Made", "Method", "find_method"]
 # Method name → module of this package that defines METHOD; imported when a recipe names it.
 METHODS = {
     "depth_pruning": ".depth_pruning",
+    "fier": ".fier",
     "lora": ".lora",
     "msq": ".msq",
     "npft": ".npft",
@@ -70,11 +72,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Made:
-    """What a method returns: the new ask half, what it measured, and its log, one entry per step."""
+    """What a method returns: the new ask half, what it measured, its log, one entry per step, and new attention."""
 
     ask: AskSpec
     card: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, float]] = field(default_factory=list)
+    fier: FierSettings | None = None
 
 
 @dataclass(frozen=True)

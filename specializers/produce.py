@@ -159,8 +159,10 @@ class _Making:
         if own and self_check:
             card = {**card, "self_check": make_self_check(out / "weights")}
         engine = EngineSpec(base=self.record["base"]) if self.parent is None else self.parent.engine
+        fier = next((stage.made.fier for stage in reversed(stages) if stage.made.fier is not None), None)
+        attention = {} if fier is None else {"attention": "fier", "fier": fier}
         changed = {
-            "engine": engine.model_copy(update={"weights": "own" if own else self.checkpoint}),
+            "engine": engine.model_copy(update={"weights": "own" if own else self.checkpoint, **attention}),
             "ask": stages[-1].made.ask,
             "card": card,
         }

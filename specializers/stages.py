@@ -14,6 +14,7 @@ from typing import Any
 from ..agents.errors import TrainingError
 from .base_model import check_base
 from .bundled_model import MANIFEST
+from .fier_settings import FierSettings
 from .methods import Job, Made, find_method
 from .recipe import Recipe
 from .variant import AskSpec
@@ -98,6 +99,8 @@ def _apply(name: str, settings: Any, folder: Path, job: Job) -> Stage:
         )
     stage = Stage(name, out, made, round(time.process_time() - began_s, 1))
     record = {"ask": made.ask.model_dump(), "card": made.card, "log": made.log, "cpu_s": stage.cpu_s}
+    if made.fier is not None:
+        record["fier"] = made.fier.model_dump()
     part = folder / f"{DONE}.part"
     part.write_text(json.dumps(record), encoding="utf-8")
     part.replace(folder / DONE)
@@ -109,7 +112,8 @@ def _read_done(name: str, folder: Path) -> Stage | None:
         record = json.loads((folder / DONE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    made = Made(ask=AskSpec(**record["ask"]), card=record["card"], log=record["log"])
+    fier = FierSettings(**record["fier"]) if record.get("fier") else None
+    made = Made(ask=AskSpec(**record["ask"]), card=record["card"], log=record["log"], fier=fier)
     return Stage(name, folder / "out", made, record["cpu_s"])
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ..agents.thinking import ThinkingProfile
+from .fier_settings import FierSettings
 
 __all__ = ["AskSpec", "EngineSpec", "Variant", "content_id"]
 
@@ -20,6 +21,7 @@ class EngineSpec(BaseModel):
 
     `weights` says where the checkpoint is: `base`, `own` (this variant's `weights/` folder; its content id cannot
     stand here, since it is a hash over this very record), or the content id of the ancestor that holds it.
+    `attention: fier` reads the most promising tokens of a long context instead of all, as `fier` says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +29,15 @@ class EngineSpec(BaseModel):
     base: str
     weights: str = Field(default="base", pattern=r"^(base|own|[0-9a-f]{16})$")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    attention: Literal["stock"] = "stock"
+    attention: Literal["stock", "fier"] = "stock"
+    # Variants without it keep the content ids they had before there was retrieval.
+    fier: FierSettings | None = Field(default=None, exclude_if=lambda fier: fier is None)
+
+    @model_validator(mode="after")
+    def _retrieval_is_whole(self) -> Self:
+        if (self.attention == "fier") != (self.fier is not None):
+            raise ValueError(f"attention {self.attention!r} with fier: {self.fier}; `fier` goes with attention 'fier'")
+        return self
 
 
 class AskSpec(BaseModel):

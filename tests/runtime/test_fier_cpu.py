@@ -119,6 +119,7 @@ def test_layers_that_must_stay_stock_are_told_by_what_they_have() -> None:
     assert "float16" in unsupported(SimpleNamespace(**known), torch.float16)
     for field, value, said in (
         ("head_size", 80, "heads of 80"), ("is_fp8_kv_cache", True, "cache of type"), ("sliding_window", 512, "window"),
-        ("logits_soft_cap", 30.0, "capped"), ("attn_type", "encoder", "encoder"), ("num_queries_per_kv", 32, "32 query"),
+        ("logits_soft_cap", 30.0, "capped"), ("attn_type", "encoder", "encoder"),
+        ("num_queries_per_kv", 32, "32 query"),
     ):  # fmt: skip
         assert said in unsupported(SimpleNamespace(**{**known, field: value}), torch.bfloat16)

@@ -1,0 +1,105 @@
+"""One layer's decode step: FIER's kernel against vLLM's own, in paired rounds of CPU time.
+
+    python benchmarks/fier_kernel.py --rounds 5
+
+Heads as in SmolLM2-135M (9 on 3, 64 channels, bfloat16), one thread, random keys: this measures time, not quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from metier.runtime.vllm_environment import import_vllm
+
+HEADS, KV_HEADS, D, BLOCK = 9, 3, 64, 128
+SHAPES = ((512, 1), (2048, 1), (8192, 1), (32768, 1), (8192, 8))
+
+
+def cpu_us(call: Callable[[], object], repeats: int) -> float:
+    began = time.process_time()
+    for _ in range(repeats):
+        call()
+    return (time.process_time() - began) / repeats * 1e6
+
+
+def steps(context: int, batch: int, budgets: list[int]) -> dict[str, Callable[[], object]]:
+    """The same step by each way, on the same keys and values."""
+    from vllm import _custom_ops as ops
+
+    from metier.runtime.fier_cpu import SideCache
+    from metier.specializers.fier_settings import FierSettings
+
+    blocks = context // BLOCK * batch
+    table = torch.randperm(blocks).int().view(batch, -1)
+    lengths = torch.full((batch,), context, dtype=torch.int32)
+    cache = torch.zeros(blocks, KV_HEADS, 2 * BLOCK, D, dtype=torch.bfloat16)
+    keys, values = cache.chunk(2, dim=2)
+    key, value = (torch.randn(blocks * BLOCK, KV_HEADS, D).bfloat16() for _ in range(2))
+    slots = torch.arange(blocks * BLOCK)
+    scale = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
+    ops.cpu_attn_reshape_and_cache(key, value, keys, values, slots, "vec", **scale)
+    query, out = torch.randn(batch, HEADS, D).bfloat16(), torch.empty(batch, HEADS, D).bfloat16()
+    starts = torch.arange(batch + 1, dtype=torch.int32)
+    plan = ops.cpu_attn_get_scheduler_metadata(
+        num_reqs=batch, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=D, seq_lens=lengths, dtype=torch.bfloat16,
+        query_start_loc=starts, causal=True, sliding_window_size=-1, isa="vec", enable_kv_split=True,
+        dynamic_causal=None, kv_cache_dtype="auto",
+    )  # fmt: skip
+
+    def stock() -> object:
+        return ops.cpu_attention_with_kv_cache(
+            query=query, key_cache=keys, value_cache=values, output=out, query_start_loc=starts, seq_lens=lengths,
+            scale=0.125, causal=True, alibi_slopes=None, sliding_window=-1, block_table=table, softcap=0.0,
+            scheduler_metadata=plan, s_aux=None, dynamic_causal=None, **scale,
+        )  # fmt: skip
+
+    found: dict[str, Callable[[], object]] = {"stock": stock}
+    for budget in budgets:
+        side = SideCache.allocate(
+            blocks, BLOCK, KV_HEADS, D, torch.bfloat16, FierSettings(budget_tokens=budget, min_context_tokens=0)
+        )
+        side.store(key, slots, native=True)
+
+        def retrieve(side: SideCache = side) -> None:
+            side.decode(out, query, values, table, lengths, scale=0.125, native=True)
+
+        found[f"top {budget}"] = retrieve
+    return found
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--budgets", type=int, nargs="+", default=[128, 512])
+    asked = options.parse_args()
+    import_vllm(threads=1, in_process=True)
+    torch.set_num_threads(1)
+    from metier.runtime.fier_cpu import load_operators
+
+    reason = load_operators()
+    if reason:
+        raise SystemExit(f"the compiled operators are not in use: {reason}")
+    for context, batch in SHAPES:
+        ways = steps(context, batch, asked.budgets)
+        repeats = max(3, 400_000 // (context * batch))
+        for call in ways.values():
+            call()
+        rounds = [{name: cpu_us(call, repeats) for name, call in ways.items()} for _ in range(asked.rounds)]
+        print(f"{context} x {batch}: stock {statistics.median(r['stock'] for r in rounds):.0f} us", end="")
+        for name in list(ways)[1:]:
+            ratios = sorted(r["stock"] / r[name] for r in rounds)
+            median = statistics.median(r[name] for r in rounds)
+            print(
+                f"; {name} {median:.0f} us, {statistics.median(ratios):.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]",
+                end="",
+            )
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
