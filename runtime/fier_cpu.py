@@ -35,7 +35,7 @@ def load_operators() -> str:
     """Make `torch.ops.metier.fier_*` available and return "" or the reason why they are not.
 
     Compiles them on the first use on a machine, then checks them against torch before they are trusted.
-    `METIER_FIER_KERNEL=0` asks for torch, `avx2` for the instructions of machines without AVX-512.
+    `METIER_FIER_KERNEL=0` asks for torch.
     """
     global _reason
     if os.environ.get("METIER_FIER_KERNEL") == "0":
