@@ -125,4 +125,4 @@ class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
 def install() -> str:
     """Make vLLM's CPU platform hand out our backend; engines that ask for nothing keep the stock implementation."""
     register_backend(AttentionBackendEnum.CPU_ATTN, f"{__name__}.FierBackend")
-    return "ready (for variants with attention: fier)"
+    return "active"
