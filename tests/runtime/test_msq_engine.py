@@ -24,7 +24,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = write_tiny_llama(place / "base", dtype="bfloat16")
     row = TrafficRow(role="solver", messages=(Message(role="user", content="12 plus 7"),), reply="19", score=1.0)
     write_traffic(place / "rows.jsonl", [row])
-    method = {"method": "msq", "target_bits": 6.0, "steps": 4, "finish_steps": 1, "on_missed": "drop", "min_bits": 4}
+    method = {"method": "msq", "target_bits": 5.0, "steps": 4, "finish_steps": 1, "on_missed": "drop", "min_bits": 4}
     recipe = Recipe.model_validate(
         {"name": "few-bits", "data": {"traffic": "rows.jsonl"}, "methods": [method], "folder": place}
     )
