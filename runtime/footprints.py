@@ -28,7 +28,7 @@ def footprints(
     for name, variant in variants.items():
         has_adapter = variant.ask.adapter is not None
         found[name] = Footprint(
-            checkpoint=variant.checkpoint,
+            checkpoint=variant.served_by,
             checkpoint_mib=weights[variant.checkpoint],
             adapter=variant.id if has_adapter else "",
             adapter_rank=variant.ask.rank,

@@ -24,7 +24,7 @@ from ..agents.errors import (
 )
 from ..agents.messages import Ask, Reply
 from ..specializers.self_check import read_self_check
-from ..specializers.variant import EngineSpec, Variant
+from ..specializers.variant import EngineSpec, Variant, served_by
 from .adapter_slots import OnAdapterUse
 from .announced_uses import AnnouncedUses
 from .answer_check import check_answers
@@ -304,7 +304,7 @@ class EnginePool:
         if spec.fier is not None:
             name = f"{name}-fier{spec.fier.budget_tokens}"
             settings = settings.model_copy(update={"fier": spec.fier})
-        return EngineStart(name, weights, spec.dtype, adapters, settings, known, checkpoint)
+        return EngineStart(name, weights, spec.dtype, adapters, settings, known, served_by(checkpoint, spec))
 
     def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
         """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""

@@ -22,7 +22,7 @@ class FierSettings(BaseModel):
     budget_tokens: int = Field(default=512, ge=1, le=1 << 20)
     group_tokens: Literal[32, 64, 128] = 32
     dense_layers: int = Field(default=2, ge=0)
-    min_context_tokens: int = Field(default=1024, ge=0)
+    min_context_tokens: int = Field(default=2048, ge=0)
     sink_tokens: int = Field(default=4, ge=0)
 
     @model_validator(mode="after")
@@ -30,6 +30,12 @@ class FierSettings(BaseModel):
         if self.sink_tokens > self.budget_tokens:
             raise ValueError(f"sink_tokens {self.sink_tokens} are more than budget_tokens {self.budget_tokens}")
         return self
+
+    @property
+    def label(self) -> str:
+        """All of it in one word, for what tells engines apart."""
+        numbers = (self.budget_tokens, self.group_tokens, self.dense_layers, self.min_context_tokens, self.sink_tokens)
+        return "fier-" + "-".join(map(str, numbers))
 
     def cache_share(self, layers: int, element_bytes: int) -> float:
         """Memory beside the key-value cache, as a share of it: in layers that retrieve, a row copy of K and the codes.

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from ..agents.thinking import ThinkingProfile
 from .fier_settings import FierSettings
 
-__all__ = ["AskSpec", "EngineSpec", "Variant", "content_id"]
+__all__ = ["AskSpec", "EngineSpec", "Variant", "content_id", "served_by"]
 
 SCHEMA_VERSION = 1
 
@@ -89,6 +89,16 @@ class Variant(BaseModel):
     def checkpoint(self) -> str:
         """Which checkpoint an engine needs for it: `base`, or the content id of the variant that holds it."""
         return self.id if self.engine.weights == "own" else self.engine.weights
+
+    @property
+    def served_by(self) -> str:
+        """Which engine serves it: its checkpoint, and how that engine attends where it is not stock."""
+        return served_by(self.checkpoint, self.engine)
+
+
+def served_by(checkpoint: str, engine: EngineSpec) -> str:
+    """What tells apart the engines of one checkpoint; `checkpoint` is `base` or a content id."""
+    return checkpoint if engine.fier is None else f"{checkpoint}+{engine.fier.label}"
 
 
 def content_id(record: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ def test_the_engine_half_retrieves_and_the_weights_are_the_bases(base: Path, tmp
     assert variant.engine.fier is not None and variant.engine.fier.budget_tokens == 256
     assert variant.card["fier"]["memory_beside_kv_cache"] == pytest.approx((0.5 + 1 / 64 + 1 / 32) / 2, abs=1e-4)
     assert Shelf(tmp_path).get("long") == variant
+    assert variant.checkpoint == "base" and variant.served_by == "base+fier-256-32-2-2048-4"  # an engine of its own
 
 
 @pytest.mark.parametrize(
