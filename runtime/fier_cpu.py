@@ -15,20 +15,20 @@ from typing import Any
 import torch
 
 from ..agents.errors import PluginError
-from ..specializers.fier_settings import FierSettings
+from ..specializers.fier_settings import HEAD_DIMS, FierSettings
 from ..specializers.key_retrieval import WORD_BITS, KeyCodes, encode_keys, pack_bits, retrieval_attention, unpack_bits
 from .native_build import build_library
 
-__all__ = ["HEAD_DIMS", "SideCache", "load_operators", "operators_trusted", "unsupported"]
+__all__ = ["SideCache", "load_operators", "operators_trusted", "unsupported"]
 
 log = logging.getLogger(__name__)
 
 KERNEL_SOURCE = Path(__file__).with_name("fier_cpu_kernel.cpp")
-HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float32)
 MAX_SHARED_HEADS = 16
 
 _reason: str | None = None
+_broken: str | None = None
 
 
 def load_operators() -> str:
@@ -37,9 +37,12 @@ def load_operators() -> str:
     Compiles them on the first use on a machine, then checks them against torch before they are trusted.
     `METIER_FIER_KERNEL=0` asks for torch.
     """
-    global _reason
+    global _reason, _broken
     if os.environ.get("METIER_FIER_KERNEL") == "0":
         _reason = "METIER_FIER_KERNEL=0"
+        return _reason
+    if _broken is not None:  # every layer asks; one attempt and one warning a process
+        _reason = _broken
         return _reason
     try:
         if not hasattr(torch.ops.metier, "fier_decode"):
@@ -49,7 +52,7 @@ def load_operators() -> str:
         _reason = ""
     except (PluginError, OSError, RuntimeError) as error:
         log.warning("metier: the C++ FIER operators are not used, the slower torch path is: %s", error)
-        _reason = str(error)
+        _reason = _broken = str(error)
     return _reason
 
 

@@ -267,7 +267,10 @@ class RemoteBackend:
                 if said == "[DONE]":
                     ended = True
                     break
-                piece = json.loads(said)
+                try:
+                    piece = json.loads(said)
+                except ValueError as error:
+                    raise EngineError(f"{self.url} streamed no JSON: {_shown(said)}") from error
                 if "error" in piece:
                     raise self._refused(500, "/v1/chat/completions", said)
                 data |= {name: piece[name] for name in ("usage", "metier") if piece.get(name)}

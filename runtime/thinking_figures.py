@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..agents.errors import SettingsError, VariantError
+from ..agents.errors import VariantError
 from ..specializers.thinking_curves import Saturation, ThinkingPoint, efficient_points
 from ..specializers.variant import Variant
+from .figures import svg_figure
 
 __all__ = ["draw_thinking", "iso_accuracy", "thinking_of"]
 
@@ -52,48 +53,38 @@ def draw_thinking(path: Path, points: Sequence[ThinkingPoint], curves: Mapping[s
     On the right the measured pairs that nobody beats are marked: the iso-accuracy frontier. The same data give the
     same bytes. Raises: SettingsError when matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SettingsError(
-            f"{path.name} is not drawn: matplotlib is missing",
-            expected="the extra `eval`",
-            remedy="pip install 'metier[eval]'",
-        ) from error
-    figure = Figure(figsize=(10.0, 4.2), layout="constrained")
-    FigureCanvasSVG(figure)
-    left, right = figure.subplots(1, 2)
-    for number, (name, curve) in enumerate(curves.items()):
-        own = [point for point in points if point.variant == name]
-        colour = f"C{number}"
-        errors = [
-            [max(p.quality - p.interval[0], 0.0) for p in own],
-            [max(p.interval[1] - p.quality, 0.0) for p in own],
-        ]
-        used = [p.used_tokens for p in own]
-        left.errorbar(used, [p.quality for p in own], yerr=errors, fmt="o", ms=4, capsize=2, color=colour, label=name)
-        line = [max(used) * n / LEVELS for n in range(LEVELS + 1)]
-        left.plot(line, [curve.accuracy(tokens) for tokens in line], "-", lw=1, color=colour)
-        levels = [n / LEVELS for n in range(LEVELS + 1)]
-        costs = [iso_accuracy(own, curve, level) if level >= curve.floor else math.nan for level in levels]
-        right.plot([c if math.isfinite(c) else math.nan for c in costs], levels, "-", lw=1, color=colour, label=name)
-    front = efficient_points(points)
-    right.plot(
-        [p.cpu_ms for p in front], [p.quality for p in front], "ks", ms=5, mfc="none", label="frontier, measured"
-    )
-    for point in front:
-        right.annotate(str(point.budget_tokens), (point.cpu_ms, point.quality), fontsize="x-small", xytext=(3, -9),
-                       textcoords="offset points")  # fmt: skip
-    left.set_xlabel("thinking tokens used, mean of an ask")
-    right.set_xlabel("CPU milliseconds an ask (numbers: budget in tokens)")
-    for axes in (left, right):
-        axes.set_ylabel("score")
-        axes.set_ylim(-0.02, 1.02)
-        axes.set_xlim(left=0.0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc="lower right")
-    # Without a date and with a fixed salt for its ids, a figure changes only when its data do.
-    with matplotlib.rc_context({"svg.hashsalt": "metier", "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    with svg_figure(path, 10.0, 4.2) as figure:
+        left, right = figure.subplots(1, 2)
+        for number, (name, curve) in enumerate(curves.items()):
+            own = [point for point in points if point.variant == name]
+            colour = f"C{number}"
+            errors = [
+                [max(p.quality - p.interval[0], 0.0) for p in own],
+                [max(p.interval[1] - p.quality, 0.0) for p in own],
+            ]
+            used = [p.used_tokens for p in own]
+            left.errorbar(
+                used, [p.quality for p in own], yerr=errors, fmt="o", ms=4, capsize=2, color=colour, label=name
+            )
+            line = [max(used) * n / LEVELS for n in range(LEVELS + 1)]
+            left.plot(line, [curve.accuracy(tokens) for tokens in line], "-", lw=1, color=colour)
+            levels = [n / LEVELS for n in range(LEVELS + 1)]
+            costs = [iso_accuracy(own, curve, level) if level >= curve.floor else math.nan for level in levels]
+            right.plot(
+                [c if math.isfinite(c) else math.nan for c in costs], levels, "-", lw=1, color=colour, label=name
+            )
+        front = efficient_points(points)
+        right.plot(
+            [p.cpu_ms for p in front], [p.quality for p in front], "ks", ms=5, mfc="none", label="frontier, measured"
+        )
+        for point in front:
+            right.annotate(str(point.budget_tokens), (point.cpu_ms, point.quality), fontsize="x-small", xytext=(3, -9),
+                           textcoords="offset points")  # fmt: skip
+        left.set_xlabel("thinking tokens used, mean of an ask")
+        right.set_xlabel("CPU milliseconds an ask (numbers: budget in tokens)")
+        for axes in (left, right):
+            axes.set_ylabel("score")
+            axes.set_ylim(-0.02, 1.02)
+            axes.set_xlim(left=0.0)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small", loc="lower right")

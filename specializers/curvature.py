@@ -35,8 +35,8 @@ def fisher_traces(
 ) -> dict[str, float]:
     """The trace of each weight's empirical Fisher: the sum over samples and entries of its squared gradient.
 
-    Each of `losses` computes the loss of ONE sample. For a model that fits its data the Fisher is the Hessian
-    (Gauss-Newton); unlike a Hessian's estimate it is never negative, and needs first derivatives only.
+    Each of `losses` computes the loss of ONE sample. For a model that fits its data the Fisher is close to
+    the Hessian; unlike a Hessian's estimate it is never negative, and needs first derivatives only.
     """
     total = dict.fromkeys(weights, 0.0)
 

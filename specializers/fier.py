@@ -9,12 +9,10 @@ import json
 from typing import Any, Literal
 
 from ..agents.errors import RecipeError
-from .fier_settings import FierSettings
+from .fier_settings import HEAD_DIMS, FierSettings
 from .methods import Job, Made, Method
 
 __all__ = ["METHOD", "FierMethod"]
-
-HEAD_DIMS = (64, 128)
 
 
 class FierMethod(FierSettings):

@@ -6,7 +6,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["FierSettings"]
+__all__ = ["HEAD_DIMS", "FierSettings"]
+
+HEAD_DIMS = (64, 128)
+"""Widths of heads that retrieval is written for."""
 
 
 class FierSettings(BaseModel):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ...agents.errors import ProfileError
 from ...router.profile import read_profiles
+from ..figures import FrontPoint
 from ..store import RunStore
 from . import tables
 from .comparison import Comparison, compare
 from .costs import Cost, WorkflowFigures, by_role, percentile, workflow_figures
 from .ledger import Ledger, read_ledger
-from .plots import FrontPoint
 from .tables import NOTHING, Table, count, number
 
 __all__ = ["BatchPart", "Document", "Probed", "Tile", "read_document", "role_costs"]

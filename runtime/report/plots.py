@@ -10,11 +10,12 @@ from html import escape
 from typing import Any
 
 from ...agents.errors import SettingsError
+from ..figures import FrontPoint
 from .comparison import Comparison
 from .costs import Cost
 from .slot_timeline import EngineTimeline
 
-__all__ = ["FrontPoint", "Plots", "Series"]
+__all__ = ["Plots", "Series"]
 
 # Colours that no figure uses for itself, each replaced by a variable of the page's style sheet.
 INK, FAINT, GRID, ACCENT, TINT, PALE, MUTED, WARN = (f"#0{n}0{n}0{n}" for n in range(1, 9))
@@ -32,16 +33,6 @@ class Series:
     name: str
     completion_s: Sequence[float]
     bound_s: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """One assignment of a probe: cost a task, quality, and its name and interval where it was measured."""
-
-    cpu_s: float
-    quality: float
-    name: str = ""
-    interval: tuple[float, float] | None = None
 
 
 class Plots:
