@@ -20,6 +20,7 @@ __all__ = [
     "Problem",
     "Rejected",
     "Serving",
+    "ask_seconds",
     "make_problem",
     "predict",
     "shared",
@@ -36,7 +37,8 @@ class Serving(BaseModel):
 
     The process holds `process_mib` whatever it serves. Every checkpoint has an engine of its own with `kv_cache_mib`
     and `engine_mib`; `adapter_slots` adapters of at
-    most `slot_rank` rows are resident in each. `running` runs go on at once, which is what fills batches.
+    most `slot_rank` rows are resident in each. `running` runs go on at once, which is what fills batches. A CPU-second
+    of the engines' takes `busy_s_per_cpu_s` seconds; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,6 +51,7 @@ class Serving(BaseModel):
     swap_cpu_s: float = Field(default=0.033, ge=0)
     swap_s: float = Field(default=0.033, ge=0)
     running: int = Field(default=16, ge=1)
+    busy_s_per_cpu_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,11 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a choice is expected to come to: quality 0 to 1, and amounts a task; `memory_mib` is for all engines."""
+    """What a choice is expected to come to: quality 0 to 1, and amounts a task; `memory_mib` is for all engines.
+
+    `latency_s` is a task's asks one after the other. `completion_s` is how much later many tasks are done for each
+    task more: engines that share a thread take turns, so that all their work adds up. None where it is not known.
+    """
 
     quality: float
     cpu_s: float
@@ -70,6 +77,7 @@ class Prediction:
     tokens: float
     memory_mib: float
     swaps: float = 0.0
+    completion_s: float | None = None
 
     @property
     def cost_of_pass(self) -> float:
@@ -204,7 +212,27 @@ def predict(problem: Problem, choices: Choices) -> Prediction:
         cpu_s += swaps * problem.serving.swap_cpu_s
         latency_s += swaps * problem.serving.swap_s
         cpu_s += step_cpu_s(problem, rows)
-    return Prediction(quality, max(cpu_s, 0.0), max(latency_s, 0.0), max(tokens, 0.0), _memory(problem, rows), swaps)
+    busy = problem.serving.busy_s_per_cpu_s
+    return Prediction(
+        quality,
+        max(cpu_s, 0.0),
+        max(latency_s, 0.0),
+        max(tokens, 0.0),
+        _memory(problem, rows),
+        swaps,
+        None if busy is None else max(cpu_s, 0.0) * busy,
+    )
+
+
+def ask_seconds(problem: Problem, choices: Choices) -> dict[str, float]:
+    """How many seconds an ask of each role takes under a choice, as it was measured; roles never asked are left out."""
+    asks: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for part in problem.parts:
+        row = problem.rows[part][choices[part]]
+        asks[part.role] = asks.get(part.role, 0.0) + row.asks
+        seconds[part.role] = seconds.get(part.role, 0.0) + row.seconds
+    return {role: seconds[role] / count for role, count in asks.items() if count > 0 and seconds[role] > 0}
 
 
 def shared(row: Profile, other: Profile) -> float:

@@ -9,12 +9,13 @@ cost is `D / R` steps a task, whichever share of the tokens it writes (but never
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from .profile import TokenCost
 
-__all__ = ["EngineWork", "engine_steps", "fit_engine_cost"]
+__all__ = ["EngineWork", "busy_seconds_per_cpu_s", "engine_steps", "fit_engine_cost"]
 
 FIT_STRETCHES = 8
 """Fewer stretches than this say too little about the cost of a step."""
@@ -23,7 +24,7 @@ LEAST_STEPS = 5
 
 
 class EngineWork(BaseModel):
-    """Steps, tokens and CPU-seconds of the engine on one checkpoint while some runs were made."""
+    """Steps, tokens, CPU-seconds and busy seconds of the engine on one checkpoint while some runs were made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,11 +34,21 @@ class EngineWork(BaseModel):
     prefill_tokens: int = Field(ge=0)
     decode_tokens: int = Field(ge=0)
     cpu_s: float = Field(ge=0, allow_inf_nan=False)
+    busy_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 def engine_steps(own_tokens: float, all_tokens: float, running: float) -> float:
     """Steps a task of an engine that writes `own_tokens` of a task's `all_tokens`, with so many runs at once."""
     return min(own_tokens, all_tokens / max(running, 1.0))
+
+
+def busy_seconds_per_cpu_s(work: Sequence[EngineWork]) -> float | None:
+    """How long steps took for each CPU-second they used: 1 on one thread, 0.5 on two that share; None if unknown.
+
+    The middle of the stretches, so that a few in which the machine was taken by others do not count.
+    """
+    ratios = [one.busy_s / one.cpu_s for one in work if one.busy_s > 0 and one.cpu_s > 0 and one.steps >= LEAST_STEPS]
+    return median(ratios) if ratios else None
 
 
 def fit_engine_cost(work: Sequence[EngineWork]) -> TokenCost | None:

@@ -122,8 +122,13 @@ class Space:
             )
         return found.pop()
 
-    def assignment(self, choices: Choices, reasons: Mapping[Part, str] | None = None) -> Assignment:
-        """The assignment that makes a choice, each role with the reasons of its parts.
+    def assignment(
+        self,
+        choices: Choices,
+        reasons: Mapping[Part, str] | None = None,
+        ask_s: Mapping[str, float] | None = None,
+    ) -> Assignment:
+        """The assignment that makes a choice, each role with the reasons of its parts and the seconds of an ask.
 
         Raises: AssignmentError when a part of the workflow is not chosen for.
         """
@@ -144,6 +149,8 @@ class Space:
                 role["thinking"] = chosen.thinking_tokens
             if reason:
                 role["reason"] = reason
+        for name, seconds in (ask_s or {}).items():
+            roles[name]["expected_s"] = round(seconds, 4)
         return Assignment(roles={name: RoleAssignment.model_validate(role) for name, role in roles.items()})
 
     def _add_later_rounds(self, role: dict[str, Any], part: Part, chosen: Candidate) -> None:

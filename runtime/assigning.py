@@ -14,7 +14,7 @@ from rich.table import Table
 from ..agents.errors import ProfileError, SettingsError
 from ..agents.tasksets import TaskSet
 from ..router.assign import Assigned, AssignSettings, Contender, assign
-from ..router.coupling import Problem, Serving, make_problem
+from ..router.coupling import Problem, Serving, ask_seconds, make_problem
 from ..router.profile import read_profiles
 from ..router.solve import Solution
 from ..router.space import Candidate, Part, Space
@@ -61,7 +61,7 @@ async def run_assign(
             problem, settings, check=bench.evaluator(tasks), on_note=lambda note: errors.print(note, markup=False)
         )
         _print(result, problem, settings)
-        _write(out, result, bench.space, settings, len(tasks))
+        _write(out, result, problem, bench.space, settings, len(tasks))
     _write_front(folder, result, problem)
 
 
@@ -102,6 +102,7 @@ def serving_of(bench: Bench) -> Serving:
         adapter_slots=engine.adapter_slots,
         slot_rank=engine.slot_rank,
         running=running,
+        busy_s_per_cpu_s=bench.meter.busy_s_per_cpu_s(),
         **known,
     )
 
@@ -126,7 +127,19 @@ def _print(result: Assigned, problem: Problem, settings: AssignSettings) -> None
 def _contenders(table: Sequence[Contender]) -> Table:
     """Predicted beside measured, so that a prediction which is off is seen at once."""
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("assignment", "quality", "measured", "CPU-s", "measured", "per solved", "s", "measured", "MiB", ""):
+    for head in (
+        "assignment",
+        "quality",
+        "measured",
+        "CPU-s",
+        "measured",
+        "per solved",
+        "s alone",
+        "measured",
+        "s in a batch",
+        "MiB",
+        "",
+    ):
         drawn.add_column(head, overflow="fold")
     for line in table:
         predicted, measured = line.prediction, line.measured
@@ -140,6 +153,7 @@ def _contenders(table: Sequence[Contender]) -> Table:
             _per_solved(line),
             NOTHING if predicted is None else f"{predicted.latency_s:.2f}",
             NOTHING if measured is None else f"{measured.seconds:.2f}",
+            NOTHING if predicted is None or predicted.completion_s is None else f"{predicted.completion_s:.3f}",
             NOTHING if predicted is None else f"{predicted.memory_mib:.0f}",
             line.note,
         )
@@ -163,7 +177,7 @@ def _points(front: Sequence[Solution], problem: Problem) -> Table:
     return drawn
 
 
-def _write(out: Path, result: Assigned, space: Space, settings: AssignSettings, tasks: int) -> None:
+def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings: AssignSettings, tasks: int) -> None:
     """The assignment file, whole or not at all, with what it was chosen by as comments."""
     predicted, measured = result.solution.prediction, result.measured
     limits = ", ".join(f"{name} {value:g}" for name, value in settings.limits.given().items()) or "none"
@@ -172,13 +186,23 @@ def _write(out: Path, result: Assigned, space: Space, settings: AssignSettings, 
         f"# predicted: quality {predicted.quality:.3f}, {predicted.cpu_s:.4g} CPU-s and {predicted.latency_s:.3g} s "
         f"a task, {predicted.memory_mib:.0f} MiB",
     ]
+    if predicted.completion_s is not None:
+        lines.append(
+            f"# many tasks at once, {problem.serving.running} at a time: {predicted.completion_s:.3g} s a task"
+        )
     if measured is not None:
         low, high = measured.quality_interval
         lines.append(
             f"# measured on {tasks} held-out tasks: quality {measured.quality:.3f} ({low:.3f}-{high:.3f}), "
             f"{measured.gain:+.3f} to the incumbent, {measured.cpu_s:.4g} CPU-s and {measured.seconds:.3g} s a task"
         )
-    text = "\n".join(lines) + "\n" + space.assignment(result.solution.choices, result.reasons).to_yaml()
+    text = (
+        "\n".join(lines)
+        + "\n"
+        + space.assignment(
+            result.solution.choices, result.reasons, ask_seconds(problem, result.solution.choices)
+        ).to_yaml()
+    )
     part = out.with_name(out.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(out)

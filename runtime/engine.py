@@ -82,12 +82,14 @@ class EngineCounters:
 
     `cpu_s` is all CPU time of the engine: the sum over replies, plus `abandoned_cpu_s` (per role, asks that
     were cancelled or failed), plus `overhead_cpu_s` (idle spinning, nobody's work). `start_cpu_s` came before.
+    `busy_s` is the time that its steps took, 0 where it cannot be told.
     """
 
     name: str
     cpu_s: float = 0.0
     abandoned_cpu_s: Mapping[str, float] = field(default_factory=dict)
     overhead_cpu_s: float = 0.0
+    busy_s: float = 0.0
     start_s: float = 0.0
     start_cpu_s: float = 0.0
     steps: int = 0

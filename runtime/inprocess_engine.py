@@ -104,6 +104,7 @@ class InProcessEngine:
             cpu_s=llm.meter.total_s,
             abandoned_cpu_s=dict(llm.abandoned),
             overhead_cpu_s=llm.meter.overhead_s,
+            busy_s=llm.busy_s,
             start_s=llm.start_s,
             start_cpu_s=llm.start_cpu_s,
             steps=llm.steps,

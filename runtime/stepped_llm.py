@@ -52,6 +52,7 @@ class SteppedLLM:
         self.rows = ScheduledRows()
         self.abandoned: dict[str, float] = {}
         self.asks = self.steps = self.loads = self.evictions = 0
+        self.busy_s = 0.0
         self.start_s = self.start_cpu_s = 0.0
         self._name = name
         self._settings = settings
@@ -149,10 +150,12 @@ class SteppedLLM:
         self.rows.clear()
         outputs: list[Any] = []
         failure: Exception | None = None
+        began_s = time.monotonic()
         try:
             outputs = self._llm.step()
         except Exception as error:
             failure = error
+        self.busy_s += time.monotonic() - began_s
         self.steps += 1
         rows = self.rows.of_last_step()
         self.meter.charge_step(rows, self._thread.lap())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..router.engine_work import EngineWork, fit_engine_cost
+from ..router.engine_work import EngineWork, busy_seconds_per_cpu_s, fit_engine_cost
 from ..router.outcomes import Journal, content_key
 from ..router.profile import TokenCost
 
 __all__ = ["WorkMeter"]
 
-COUNTED = ("steps", "prefill_tokens", "decode_tokens", "cpu_s")
+COUNTED = ("steps", "prefill_tokens", "decode_tokens", "cpu_s", "busy_s")
 
 
 class WorkMeter:
@@ -43,6 +43,10 @@ class WorkMeter:
             by_checkpoint.setdefault(work.checkpoint, []).append(work)
         found = {checkpoint: fit_engine_cost(work) for checkpoint, work in by_checkpoint.items()}
         return {checkpoint: cost for checkpoint, cost in found.items() if cost is not None}
+
+    def busy_s_per_cpu_s(self) -> float | None:
+        """How long the engines' steps took for each CPU-second they used; None while that is not known."""
+        return busy_seconds_per_cpu_s([work for _, work in self._work.items()])
 
     def _counted(self) -> dict[str, dict[str, Any]]:
         return {

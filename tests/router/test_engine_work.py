@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from metier.router.engine_work import EngineWork, engine_steps, fit_engine_cost
+from metier.router.engine_work import EngineWork, busy_seconds_per_cpu_s, engine_steps, fit_engine_cost
 
 
 def stretch(number: int, noise: float = 0.0) -> EngineWork:
@@ -36,6 +36,14 @@ def test_too_little_work_says_nothing() -> None:
     assert fit_engine_cost([stretch(number) for number in range(7)]) is None
     same = stretch(0)
     assert fit_engine_cost([same] * 20) is None
+
+
+def test_seconds_of_a_cpu_second_are_those_of_most_stretches() -> None:
+    threads = [stretch(n) for n in range(5)]
+    half = [one.model_copy(update={"busy_s": one.cpu_s / 2}) for one in threads]
+    assert busy_seconds_per_cpu_s(threads) is None  # a journal from before they were noted
+    disturbed = half[0].model_copy(update={"busy_s": 30.0 * half[0].cpu_s})
+    assert busy_seconds_per_cpu_s([*half, disturbed, *threads]) == pytest.approx(0.5)
 
 
 def test_steps_by_simulation() -> None:

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from metier.agents.errors import InfeasibleError, ProfileError
-from metier.router.coupling import Problem, Serving, make_problem, predict, swap_share
+from metier.router.coupling import Problem, Serving, ask_seconds, make_problem, predict, swap_share
 from metier.router.profile import Footprint, Profile, TokenCost
 from metier.router.solve import (
     Amount,
@@ -89,6 +89,20 @@ def test_three_engines_make_three_times_the_steps_of_one() -> None:
     # One run at a time: a step for each token, whoever makes it.
     alone = make_problem(rows(variants, token_cost=cost, answer_tokens=20.0), (A, B, C), serving=Serving(running=1))
     assert predict(alone, cast("base", "s", "t")).cpu_s == pytest.approx(tokens + 6.0)
+
+
+def test_engines_that_share_a_thread_add_up_to_the_time_of_many_tasks() -> None:
+    profiles = rows({"base": adapter("base", "base"), "own": adapter("own", "own")})
+    choices = {A: Candidate("own"), B: Candidate(), C: Candidate()}
+    unknown = make_problem(profiles, (A, B, C))
+    assert predict(unknown, choices).completion_s is None
+    known = make_problem(profiles, (A, B, C), serving=Serving(busy_s_per_cpu_s=0.5))
+    prediction = predict(known, choices)
+    assert prediction.completion_s == pytest.approx(0.5 * prediction.cpu_s)
+    asked = {str(part): known.rows[part][choices[part]] for part in (A, B, C)}
+    assert ask_seconds(known, choices) == {
+        role: pytest.approx(row.seconds / row.asks) for role, row in asked.items() if row.seconds
+    }
 
 
 def test_what_others_do_more_is_priced_at_the_batches_to_come() -> None:
