@@ -1,6 +1,7 @@
 """What assigning buys on a workflow: the base by prompt alone, one adapter for all roles, by hand, assigned.
 
     python benchmarks/before_after.py solve_and_check                 # the table of what has been measured
+    python benchmarks/before_after.py solve_and_check --tune-single --variants runs/shelf
     python benchmarks/before_after.py solve_and_check --measure --variants examples/variants --variants runs/shelf
 
 Decided before anything was measured: the tasks (`TASKS`, a seed that nothing else uses), in blocks; a process of its
@@ -10,7 +11,8 @@ block runs (engine, grammar, executor), shared out over its tasks as the engine'
 solved task; an arm that solves nothing has none. Intervals are by bootstrap over tasks, paired between arms.
 
 The assigned file (`examples/NAME_assigned.yaml`) is what `metier assign` wrote. "assigned, equal thinking" gives each
-of its variants the single adapter's budget, which shows what of the gain is not a matter of thinking less. What is
+of its variants the single adapter's budget, which shows what of the gain is not a matter of thinking less. That budget
+is the smallest within `MARGIN` of the best on tune tasks: `--tune-single` measures it, `STUDIES` names it. What is
 measured is kept in `before_after.jsonl` under the content of arm and variants, and not measured again.
 """
 
@@ -42,6 +44,7 @@ from metier.specializers.shelf import Shelf
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("before_after.jsonl")
 TASKS, BLOCK_TASKS = "test:300:7", 100
+TUNE_TASKS, BUDGETS, MARGIN = "tune:100:5", (0, 16, 32, 48), 0.02
 WARM_UP = "tune:8:99"
 THREADS = 1
 """Two threads spin for each other whenever something else has their core; CPU-seconds would then measure that."""
@@ -88,10 +91,11 @@ def assignment_of(name: str, arm: str) -> Assignment | None:
     roles = load_workflow(str(folder / f"{name}.py")).graph.roles()
     if arm == FEW_SHOT:
         return Assignment()
-    if arm == SINGLE:
+    if arm.startswith(SINGLE):
         role: dict[str, Any] = {"variant": study.single}
-        if study.single_thinking_tokens is not None:
-            role["thinking"] = study.single_thinking_tokens
+        budget = arm.removeprefix(SINGLE).removeprefix("@") or study.single_thinking_tokens
+        if budget is not None:
+            role["thinking"] = int(budget)
         return Assignment.model_validate({"roles": dict.fromkeys(roles, role)})
     if arm == SHELF_SINGLE:
         everyone = RoleAssignment(variant=study.shelf_single or BASE)
@@ -109,7 +113,7 @@ def assignment_of(name: str, arm: str) -> Assignment | None:
     return Assignment.model_validate({"roles": given, "default": assignment.default})
 
 
-def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf) -> str:
+def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf, tasks: str = TASKS) -> str:
     """Content of an arm: workflow, assignment without its reasons, and the variants' ids."""
     ids = {variant: shelf.get(variant).id for variant in sorted(assignment.variants())}
     roles = {
@@ -117,10 +121,10 @@ def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf) -> st
         for role, part in assignment.roles.items()
     }
     graph = load_workflow(str(workflow_of(name, arm))).graph.fingerprint
-    return content_key(graph=graph, roles=roles, ids=ids, tasks=TASKS, block=BLOCK_TASKS)
+    return content_key(graph=graph, roles=roles, ids=ids, tasks=tasks, block=BLOCK_TASKS)
 
 
-async def measure(name: str, arm: str, block: int, folders: list[str]) -> dict[str, Any]:
+async def measure(name: str, arm: str, block: int, folders: list[str], task_spec: str = TASKS) -> dict[str, Any]:
     """Run one block of tasks under one arm in this process; returns the row."""
     file, assignment = load_workflow(str(workflow_of(name, arm))), assignment_of(name, arm)
     assert assignment is not None
@@ -128,7 +132,7 @@ async def measure(name: str, arm: str, block: int, folders: list[str]) -> dict[s
     rank = max((shelf.get(variant).ask.rank for variant in assignment.variants()), default=0)
     overrides = {"engine.threads": THREADS} | ({"engine.slot_rank": 32} if rank > 16 else {})
     before_mib = resident_mib()
-    every = file.tasks(TASKS)
+    every = file.tasks(task_spec)
     chosen = every.tasks[block * BLOCK_TASKS : (block + 1) * BLOCK_TASKS]
     tasks = TaskSet(every.name, every.split, chosen, every.scorer, every.seeds)
     with RunStore(":memory:") as store:
@@ -157,7 +161,7 @@ async def measure(name: str, arm: str, block: int, folders: list[str]) -> dict[s
     return {
         "workflow": name,
         "arm": arm,
-        "content": name_of_arm(name, arm, assignment, shelf),
+        "content": name_of_arm(name, arm, assignment, shelf, task_spec),
         "block": block,
         "cpu_s": round(cpu, 3),
         "wall_s": round(wall, 2),
@@ -186,10 +190,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def measure_missing(name: str, arms: list[str], folders: list[str], results: Path) -> None:
+def measure_missing(name: str, arms: list[str], folders: list[str], results: Path, tasks: str = TASKS) -> None:
     """Measure every arm and block that is not there, each in a process of its own."""
     shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
-    blocks = -(-int(TASKS.split(":")[1]) // BLOCK_TASKS)
+    blocks = -(-int(tasks.split(":")[1]) // BLOCK_TASKS)
     for block in range(blocks):
         turn = block % len(arms)
         for arm in [*arms[turn:], *arms[:turn]]:
@@ -197,14 +201,38 @@ def measure_missing(name: str, arms: list[str], folders: list[str], results: Pat
             if assignment is None:
                 continue
             try:
-                content = name_of_arm(name, arm, assignment, shelf)
+                content = name_of_arm(name, arm, assignment, shelf, tasks)
             except VariantError as error:
                 print(f"{arm} is left out: {error}", file=sys.stderr)
                 continue
             done = {(row["content"], row["block"]) for row in read_rows(results)}
             if (content, block) not in done:
-                command = [sys.executable, __file__, name, "--one", arm, str(block), "--results", str(results)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    name,
+                    "--one",
+                    arm,
+                    str(block),
+                    "--tasks",
+                    tasks,
+                    "--results",
+                    str(results),
+                ]
                 subprocess.run([*command, *(f"--variants={folder}" for folder in folders)], check=True)
+
+
+def tune_single(name: str, folders: list[str], results: Path) -> None:
+    """Measure the single adapter with every budget on tune tasks; prints them and the budget it should get."""
+    named = [f"{SINGLE}@{budget}" for budget in BUDGETS]
+    measure_missing(name, named, folders, results, TUNE_TASKS)
+    rows = {row["arm"]: row for row in read_rows(results) if row["workflow"] == name and row["arm"] in named}
+    solved = {}
+    for budget, arm in zip(BUDGETS, named, strict=True):
+        solved[budget] = sum(run["score"] for run in rows[arm]["runs"]) / len(rows[arm]["runs"])
+        print(f"at most {budget} tokens: {solved[budget]:.2f} solved, {rows[arm]['cpu_s']:.1f} CPU-s")
+    best = min(budget for budget, share in solved.items() if share >= max(solved.values()) - MARGIN)
+    print(f"single_thinking_tokens={best}")
 
 
 def arms_of(name: str, rows: list[dict[str, Any]]) -> list[Arm]:
@@ -223,18 +251,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflow", choices=list(STUDIES))
     parser.add_argument("--measure", action="store_true", help="run what has not been measured (minutes an arm)")
+    parser.add_argument("--tune-single", action="store_true", help="what budget the single adapter should get")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--variants", action="append", default=[], help="folder of variants; may be repeated")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--tasks", default=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("ARM", "BLOCK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        row = anyio.run(measure, options.workflow, options.one[0], int(options.one[1]), options.variants)
+        row = anyio.run(measure, options.workflow, options.one[0], int(options.one[1]), options.variants, options.tasks)
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         solved = sum(run["score"] for run in row["runs"])
         print(f"{row['arm']}, block {row['block']}: {solved:.0f} solved, {row['cpu_s']:.1f} CPU-s", flush=True)
         return
+    if options.tune_single:
+        return tune_single(options.workflow, options.variants, options.results)
     if options.measure:
         measure_missing(options.workflow, options.arms, options.variants, options.results)
     arms = arms_of(options.workflow, read_rows(options.results))
