@@ -25,7 +25,8 @@ from metier.router import PrioritySettings, Router
 from metier.runtime import RunStore, Session, Settings
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.runtime.pool import EnginePool, EngineStart
+from metier.runtime.pool import EnginePool
+from metier.runtime.variant_targets import EngineStart
 from metier.specializers.base_model import find_base
 
 Order = Literal["first_come", "shortest_first"]

@@ -8,23 +8,14 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import anyio.to_thread
 
 from ..agents.backend import OnText
-from ..agents.errors import (
-    AdapterError,
-    AskRejectedError,
-    EngineDeadError,
-    EngineError,
-    UnknownVariantError,
-    VariantError,
-)
+from ..agents.errors import EngineDeadError, EngineError
 from ..agents.messages import Ask, Reply
-from ..specializers.self_check import read_self_check
-from ..specializers.variant import EngineSpec, Variant, served_by
 from .adapter_slots import OnAdapterUse
 from .announced_uses import AnnouncedUses
 from .answer_check import check_answers
@@ -42,43 +33,14 @@ from .engine_settings import EngineSettings
 from .events import Event, EventKind, OnEvent
 from .foresight import Prefetch, Upcoming
 from .running_engine import RunningEngine
-
-if TYPE_CHECKING:
-    from ..specializers.semantic_map import SemanticMap
+from .variant_targets import EngineStart, Resolve, VariantTarget, VariantTargets
 
 __all__ = ["EnginePool", "Resolve", "StartEngine"]
 
-Resolve = Callable[[str], tuple[Variant, Path]]
-StartEngine = Callable[["EngineStart"], Awaitable[Engine]]
+StartEngine = Callable[[EngineStart], Awaitable[Engine]]
 
 FORESEEN_LIMIT = 10_000
 """Announcements whose meaning is kept worked out; graphs have a few dozen."""
-
-
-@dataclass(frozen=True)
-class EngineStart:
-    """What one engine of a pool is started with; `weights` is the checkpoint folder.
-
-    `self_check` is what it must answer before it may serve (see `specializers.self_check`).
-    """
-
-    name: str
-    weights: Path
-    dtype: str
-    adapters: bool
-    settings: EngineSettings
-    self_check: tuple[tuple[str, str], ...] = ()
-    checkpoint: str = "base"
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Where the asks of one variant go: the engine, and the adapter they need there."""
-
-    start: EngineStart
-    variant: Variant | None = None
-    adapter: Path | None = None
-    semantic_map: SemanticMap | None = None
 
 
 @dataclass(eq=False)
@@ -131,17 +93,13 @@ class EnginePool:
         on_adapter_use: OnAdapterUse | None = None,
         start_engine: StartEngine | None = None,
     ) -> None:
-        self._base = base
-        self._resolve = resolve
         self._settings = settings or EngineSettings()
-        self._adapters = adapters
+        self._targets = VariantTargets(base, resolve, self._settings, adapters)
         self._on_event = on_event or (lambda event: None)
         self._on_abandoned = on_abandoned
         self._on_adapter_use = on_adapter_use
         self._start_engine = start_engine or (_start_supervised if supervised else _start_in_process)
         self._seats: dict[EngineStart, _Seat] = {}
-        self._targets: dict[str | None, _Target] = {}
-        self._adapter_paths: dict[str, Path] = {}
         self._foreseen: dict[Upcoming, dict[EngineStart, dict[str, int]]] = {}
         self._closed = False
 
@@ -151,10 +109,10 @@ class EnginePool:
         Raises: UnknownVariantError, AdapterError (adapter of another base, layout or rank, or damaged),
         AskRejectedError, EngineError; EngineDeadError when the engine keeps dying.
         """
-        target = await self._target(ask.variant)
+        target = await self._targets.find(ask.variant)
         if ask.thinking is None and target.variant is not None and target.variant.ask.thinking is not None:
             ask = ask.model_copy(update={"thinking": target.variant.ask.thinking})
-        self._check_layout(ask, target)
+        target.check_layout(ask)
         seat = self._seat(target.start)
         streamed = None if on_text is None else ResumedText(on_text)
         began_s = time.monotonic()
@@ -171,7 +129,7 @@ class EnginePool:
 
     async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
         """Check what these variants are made of, then start their engines: what cannot serve is said in no time."""
-        targets = [await self._target(name) for name in variants]
+        targets = [await self._targets.find(name) for name in variants]
         for target in targets:
             await self._running(self._seat(target.start))
 
@@ -183,7 +141,7 @@ class EnginePool:
         due = []
         for start, seat in self._seats.items():
             seat.announced.announce(run_id, uses.get(start, {}))
-            prefetch = None if seat.running is None else seat.running.foresee(self._adapter_paths)
+            prefetch = None if seat.running is None else seat.running.foresee(self._targets.adapter_paths)
             if prefetch is not None:
                 due.append(prefetch)
         if len(due) < 2:
@@ -249,98 +207,6 @@ class EnginePool:
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
-    # -- from variant to engine --------------------------------------------------------------------------
-
-    async def _target(self, name: str | None) -> _Target:
-        target = self._targets.get(name)
-        if target is None:
-            target = self._targets[name] = await self._find_target(name)
-        return target
-
-    async def _find_target(self, name: str | None) -> _Target:
-        if name is None:
-            return _Target(self._engine_start(EngineSpec(base=""), None, self._base))
-        variant, folder = self._resolve(name)
-        owner, weights = self._checkpoint(variant, folder)
-        start = self._engine_start(variant.engine, owner, weights)
-        if variant.ask.adapter is not None and not start.adapters:
-            raise AdapterError(
-                f"variant {variant.name!r} has an adapter, and the pool was opened without any",
-                expected="variants without adapters",
-                remedy="Name the variant in the assignment before the session opens.",
-            )
-        await anyio.to_thread.run_sync(self._check_variant, variant, folder, weights)
-        if variant.ask.adapter is None:
-            return _Target(start, variant)
-        adapter = self._adapter_paths[variant.id] = folder / "adapter"
-        if variant.ask.adapter == "trex":
-            return _Target(start, variant, adapter, await anyio.to_thread.run_sync(_load_semantic_map, adapter))
-        return _Target(start, variant, adapter)
-
-    def _checkpoint(self, variant: Variant, folder: Path) -> tuple[Variant | None, Path]:
-        """Who holds the checkpoint a variant stands on (None for the base), and its folder."""
-        if variant.engine.weights == "base":
-            return None, self._base
-        owner, place = variant, folder
-        if variant.engine.weights != "own":
-            try:
-                owner, place = self._resolve(variant.engine.weights)
-            except UnknownVariantError as error:
-                raise VariantError(
-                    f"variant {variant.name!r} stands on the weights of variant {variant.engine.weights}",
-                    expected="that variant on the same shelf",
-                    remedy="Copy its folder there too, or make it again from its recipe.",
-                ) from error
-        return owner, place / "weights"
-
-    def _engine_start(self, spec: EngineSpec, owner: Variant | None, weights: Path) -> EngineStart:
-        checkpoint = "base" if owner is None else owner.id
-        adapters = self._adapters if isinstance(self._adapters, bool) else checkpoint in self._adapters
-        # The name is for people and may be used again; the id keeps engines apart.
-        name = "base" if owner is None else f"{owner.name}-{owner.id[:6]}"
-        name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
-        known = () if owner is None else read_self_check(owner.card)
-        settings = self._settings
-        if spec.fier is not None:
-            name = f"{name}-fier{spec.fier.budget_tokens}"
-            settings = settings.model_copy(update={"fier": spec.fier})
-        return EngineStart(name, weights, spec.dtype, adapters, settings, known, served_by(checkpoint, spec))
-
-    def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
-        """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""
-        from ..specializers.adapter_check import check_adapter, check_variant
-        from ..specializers.base_model import check_weights
-
-        if weights == self._base:
-            check_variant(variant, folder, weights, slot_rank=self._settings.slot_rank)
-            return
-        check_weights(variant, weights, self._base)
-        if variant.ask.adapter is not None:
-            # Its adapter was made for these weights, whose shapes may differ from the base's.
-            check_adapter(folder / "adapter", weights, slot_rank=self._settings.slot_rank)
-
-    def _check_layout(self, ask: Ask, target: _Target) -> None:
-        variant = target.variant
-        if target.adapter is None or variant is None or variant.prompt_layout == ask.prompt_layout:
-            return
-        raise AdapterError(
-            f"variant {variant.name!r} was trained with prompt layout {variant.prompt_layout}",
-            expected=f"layout {ask.prompt_layout}, in which role {ask.role!r} asks",
-            remedy="Make the variant again with this version of metier.",
-        )
-
-    def _intuition(self, target: _Target, ask: Ask) -> tuple[float, ...] | None:
-        """What a T-REX adapter wants to know of the run: computed once per run, since every ask has the same task."""
-        if target.semantic_map is None:
-            return None
-        if not ask.task:
-            raise AskRejectedError(
-                f"the ask of role {ask.role!r} at step {ask.step_path!r} carries no task",
-                expected=f"the text of the run's input, which T-REX variant {ask.variant!r} turns into its intuition",
-                remedy="Set Ask.task (task_text gives it from a run's input); runs of a session set it themselves.",
-            )
-        return target.semantic_map.intuition(ask.task)
-
     # -- engines -----------------------------------------------------------------------------------------
 
     def _seat(self, start: EngineStart) -> _Seat:
@@ -395,8 +261,13 @@ class EnginePool:
 
     def _with_adapters(self, engine: Engine, seat: _Seat) -> RunningEngine:
         def on_move(kind: Any, adapter: LoadedAdapter, cost: SwapCost) -> None:
-            names = [t.variant.name for t in self._targets.values() if t.variant and t.variant.id == adapter.id]
-            self._tell(kind, adapter=names[0], id=adapter.id, engine=engine.name, seconds=round(cost.wall_s, 4))
+            self._tell(
+                kind,
+                adapter=self._targets.name_of(adapter.id),
+                id=adapter.id,
+                engine=engine.name,
+                seconds=round(cost.wall_s, 4),
+            )
 
         return RunningEngine(
             engine,
@@ -411,7 +282,7 @@ class EnginePool:
         """Engine → adapter id → asks ahead, for the announced variants that some ask or `warm` has named before."""
         uses = self._foreseen.get(upcoming)
         if uses is None:
-            uses, targets = {}, [(self._targets.get(variant), asks) for variant, asks in upcoming]
+            uses, targets = {}, [(self._targets.known(variant), asks) for variant, asks in upcoming]
             for target, asks in reversed(targets):  # nearest first: two names of one adapter leave the nearer
                 if target is not None and target.variant is not None and target.adapter is not None:
                     uses.setdefault(target.start, {})[target.variant.id] = asks
@@ -422,7 +293,7 @@ class EnginePool:
         return uses
 
     async def _ask(
-        self, running: RunningEngine, target: _Target, ask: Ask, on_text: ResumedText | None, waited_s: float
+        self, running: RunningEngine, target: VariantTarget, ask: Ask, on_text: ResumedText | None, waited_s: float
     ) -> Reply:
         """Ask an engine, with its adapter in a slot; waiting for room and slot counts as queueing."""
         engine, on_abandoned = running.engine, self._on_abandoned
@@ -432,7 +303,7 @@ class EnginePool:
         began_s = time.monotonic()
         async with running.lease(target.variant.id, target.adapter, ask) as lease:
             slot_wait_s = max(time.monotonic() - began_s - lease.swap_s, 0.0)
-            request = EngineRequest(ask, lease.adapter, self._intuition(target, ask), on_abandoned)
+            request = EngineRequest(ask, lease.adapter, target.intuition(ask), on_abandoned)
             reply = await engine.generate(request, on_text)
             swap = {"swaps": lease.swaps, "swap_s": lease.swap_s, "cpu_s": lease.cpu_s}
             lease.swaps, lease.cpu_s = 0, 0.0  # charged
@@ -446,12 +317,6 @@ class EnginePool:
 async def _one_by_one(prefetches: list[Prefetch]) -> None:
     for prefetch in prefetches:
         await prefetch()
-
-
-def _load_semantic_map(adapter: Path) -> SemanticMap:
-    from ..specializers.semantic_map import SemanticMap
-
-    return SemanticMap.load(adapter)
 
 
 async def _start_in_process(start: EngineStart) -> Engine:

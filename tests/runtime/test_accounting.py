@@ -16,9 +16,10 @@ from metier.router import Assignment, RoleAssignment
 from metier.router.route import Router
 from metier.runtime import RunStore, Session, load_settings
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.runtime.pool import EnginePool, EngineStart
+from metier.runtime.pool import EnginePool
 from metier.runtime.report.costs import Cost
 from metier.runtime.report.ledger import read_ledger
+from metier.runtime.variant_targets import EngineStart
 from metier.specializers.variant import Variant
 
 from .conftest import TINY

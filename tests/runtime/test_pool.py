@@ -14,7 +14,8 @@ from metier.agents.messages import Ask, Reply, Usage
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile
 from metier.runtime.engine import EngineCounters, EngineRequest, LoadedAdapter, SwapCost
 from metier.runtime.events import Event
-from metier.runtime.pool import EnginePool, EngineStart
+from metier.runtime.pool import EnginePool
+from metier.runtime.variant_targets import EngineStart
 from metier.specializers.base_model import base_fingerprint
 from metier.specializers.variant import AskSpec, EngineSpec, Variant
 from tests.runtime.conftest import TINY

@@ -21,8 +21,9 @@ from metier.runtime.engine import EngineRequest
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.events import Event
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.runtime.pool import EnginePool, EngineStart
+from metier.runtime.pool import EnginePool
 from metier.runtime.supervised_engine import SupervisedEngine
+from metier.runtime.variant_targets import EngineStart
 from metier.specializers.variant import Variant
 from tests.runtime.conftest import TINY
 
