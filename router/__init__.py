@@ -6,6 +6,7 @@ from .coupling import Prediction, Problem, Serving, make_problem, predict
 from .escalation import NO_SETBACKS, Rung, Setbacks
 from .evaluator import Evaluator, RunTasks
 from .outcomes import AskCost, Journal, Outcome
+from .placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
 from .priority import PrioritySettings
 from .probe import ProbeResult, ProbeSettings, probe
 from .profile import Footprint, Profile, read_profiles, write_profiles
@@ -26,12 +27,16 @@ __all__ = [
     "Limits",
     "Outcome",
     "Part",
+    "PlacedAsk",
+    "Placement",
+    "PlacementCosts",
     "Prediction",
     "PrioritySettings",
     "ProbeResult",
     "ProbeSettings",
     "Problem",
     "Profile",
+    "ReplicaState",
     "RoleAssignment",
     "Route",
     "Router",
@@ -46,6 +51,7 @@ __all__ = [
     "front",
     "load_assignment",
     "make_problem",
+    "place",
     "predict",
     "probe",
     "read_profiles",
