@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
+from .drawing import SEEDS_PER_SET, seed_range, split_of
 from .errors import TaskSetError
 from .tasksets import Split, Task, TaskSet
 
-__all__ = ["mix_tasks", "reasoning_gym_tasks", "split_of"]
-
-# Ten content buckets: 80 % of the texts train, 10 % tune, 10 % test.
-_SPLIT_OF_BUCKET: tuple[Split, ...] = ("train",) * 8 + ("tune", "test")
-_FIRST_SEED: dict[Split, int] = {"train": 0, "tune": 100_000_000, "test": 200_000_000}
-_SEEDS_PER_SET = 100_000
-_SEED_LIMIT = 1_000
-
-
-def split_of(text: str) -> Split:
-    """Say which split a text belongs to, by its content alone (about 80/10/10).
-
-    Seeds alone do not keep splits apart: a small generator repeats itself under different seeds.
-    """
-    return _SPLIT_OF_BUCKET[hashlib.sha256(text.strip().encode()).digest()[0] % len(_SPLIT_OF_BUCKET)]
+__all__ = ["mix_tasks", "reasoning_gym_tasks"]
 
 
 def reasoning_gym_tasks(
@@ -59,17 +45,12 @@ def reasoning_gym_tasks(
     fit, or the generator runs out of different questions.
     """
     field = _text_field(input_type)
-    if size < 1 or not 0 <= seed < _SEED_LIMIT:
-        raise TaskSetError(
-            f"{dataset!r} was asked for size={size}, seed={seed}",
-            expected=f"size of at least 1 and a seed from 0 to {_SEED_LIMIT - 1}",
-        )
-    first = _FIRST_SEED[split] + seed * _SEEDS_PER_SET
+    first, limit = seed_range(dataset, split, size, seed)
     gym = _create(dataset, first, knobs)
     tasks: list[Task] = []
     seen: set[str] = set()
     drawn = 0
-    while len(tasks) < size and drawn < min(_SEEDS_PER_SET, 200 * size + 2_000):
+    while len(tasks) < size and drawn < limit:
         entry = gym[drawn]
         drawn += 1
         text = str(entry["question"]).strip()
@@ -151,7 +132,7 @@ def _create(dataset: str, first_seed: int, knobs: dict[str, Any]) -> Any:
             remedy=f"Did you mean {' or '.join(map(repr, close))}?" if close else "See its gallery.",
         )
     try:
-        return reasoning_gym.create_dataset(dataset, seed=first_seed, size=_SEEDS_PER_SET, **knobs)
+        return reasoning_gym.create_dataset(dataset, seed=first_seed, size=SEEDS_PER_SET, **knobs)
     except (TypeError, ValueError, AssertionError) as error:
         raise TaskSetError(
             f"reasoning-gym refuses {dataset!r} with {knobs}: {error}",

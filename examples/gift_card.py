@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from metier.agents import Role, TaskGraph
+from metier.agents.drawing import Drawn, draw_tasks
 from metier.agents.prompts import render_prompt
-from metier.agents.reasoning import split_of
 from metier.agents.tasksets import Split, Task, TaskSet
 from metier.agents.traffic import TrafficRow
 
@@ -63,8 +63,6 @@ with graph.loop("attempt", after=offer, max_rounds=3, until=lambda s: s[check].c
 
 # ---- tasks ------------------------------------------------------------------------------------------------
 
-FIRST_SEED: dict[Split, int] = {"train": 0, "tune": 100_000_000, "test": 200_000_000}
-SEEDS_PER_SET = 100_000
 THINGS = ("mug", "hat", "book", "lamp", "fern", "bowl", "kite", "pen", "scarf", "clock", "vase", "map")
 GONE = ("the {} is sold out", "no {} left", "the {} is gone")
 
@@ -81,26 +79,18 @@ def gift_card_tasks(split: Split, size: int, seed: int = 0) -> TaskSet:
 
     No list of prices is in two splits. One thing in half of the shops is sold out.
     """
-    first = FIRST_SEED[split] + seed * SEEDS_PER_SET
-    tasks: list[Task] = []
-    seen: set[str] = set()
-    drawn = 0
-    while len(tasks) < size:
-        rng = random.Random(first + drawn)
-        puzzle = _draw(rng)
-        drawn += 1
-        content = write_prices(puzzle.prices)
-        if content in seen or split_of(content) != split:
-            continue
-        seen.add(content)
-        tasks.append(Task(id=f"gift-card-{first + drawn - 1}", input=Shop(text=_tell(puzzle, rng)), key=puzzle))
-    return TaskSet("gift-card", split, tuple(tasks), _score, (first, first + drawn))
+    return draw_tasks("gift-card", _draw, _score, split=split, size=size, seed=seed)
 
 
 tasks = gift_card_tasks
 
 
-def _draw(rng: random.Random) -> Puzzle:
+def _draw(rng: random.Random) -> Drawn:
+    puzzle = _draw_puzzle(rng)
+    return Drawn(write_prices(puzzle.prices), Shop(text=_tell(puzzle, rng)), puzzle)
+
+
+def _draw_puzzle(rng: random.Random) -> Puzzle:
     while True:
         prices = rng.sample(range(3, 61), rng.randint(4, 8))
         at, other = sorted(rng.sample(range(len(prices)), 2))

@@ -19,8 +19,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from metier.agents import Role, TaskGraph
+from metier.agents.drawing import Drawn, draw_tasks
 from metier.agents.prompts import render_prompt
-from metier.agents.reasoning import split_of
 from metier.agents.tasksets import Split, Task, TaskSet
 from metier.agents.traffic import TrafficRow
 
@@ -71,8 +71,6 @@ staged.step(answerer, after=staged_think)
 
 # ---- tasks ------------------------------------------------------------------------------------------------
 
-FIRST_SEED: dict[Split, int] = {"train": 0, "tune": 100_000_000, "test": 200_000_000}
-SEEDS_PER_SET = 100_000
 NAMES = ("Ann", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Ida", "Jo", "Kim", "Lou", "Max")
 INCOME = ("got {} from {}", "{1} paid us {0}", "sold to {1} for {0}")
 SPENDING = ("paid {} to {}", "lent {1} {0}", "bought from {1} for {0}")
@@ -83,31 +81,23 @@ def ledger_tasks(split: Split, size: int, seed: int = 0) -> TaskSet:
 
     No list is in two splits, and no more is spent than came in before.
     """
-    first = FIRST_SEED[split] + seed * SEEDS_PER_SET
-    tasks: list[Task] = []
-    seen: set[str] = set()
-    drawn = 0
-    while len(tasks) < size:
-        rng = random.Random(first + drawn)
-        amounts = _draw(rng)
-        drawn += 1
-        content = write_amounts(amounts)
-        if content in seen or split_of(content) != split:
-            continue
-        seen.add(content)
-        names = rng.sample(NAMES, len(amounts))
-        lines = (
-            rng.choice(INCOME if amount > 0 else SPENDING).format(abs(amount), name)
-            for amount, name in zip(amounts, names, strict=True)
-        )
-        tasks.append(Task(id=f"ledger-{first + drawn - 1}", input=Ledger(text=", ".join(lines)), key=amounts))
-    return TaskSet("ledger", split, tuple(tasks), _score, (first, first + drawn))
+    return draw_tasks("ledger", _draw, _score, split=split, size=size, seed=seed)
 
 
 tasks = ledger_tasks
 
 
-def _draw(rng: random.Random) -> list[int]:
+def _draw(rng: random.Random) -> Drawn:
+    amounts = _draw_amounts(rng)
+    names = rng.sample(NAMES, len(amounts))
+    lines = (
+        rng.choice(INCOME if amount > 0 else SPENDING).format(abs(amount), name)
+        for amount, name in zip(amounts, names, strict=True)
+    )
+    return Drawn(write_amounts(amounts), Ledger(text=", ".join(lines)), amounts)
+
+
+def _draw_amounts(rng: random.Random) -> list[int]:
     while True:
         amounts = [rng.randint(1, 9) * rng.choice((1, 1, -1)) for _ in range(rng.randint(3, 7))]
         if min(running_totals(amounts)) >= 0:
