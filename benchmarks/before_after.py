@@ -20,24 +20,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anyio
 from cost_of_pass import Arm, show
+from measured_run import measured_run
 
 from metier.agents.errors import VariantError
-from metier.agents.tasksets import TaskSet
 from metier.router.assignment import BASE, Assignment, RoleAssignment, load_assignment
 from metier.router.outcomes import content_key
-from metier.runtime.opening import open_session
 from metier.runtime.settings import load_settings
-from metier.runtime.store import RunStore
 from metier.runtime.workflow_file import load_workflow
 from metier.specializers.shelf import Shelf
 
@@ -45,10 +41,8 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("before_after.jsonl")
 TASKS, BLOCK_TASKS = "test:300:7", 100
 TUNE_TASKS, BUDGETS, MARGIN = "tune:100:5", (0, 16, 32, 48), 0.02
-WARM_UP = "tune:8:99"
 THREADS = 1
 """Two threads spin for each other whenever something else has their core; CPU-seconds would then measure that."""
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -126,63 +120,20 @@ def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf, tasks
 
 async def measure(name: str, arm: str, block: int, folders: list[str], task_spec: str = TASKS) -> dict[str, Any]:
     """Run one block of tasks under one arm in this process; returns the row."""
-    file, assignment = load_workflow(str(workflow_of(name, arm))), assignment_of(name, arm)
+    assignment = assignment_of(name, arm)
     assert assignment is not None
     shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
     rank = max((shelf.get(variant).ask.rank for variant in assignment.variants()), default=0)
     overrides = {"engine.threads": THREADS} | ({"engine.slot_rank": 32} if rank > 16 else {})
-    before_mib = resident_mib()
-    every = file.tasks(task_spec)
-    chosen = every.tasks[block * BLOCK_TASKS : (block + 1) * BLOCK_TASKS]
-    tasks = TaskSet(every.name, every.split, chosen, every.scorer, every.seeds)
-    with RunStore(":memory:") as store:
-        began = time.monotonic()
-        async with open_session(
-            assignment=assignment, variants=folders, store=store, settings=load_settings(None, overrides)
-        ) as session:
-            await session.map(file.graph, file.tasks(WARM_UP))
-            started_s = time.monotonic() - began
-            cpu, wall, busy = time.process_time(), time.monotonic(), busy_s()
-            results = await session.map(file.graph, tasks)
-            cpu, wall, busy = time.process_time() - cpu, time.monotonic() - wall, busy_s() - busy
-            resident = resident_mib() - before_mib
-            asks = store.query(
-                "SELECT a.run, COUNT(*) AS asks, SUM(a.cpu_s) AS cpu_s, SUM(a.thinking_tokens) AS thinking, "
-                "SUM(a.prefill_s + a.decode_s + a.swap_s) AS seconds, SUM(a.prompt_tokens - a.cached_tokens) AS "
-                "prefilled, SUM(a.thinking_tokens + a.answer_tokens) AS written FROM asks a JOIN runs r ON "
-                "r.id = a.run WHERE r.batch = ? GROUP BY a.run",
-                session.batch,
-            )
-    spent = {row["run"]: dict(row) for row in asks}
-    rows = [
-        {"task": task.id, "score": result.score or 0.0} | {k: v for k, v in spent[result.run_id].items() if k != "run"}
-        for task, result in zip(chosen, results, strict=True)
-    ]
-    return {
+    row = {
         "workflow": name,
         "arm": arm,
         "content": name_of_arm(name, arm, assignment, shelf, task_spec),
         "block": block,
-        "cpu_s": round(cpu, 3),
-        "wall_s": round(wall, 2),
-        "others": round(max(0.0, busy - cpu) / (wall * (os.cpu_count() or 1)), 3),
-        "start_s": round(started_s, 1),
-        "engines_mib": round(resident),
-        "runs": rows,
     }
-
-
-def resident_mib() -> float:
-    """Memory of this process that is in RAM."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
-def busy_s() -> float:
-    """CPU-seconds that all programs of the machine have used."""
-    with open("/proc/stat", encoding="ascii") as file:
-        user, nice, system = file.readline().split()[1:4]
-    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
+    file = load_workflow(str(workflow_of(name, arm)))
+    places = slice(block * BLOCK_TASKS, (block + 1) * BLOCK_TASKS)
+    return row | await measured_run(file, assignment, task_spec, folders, overrides, places)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

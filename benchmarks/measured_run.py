@@ -1,0 +1,81 @@
+"""Runs a workflow on fresh engines in this process and says what that took: what a table of costs is made of."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metier.agents.tasksets import TaskSet
+from metier.router.assignment import Assignment
+from metier.runtime.opening import open_session
+from metier.runtime.settings import load_settings
+from metier.runtime.store import RunStore
+from metier.runtime.workflow_file import WorkflowFile
+
+WARM_UP = "tune:8:99"
+MIB = 2**20
+
+
+async def measured_run(
+    file: WorkflowFile,
+    assignment: Assignment,
+    task_spec: str,
+    folders: Sequence[str],
+    overrides: Mapping[str, Any],
+    places: slice = slice(None),
+) -> dict[str, Any]:
+    """Run tasks under an assignment after a warm-up on others; CPU-seconds are those of the whole process.
+
+    `others` is the share of the machine that other programs used meanwhile, `engines_mib` what starting engines added
+    to this process, `runs` one record a task.
+    """
+    before_mib = resident_mib()
+    every = file.tasks(task_spec)
+    tasks = TaskSet(every.name, every.split, every.tasks[places], every.scorer, every.seeds)
+    with RunStore(":memory:") as store:
+        began = time.monotonic()
+        async with open_session(
+            assignment=assignment, variants=list(folders), store=store, settings=load_settings(None, dict(overrides))
+        ) as session:
+            await session.map(file.graph, file.tasks(WARM_UP))
+            started_s = time.monotonic() - began
+            cpu, wall, busy = time.process_time(), time.monotonic(), busy_s()
+            results = await session.map(file.graph, tasks)
+            cpu, wall, busy = time.process_time() - cpu, time.monotonic() - wall, busy_s() - busy
+            resident = resident_mib() - before_mib
+            asks = store.query(
+                "SELECT a.run, COUNT(*) AS asks, SUM(a.cpu_s) AS cpu_s, SUM(a.thinking_tokens) AS thinking, "
+                "SUM(a.prefill_s + a.decode_s + a.swap_s) AS seconds, SUM(a.swaps) AS swaps, "
+                "SUM(a.prompt_tokens - a.cached_tokens) AS prefilled, "
+                "SUM(a.thinking_tokens + a.answer_tokens) AS written FROM asks a JOIN runs r ON "
+                "r.id = a.run WHERE r.batch = ? GROUP BY a.run",
+                session.batch,
+            )
+    spent = {row["run"]: dict(row) for row in asks}
+    rows = [
+        {"task": task.id, "score": result.score or 0.0} | {k: v for k, v in spent[result.run_id].items() if k != "run"}
+        for task, result in zip(tasks, results, strict=True)
+    ]
+    return {
+        "cpu_s": round(cpu, 3),
+        "wall_s": round(wall, 2),
+        "others": round(max(0.0, busy - cpu) / (wall * (os.cpu_count() or 1)), 3),
+        "start_s": round(started_s, 1),
+        "engines_mib": round(resident),
+        "runs": rows,
+    }
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in RAM."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
+def busy_s() -> float:
+    """CPU-seconds that all programs of the machine have used."""
+    with open("/proc/stat", encoding="ascii") as file:
+        user, nice, system = file.readline().split()[1:4]
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
