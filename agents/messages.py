@@ -27,6 +27,7 @@ class Ask(BaseModel):
     retries of that step from 0. `variant` is the content id or name the router chose, None for the base.
     `task` is the run's input as text (`task_text`), the same in every ask of the run. `max_tokens` bounds the
     answer; what comes before it is bounded by `thinking`, which is None where nothing was said about thinking.
+    `remaining_s` is the critical path of the run from this ask on, 0 where nobody worked it out.
     With `confidence` the reply says how probable its answer was, where the backend can.
     """
 
@@ -46,6 +47,7 @@ class Ask(BaseModel):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = None
     priority: int = 0
+    remaining_s: float = Field(default=0.0, ge=0.0)
     confidence: bool = False
     prompt_layout: int = 1
     task: str = ""
@@ -103,6 +105,7 @@ class Reply(BaseModel):
 
     `profile` is the thinking profile the ask was served with, which may be the variant's own. `mean_logprob` is the
     mean log-probability of the answer's tokens in nats, for asks with `confidence`; None where the backend is silent.
+    `engine` is what answered, and `placement` why it did where there was a choice of several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -115,3 +118,4 @@ class Reply(BaseModel):
     usage: Usage = Usage()
     variant: str | None = None
     engine: str = ""
+    placement: str = ""

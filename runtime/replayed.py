@@ -91,7 +91,8 @@ class ReplayedBackend:
             self._backend.forget(run_id)
 
     def _key(self, ask: Ask) -> str:
-        seen = ask.model_dump(mode="json", exclude={"run_id", "step_path", "attempt", "round", "priority", "variant"})
+        unseen = {"run_id", "step_path", "attempt", "round", "priority", "remaining_s", "variant"}
+        seen = ask.model_dump(mode="json", exclude=unseen)
         if not ask.confidence:
             del seen["confidence"]  # replies were recorded before asks could wish for it
         variant = ask.variant or BASE

@@ -323,6 +323,7 @@ class Session:
             stream=stream,
             resumed=resumed,
             priority=self._priority(built, began - self._opened_s),
+            remaining=self._remaining(built),
         )
         self.emit(Event(kind="run_started", run_id=run_id, data={"resumed": resumed}))
         try:
@@ -376,11 +377,14 @@ class Session:
         settings = self.settings.priority
         if settings.order == "first_come":
             return None
+        return RunPriority(self._remaining(built), settings, self._service, began_s=began_s)
+
+    def _remaining(self, built: BuiltGraph) -> RemainingPath:
         if id(built) not in self._paths:
             if len(self._paths) >= GRAPHS_FORESEEN:
                 self._paths.clear()
             self._paths[id(built)] = (built, RemainingPath(built, self._seconds_of))
-        return RunPriority(self._paths[id(built)][1], settings, self._service, began_s=began_s)
+        return self._paths[id(built)][1]
 
     def _seconds_of(self, role: str) -> float:
         assigned = self._router.assignment.roles.get(role)

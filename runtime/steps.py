@@ -29,6 +29,7 @@ from ..agents.roles import Role
 from ..router.escalation import NO_SETBACKS, Setbacks
 from ..router.route import Route
 from .events import Event, EventKind, OnEvent
+from .remaining_path import RemainingPath
 from .run_priority import RunPriority
 from .step_values import call_function, content_key, gives_each, schema_of, type_adapter, typed_output
 from .store import RunStore
@@ -80,6 +81,7 @@ class StepRunner:
         stream: bool = False,
         resumed: bool = False,
         priority: RunPriority | None = None,
+        remaining: RemainingPath | None = None,
     ) -> None:
         self.run_id = run_id
         self._store = store
@@ -91,6 +93,7 @@ class StepRunner:
         self._task = task
         self._stream = stream
         self._priority = priority
+        self._remaining = remaining
         self._tokens = 0
         self._recorded = store.finished_steps(run_id) if resumed else {}
         self._first_attempt = store.next_attempts(run_id) if resumed else {}
@@ -261,6 +264,7 @@ class StepRunner:
             top_p=role.top_p,
             seed=self._ask_seed(path, attempt) if role.temperature > 0 else None,
             priority=0 if self._priority is None else self._priority.of(path),
+            remaining_s=0.0 if self._remaining is None else self._remaining.at(path),
             prompt_layout=PROMPT_LAYOUT,
             task=self._task,
         )
@@ -277,6 +281,8 @@ class StepRunner:
             raise
         record.answered_at = time.time()
         record.engine = reply.engine
+        if reply.placement:
+            record.reason = f"{reason}; {reply.placement}"
         record.reply, record.finish_reason, record.usage = reply.text, reply.finish_reason, reply.usage
         record.thinking, record.profile = reply.thinking, reply.profile
         self._tokens += reply.usage.total_tokens
@@ -289,7 +295,9 @@ class StepRunner:
             if route.climbs:
                 usage["climbs"] = route.climbs
             seconds = record.answered_at - record.asked_at
-            self._tell("ask_finished", path, role.name, variant=ask.variant, reason=reason, seconds=seconds, **usage)
+            self._tell(
+                "ask_finished", path, role.name, variant=ask.variant, reason=record.reason, seconds=seconds, **usage
+            )
         return reply, route.min_logprob
 
     def _check_tokens(self, path: str) -> None:

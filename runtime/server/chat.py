@@ -78,6 +78,7 @@ class Chat:
         began_s = time.monotonic()
         reply = await self._session.ask(ask, on_text=on_text)
         usage = reply.usage
+        reason = f"{reason}; {reply.placement}" if reply.placement else reason
         known = ask.role if ask.role in self._models.roles else ""
         data = usage.model_dump(exclude_defaults=True)
         data |= {"variant": ask.variant, "reason": reason, "seconds": time.monotonic() - began_s}
