@@ -42,8 +42,12 @@ clients: $(INSTALLED) ## LangGraph and pydantic-ai, in .venv-clients, against a 
 stock: $(INSTALLED) ## vLLM's own server as a backend of ours (a minute)
 	@$(BIN)/python -m pytest -q -m stock
 
-bench: $(INSTALLED) ## All benchmarks, paired rounds (tens of minutes)
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+# Those that need nothing but the base model; studies need variants, and say which in their first lines.
+BENCHES := routing engine_layer orchestration adapter_swap lora_decode trex_decode fier_kernel semantic_clusters \
+	waiting_threads priorities server_overhead report_size
+
+bench: $(INSTALLED) ## The benchmarks that need no variants, paired rounds (tens of minutes)
+	@for name in $(BENCHES); do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## Remove what was built here (not the user's cache)
 	@rm -rf .venv $(CLIENTS) .check build *.egg-info .pytest_cache .mypy_cache .ruff_cache
