@@ -23,7 +23,7 @@ class PrioritySettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    order: Literal["shortest_first", "first_come"] = "first_come"  # until benchmarks/priorities.py has said more
+    order: Literal["shortest_first", "first_come"] = "shortest_first"
     ask_s: float = Field(default=1.0, gt=0)
     attained_weight: float = Field(default=0.25, ge=0)
     ageing_s: float = Field(default=60.0, gt=0)
