@@ -60,7 +60,7 @@ class Study:
 
 STUDIES = {
     "solve_and_check": Study("assignment.yaml", "puzzles-single"),
-    "ledger": Study("ledger_assignment.yaml", "ledger-single"),
+    "ledger": Study("ledger_assignment.yaml", "ledger-single", single_thinking_tokens=48),
     "gift_card": Study("gift_card_assignment.yaml", "gift-card-single"),
 }
 FEW_SHOT, SINGLE, SHELF_SINGLE, BY_HAND, ASSIGNED, EQUAL = (
