@@ -229,7 +229,7 @@ def test_whatever_is_announced_every_run_ends_within_the_slots(
 
     def on_use(kind: str, id: str) -> None:
         assert len(engine.held) <= slot_count
-        assert not slots._waiting or slots._waiting.first.overtaken <= pass_limit
+        assert not slots._table._waiting or slots._table._waiting.first.overtaken <= pass_limit
 
     async def one(number: int, run: Run) -> None:
         uses, announcements, cancel_after = run
