@@ -23,6 +23,7 @@ MetierError
 │   └── RunInterrupted     a run waits for a person's answer
 ├── EngineError            an engine cannot do what it was asked
 │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
+│   │   └── NotServedError a server has no model of that name
 │   ├── EngineDeadError    the engine is gone; the pool restarts it
 │   └── PluginError        vLLM is not the version the plugin was written for
 ├── ServerError            `metier serve` cannot start, or refuses a request
@@ -45,6 +46,7 @@ __all__ = [
     "LimitError",
     "LoopLimitError",
     "MetierError",
+    "NotServedError",
     "PluginError",
     "ProfileError",
     "QualityError",
@@ -184,6 +186,10 @@ class EngineError(MetierError):
 
 class AskRejectedError(EngineError):
     """The engine refuses this ask only (prompt longer than the context, impossible schema)."""
+
+
+class NotServedError(AskRejectedError):
+    """The server has no model of the name the ask was sent to."""
 
 
 class EngineDeadError(EngineError):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,19 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from ..agents.backend import OnText
-from ..agents.errors import (
-    AskRejectedError,
-    EngineDeadError,
-    EngineError,
-    ServerError,
-    UnknownVariantError,
-)
+from ..agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, UnknownVariantError
 from ..agents.messages import Ask, Reply, Usage
 from .remote_settings import RemoteSettings
+from .server_calls import ServerCalls, ServerGoneError, shown
 
 if TYPE_CHECKING:
-    import httpx
-
     from ..specializers.variant import Variant
 
 __all__ = ["RemoteBackend"]
@@ -32,8 +24,6 @@ __all__ = ["RemoteBackend"]
 Resolve = Callable[[str], "tuple[Variant, Path]"]
 
 OURS = "metier"
-RETRIED = frozenset({429, 502, 503, 504})
-SHOWN_CHARACTERS = 300
 
 
 class RemoteBackend:
@@ -54,28 +44,14 @@ class RemoteBackend:
         *,
         api_key: str | None = None,
     ) -> None:
-        try:
-            import httpx
-        except ModuleNotFoundError as error:
-            raise ServerError(
-                "asking another server needs httpx, which is not installed",
-                remedy="Install metier[cpu], or httpx alone.",
-            ) from error
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self._settings = settings or RemoteSettings()
+        self._calls = ServerCalls(url, settings or RemoteSettings(), api_key)
+        self.url = self._calls.url
         self._resolve = resolve
-        bounds = self._settings
-        self._client = httpx.AsyncClient(
-            base_url=self.url,
-            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
-            timeout=httpx.Timeout(bounds.silence_timeout_s, connect=bounds.connect_timeout_s, pool=None),
-            limits=httpx.Limits(max_connections=bounds.connections, max_keepalive_connections=bounds.connections),
-        )
-        self._errors: tuple[type[Exception], ...] = (httpx.TransportError,)
         self._looking = anyio.Lock()
         self._ours: bool | None = None
         self._base = ""
         self._served: set[str] = set()
+        self._loaded: set[str] = set()
         self._models: dict[str, str] = {}
 
     async def __aenter__(self) -> Self:
@@ -88,8 +64,7 @@ class RemoteBackend:
 
     async def close(self) -> None:
         """Close the connections; closing twice is harmless."""
-        with anyio.CancelScope(shield=True):
-            await self._client.aclose()
+        await self._calls.close()
 
     async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
         """Look at the server, and load these variants there.
@@ -106,11 +81,84 @@ class RemoteBackend:
         refuses us), EngineDeadError (it cannot be reached, or keeps failing).
         """
         model = await self._model(ask.variant)
+        try:
+            return await self._complete(ask, model, on_text)
+        except NotServedError:
+            if self.ours or model not in self._loaded:
+                raise
+        # It was there: the server has started anew since, or somebody else has taken the adapter out.
+        self._drop(model)
+        return await self._complete(ask, await self._model(ask.variant), on_text)
+
+    async def _complete(self, ask: Ask, model: str, on_text: OnText | None) -> Reply:
         body = self._body(ask, model, stream=on_text is not None)
         if on_text is None:
-            data = await self._call("POST", "/v1/chat/completions", body)
+            data = await self._calls.call("POST", "/v1/chat/completions", body)
             return self._read_reply(ask, data)
         return await self._stream(ask, body, on_text)
+
+    # --- what the server has ------------------------------------------------------------------------------
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is `metier serve`, which moves adapters by itself; False before anybody has looked."""
+        return bool(self._ours)
+
+    @property
+    def base(self) -> str:
+        """The name of the base there, "" where it does not say."""
+        return self._base
+
+    async def ready(self, timeout_s: float) -> bool:
+        """Whether it takes asks: False while it is about to stop.
+
+        Raises: EngineDeadError when it does not say within `timeout_s`, or says that it is not well.
+        """
+        path = "/ready" if self.ours else "/health"
+        status = await self._calls.probe(path, timeout_s)
+        if status == 503 and self.ours:
+            return False
+        if status >= 400:
+            raise self._calls.gone(f"answered {path} with {status}")
+        return True
+
+    async def check(self, variant: str | None) -> None:
+        """Whether the server can serve a variant, without loading its adapter.
+
+        Raises: UnknownVariantError, EngineError saying what the server lacks; EngineDeadError when nothing answers.
+        """
+        await self.look()
+        if variant is None:
+            return
+        if self.ours:
+            if not {variant, f"variant:{variant}"} & self._served:
+                raise UnknownVariantError(
+                    f"variant {variant!r} is not served at {self.url}",
+                    expected=f"one of {', '.join(sorted(self._served))}",
+                    remedy="Start `metier serve` with `--also` and its name.",
+                )
+        elif self._resolve is not None:
+            self._check_servable(self._resolve(variant)[0])
+
+    async def unload(self, id: str) -> None:
+        """Take an adapter out that was loaded here, by its content id; one that is not there is none to take out."""
+        self._drop(id)
+        try:
+            await self._calls.call("POST", "/v1/unload_lora_adapter", {"lora_name": id})
+        except AskRejectedError:
+            return  # the server has started anew since
+
+    def forget(self) -> None:
+        """Look again at what the server is and serves before the next ask: it may have started anew."""
+        self._ours = None
+        self._models.clear()
+        self._served.clear()
+        self._loaded.clear()
+
+    def _drop(self, model: str) -> None:
+        self._served.discard(model)
+        self._loaded.discard(model)
+        self._models = {name: served for name, served in self._models.items() if served != model}
 
     # --- what a request says ------------------------------------------------------------------------------
 
@@ -150,24 +198,29 @@ class RemoteBackend:
         if known is not None:
             return known
         async with self._looking:
-            await self._look()
+            await self._learn()
             name = self._models.get(variant or "")
             if name is None:
                 name = await self._find(variant)
                 self._models[variant or ""] = name
             return name
 
-    async def _look(self) -> None:
-        """Learn what the server is and what it serves, once."""
+    async def look(self) -> None:
+        """Learn what the server is and what it serves, unless that is known."""
+        async with self._looking:
+            await self._learn()
+
+    async def _learn(self) -> None:
         if self._ours is not None:
             return
-        listed = (await self._call("GET", "/v1/models")).get("data")
+        listed = (await self._calls.call("GET", "/v1/models")).get("data")
         if not isinstance(listed, list) or not listed:
             raise EngineError(f"{self.url}/v1/models lists no model", expected="an OpenAI-compatible server")
         bases = [model["id"] for model in listed if not model.get("parent")]
-        self._base = bases[0] if bases else listed[0]["id"]
         self._served = {model["id"] for model in listed}
-        self._ours = listed[0].get("owned_by") == OURS
+        ours = listed[0].get("owned_by") == OURS
+        self._base = listed[0].get("root", "") if ours else bases[0] if bases else listed[0]["id"]
+        self._ours = ours
 
     async def _find(self, variant: str | None) -> str:
         if self._ours:
@@ -182,8 +235,7 @@ class RemoteBackend:
             )
         return await self._load(*self._resolve(variant))
 
-    async def _load(self, variant: Variant, folder: Path) -> str:
-        """Load a variant's adapter into vLLM's server, under its content id."""
+    def _check_servable(self, variant: Variant) -> None:
         if variant.engine.attention != "stock":
             raise EngineError(
                 f"variant {variant.name!r} asks for attention {variant.engine.attention!r}, which {self.url} has not",
@@ -197,13 +249,20 @@ class RemoteBackend:
                 expected="a LoRA adapter on the base",
                 remedy="Serve it with `metier serve`.",
             )
+
+    async def _load(self, variant: Variant, folder: Path) -> str:
+        """Load a variant's adapter into vLLM's server, under its content id."""
+        self._check_servable(variant)
         if variant.ask.adapter is None:
             return self._base
+        self._loaded.add(variant.id)
         if variant.id in self._served:
             return variant.id
         load = {"lora_name": variant.id, "lora_path": str((folder / "adapter").resolve())}
         try:
-            await self._call("POST", "/v1/load_lora_adapter", load)
+            await self._calls.call("POST", "/v1/load_lora_adapter", load)
+        except ServerGoneError:
+            raise
         except (AskRejectedError, EngineDeadError) as error:
             if "already been loaded" not in error.problem:
                 raise EngineError(
@@ -215,51 +274,14 @@ class RemoteBackend:
         self._served.add(variant.id)
         return variant.id
 
-    # --- calls --------------------------------------------------------------------------------------------
-
-    async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        async with self._answered(method, path, body) as response:
-            await response.aread()
-            try:
-                data = response.json() if "json" in response.headers.get("content-type", "") else {}
-            except ValueError as error:
-                raise EngineError(f"{self.url}{path} answered no JSON: {_shown(response.text)}") from error
-            return data if isinstance(data, dict) else {"data": data}
-
-    @asynccontextmanager
-    async def _answered(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
-        """A response that is no error, its body still to be read; what failed on the way is tried again."""
-        left = self._settings.retries
-        wait_s = self._settings.retry_wait_s
-        while True:
-            try:
-                async with self._client.stream(method, path, json=body) as response:
-                    if response.status_code < 400:
-                        try:
-                            yield response
-                        except self._errors as error:
-                            raise self._gone(f"stopped in the middle of an answer: {_reason(error)}") from error
-                        return
-                    await response.aread()
-                    status, text = response.status_code, response.text
-                    asked_s = response.headers.get("retry-after", "")
-            except self._errors as error:
-                if not left:
-                    raise self._gone(f"cannot be reached: {_reason(error)}") from error
-                asked_s = ""
-            else:
-                if status not in RETRIED or not left:
-                    raise self._refused(status, path, text)
-            left -= 1
-            await anyio.sleep(min(float(asked_s) if asked_s.isdigit() else wait_s, self._settings.retry_wait_max_s))
-            wait_s *= 2
+    # --- replies ------------------------------------------------------------------------------------------
 
     async def _stream(self, ask: Ask, body: dict[str, Any], on_text: OnText) -> Reply:
         texts: list[str] = []
         thoughts: list[str] = []
         data: dict[str, Any] = {}
         finish, ended = "stop", False
-        async with self._answered("POST", "/v1/chat/completions", body) as response:
+        async with self._calls.answered("POST", "/v1/chat/completions", body) as response:
             async for line in response.aiter_lines():
                 if not line.startswith("data:"):
                     continue
@@ -270,9 +292,9 @@ class RemoteBackend:
                 try:
                     piece = json.loads(said)
                 except ValueError as error:
-                    raise EngineError(f"{self.url} streamed no JSON: {_shown(said)}") from error
+                    raise EngineError(f"{self.url} streamed no JSON: {shown(said)}") from error
                 if "error" in piece:
-                    raise self._refused(500, "/v1/chat/completions", said)
+                    raise self._calls.refused(500, "/v1/chat/completions", said)
                 data |= {name: piece[name] for name in ("usage", "metier") if piece.get(name)}
                 for choice in piece.get("choices", ()):
                     delta = choice.get("delta") or {}
@@ -282,7 +304,7 @@ class RemoteBackend:
                         texts.append(delta["content"])
                         on_text(delta["content"])
         if not ended:
-            raise self._gone("stopped in the middle of an answer")
+            raise self._calls.gone("stopped in the middle of an answer")
         message = {"content": "".join(texts), "reasoning_content": "".join(thoughts)}
         return self._read_reply(ask, data | {"choices": [{"message": message, "finish_reason": finish}]})
 
@@ -302,27 +324,9 @@ class RemoteBackend:
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise EngineError(
-                f"{self.url} answered what is no chat completion: {_shown(json.dumps(data))}",
+                f"{self.url} answered what is no chat completion: {shown(json.dumps(data))}",
                 expected="an OpenAI-compatible server",
             ) from error
-
-    def _gone(self, reason: str) -> EngineDeadError:
-        return EngineDeadError(
-            f"{self.url} {reason}", expected="a running server", remedy="Start it, or correct its address."
-        )
-
-    def _refused(self, status: int, path: str, text: str) -> EngineError:
-        try:
-            said = json.loads(text)
-            reason = said["error"]["message"] if "error" in said else said.get("message") or said["detail"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            reason = text
-        problem = f"{self.url}{path} answered {status}: {_shown(str(reason))}"
-        if status in (401, 403):
-            return EngineError(problem, expected="a key it knows", remedy="Set METIER_API_KEY to it.")
-        if status in RETRIED or status >= 500:
-            return EngineDeadError(problem, expected="an answer", remedy="Look at the server's own log.")
-        return AskRejectedError(problem, expected="what that server can serve")
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
@@ -336,11 +340,3 @@ def _usage(usage: dict[str, Any]) -> Usage:
         thinking_tokens=thinking,
         answer_tokens=(usage.get("completion_tokens") or 0) - thinking,
     )
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

@@ -142,7 +142,7 @@ class Other:
 
         settings = RemoteSettings(retries=retries, retry_wait_s=0.0)
         remote = RemoteBackend("http://other", resolve, settings)
-        remote._client = httpx.AsyncClient(base_url="http://other", transport=httpx.MockTransport(self))
+        remote._calls.client = httpx.AsyncClient(base_url="http://other", transport=httpx.MockTransport(self))
         return remote
 
 
