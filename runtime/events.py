@@ -29,6 +29,8 @@ EventKind = Literal[
     "engine_starting",
     "engine_ready",
     "engine_restarted",
+    "server_lost",
+    "server_back",
 ]
 
 

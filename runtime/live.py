@@ -90,7 +90,7 @@ class LiveView:
                 self._count_ask(event)
             case "ask_retried" if event.role:
                 self._role(event).retried += 1
-            case "preparing" | "engine_starting" | "engine_ready" | "engine_restarted":
+            case "preparing" | "engine_starting" | "engine_ready" | "engine_restarted" | "server_lost" | "server_back":
                 self._note(event)
                 if not self._console.is_terminal:
                     self._console.print(f"{self.title}: {self.last}", markup=False)

@@ -24,14 +24,18 @@ from .tracing import open_tracer
 
 if TYPE_CHECKING:
     from ..specializers.variant import Variant
+    from .fleet import Fleet
     from .pool import EnginePool
-    from .remote_backend import RemoteBackend
+    from .remote_backend import RemoteBackend, Resolve
 
 __all__ = ["EngineForm", "open_session"]
 
 EngineForm = Literal["embedded", "supervised"]
+FLEET = "fleet"
 SERVER_SCHEMES = ("http://", "https://")
-ENGINE_EVENTS = ("adapter_loaded", "adapter_evicted", "engine_ready", "engine_restarted")
+ENGINE_EVENTS = (
+    "adapter_loaded", "adapter_evicted", "engine_ready", "engine_restarted", "server_lost", "server_back",
+)  # fmt: skip
 
 
 @asynccontextmanager
@@ -53,8 +57,9 @@ async def open_session(
     `base` is `smollm2-135m`, a folder or a Hugging Face id; without an `assignment` every role plays on it.
     `variants` are folders of variants beside the shelf. `engine` is `embedded` (in this process: ready in
     seconds, asyncio or trio), `supervised` (processes of its own, restarted when they die), or the URL of a server,
-    `http://…`: `metier serve`, or vLLM's own, whose first model is then the base. A `backend` of your own replaces
-    base, shelf and engines. `store` is the file of runs.
+    `http://…`: `metier serve`, or vLLM's own, whose first model is then the base. Several URLs with commas between
+    them are a `Fleet`, and so is `fleet`: the servers of the settings. A `backend` of your own replaces base, shelf and
+    engines. `store` is the file of runs.
 
     `also` names variants that will be asked for beside the assignment's, `other_roles` roles of workflows yet to come
     that the assignment may name.
@@ -63,8 +68,8 @@ async def open_session(
     """
     settings = settings or load_settings()
     remote = engine.startswith(SERVER_SCHEMES)
-    if engine not in ("embedded", "supervised") and not remote:
-        raise SettingsError(f"engine={engine!r}", expected="'embedded', 'supervised' or a URL, http://…")
+    if engine not in ("embedded", "supervised", FLEET) and not remote:
+        raise SettingsError(f"engine={engine!r}", expected="'embedded', 'supervised', 'fleet' or a URL, http://…")
     if not isinstance(assignment, Assignment | None):
         assignment = load_assignment(assignment)
     router = Router(assignment)
@@ -82,25 +87,50 @@ async def open_session(
                 on_event(event)
 
         totals: Callable[[], dict[str, dict[str, Any]]] | None = None
+        fingerprint = ""
         names = [*router.assignment.names(), *also]
-        if backend is None and remote:
+        if backend is None and (engine == FLEET or "," in engine):
+            backend = await stack.enter_async_context(_open_fleet(engine, variants, settings, tell))
+            await backend.warm(names)
+            totals = backend.totals
+        elif backend is None and remote:
             backend = await stack.enter_async_context(_open_remote(engine, variants, settings))
             await backend.warm(names)
         elif backend is None:
             wanted = sorted({name for name in names if name is not None})
-            backend = await _open_pool(base, wanted, engine, variants, settings, tell, store.record_abandoned)
+            backend, fingerprint = await _open_pool(
+                base, wanted, engine, variants, settings, tell, store.record_abandoned
+            )
             await stack.enter_async_context(backend)
             await backend.warm(dict.fromkeys(names))
             totals = backend.totals
-        session = Session(backend, router, store, settings, on_event, totals, other_roles)
+        session = Session(backend, router, store, settings, on_event, totals, other_roles, fingerprint)
         if settings.tracing:
             session.listen(stack.enter_context(open_tracer()).on_event)
         yield session
 
 
 def _open_remote(url: str, variants: Iterable[str | Path], settings: Settings) -> RemoteBackend:
-    from ..specializers.shelf import Shelf
     from .remote_backend import RemoteBackend
+
+    return RemoteBackend(url, _on_shelf(variants, settings), settings.remote, api_key=os.environ.get(API_KEY_VARIABLE))
+
+
+def _open_fleet(engine: str, variants: Iterable[str | Path], settings: Settings, on_event: OnEvent) -> Fleet:
+    from .fleet import Fleet
+
+    fleet = settings.fleet
+    return Fleet(
+        fleet if engine == FLEET else fleet.of(engine.split(",")),
+        _on_shelf(variants, settings),
+        settings.remote,
+        api_key=os.environ.get(API_KEY_VARIABLE),
+        on_event=on_event,
+    )
+
+
+def _on_shelf(variants: Iterable[str | Path], settings: Settings) -> Resolve:
+    from ..specializers.shelf import Shelf
 
     shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
 
@@ -108,7 +138,7 @@ def _open_remote(url: str, variants: Iterable[str | Path], settings: Settings) -
         variant = shelf.get(name)
         return variant, shelf.path(variant)
 
-    return RemoteBackend(url, resolve, settings.remote, api_key=os.environ.get(API_KEY_VARIABLE))
+    return resolve
 
 
 async def _open_pool(
@@ -119,9 +149,9 @@ async def _open_pool(
     settings: Settings,
     on_event: OnEvent,
     on_abandoned: Callable[[Ask, Usage], None],
-) -> EnginePool:
+) -> tuple[EnginePool, str]:
     # Imported here: sessions on another backend need none of it.
-    from ..specializers.base_model import find_base
+    from ..specializers.base_model import base_fingerprint, find_base
     from ..specializers.shelf import Shelf
     from .pool import EnginePool
 
@@ -137,7 +167,7 @@ async def _open_pool(
         variant = wanted.get(name) or shelf.get(name)
         return variant, shelf.path(variant)
 
-    return EnginePool(
+    pool = EnginePool(
         folder,
         resolve,
         settings.engine,
@@ -146,3 +176,4 @@ async def _open_pool(
         on_event=on_event,
         on_abandoned=on_abandoned,
     )
+    return pool, await to_thread.run_sync(base_fingerprint, folder)

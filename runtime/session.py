@@ -72,6 +72,7 @@ class Session:
         on_event: OnEvent | None = None,
         totals: Callable[[], dict[str, dict[str, Any]]] | None = None,
         other_roles: Iterable[str] = (),
+        base: str = "",
     ) -> None:
         self._backend = backend
         self._router = router
@@ -79,6 +80,8 @@ class Session:
         self.settings = settings
         self._listeners: list[OnEvent] = [on_event] if on_event else []
         self._totals = totals
+        self.base = base
+        """Fingerprint of the base model that engines of this session stand on, "" where that is not known."""
         self._id = uuid.uuid4().hex[:6]
         self._batches: deque[str] = deque(maxlen=BATCHES_REMEMBERED)
         self._energy: dict[str, EnergyMeter] = {}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -16,6 +16,7 @@ from ..agents.errors import SettingsError
 from ..router.priority import PrioritySettings
 from ..specializers.base_model import cache_folder
 from .engine_settings import EngineSettings
+from .fleet_settings import FleetSettings
 from .remote_settings import RemoteSettings
 from .server.server_settings import ServerSettings
 from .steps import RunLimits
@@ -36,9 +37,9 @@ class Settings(BaseSettings):
     `shelf` is the folder of variants and `store` the SQLite file of runs; `concurrency` is how many runs of a
     `map` go on at once; `limits` bound one run; `priority` orders the asks of
     concurrent runs; `engine` is what engines are started with, `server` what `metier
-    serve` allows, `remote` how long we wait for a server of others. With `tracing`, spans go where OpenTelemetry's own
-    variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say. Environment: `METIER_CONCURRENCY=8`, nested
-    `METIER_ENGINE__KV_CACHE_MIB=1024`.
+    serve` allows, `remote` how long we wait for a server of others, `fleet` which servers there are where there are
+    several. With `tracing`, spans go where OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say.
+    Environment: `METIER_CONCURRENCY=8`, nested `METIER_ENGINE__KV_CACHE_MIB=1024`.
     """
 
     model_config = SettingsConfigDict(
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     remote: RemoteSettings = RemoteSettings()
+    fleet: FleetSettings = FleetSettings()
     tracing: bool = False
 
 
@@ -107,7 +109,8 @@ def _explain(error: ValidationError) -> SettingsError:
         return SettingsError(f"setting {name}={first['input']!r}: {first['msg']}", remedy="Correct the value.")
     model: Any = Settings
     for part in where[:-1]:
-        model = model.model_fields[part].annotation
+        if not part.isdigit():  # a place in a list has the list's own type
+            model = _model_in(model.model_fields[part].annotation)
     known = list(model.model_fields)
     close = get_close_matches(where[-1], known, 1)
     return SettingsError(
@@ -115,3 +118,8 @@ def _explain(error: ValidationError) -> SettingsError:
         expected=f"one of {', '.join(known)}",
         remedy=f"Did you mean {close[0]!r}?" if close else "Remove it.",
     )
+
+
+def _model_in(annotation: Any) -> Any:
+    """The settings model that a field holds, by itself, in a tuple, or where it is not None."""
+    return next((arg for arg in get_args(annotation) if hasattr(arg, "model_fields")), annotation)

@@ -98,7 +98,7 @@ def make_app(
         docs_url=None,
         redoc_url=None,
     )
-    add_chat_endpoints(api, chat, models, admission, settings)
+    add_chat_endpoints(api, chat, models, admission, settings, session.base)
     add_run_endpoints(api, RunEndpoints(session, models, runs, hub, admission, run_options))
     _add_health(api, admission, metrics)
     api.add_exception_handler(MetierError, _answer_error)

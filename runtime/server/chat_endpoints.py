@@ -28,10 +28,10 @@ MARK = "text"
 
 
 def add_chat_endpoints(
-    api: FastAPI, chat: Chat, models: ServedModels, admission: Admission, settings: ServerSettings
+    api: FastAPI, chat: Chat, models: ServedModels, admission: Admission, settings: ServerSettings, base: str = ""
 ) -> None:
-    """Add /v1/chat/completions and /v1/models."""
-    began = int(time.time())
+    """Add /v1/chat/completions and /v1/models; `base` is the fingerprint of the base model, where it is known."""
+    common = {"object": "model", "created": int(time.time()), "owned_by": OWNER, "root": base}
 
     @api.post(
         "/v1/chat/completions",
@@ -59,14 +59,14 @@ def add_chat_endpoints(
     @api.get("/v1/models", responses=errors(401, 403))
     async def list_models() -> dict[str, Any]:
         """Everything that `model` may name."""
-        data = [{"id": name, "object": "model", "created": began, "owned_by": OWNER} for name in models.names()]
+        data = [{"id": name, **common} for name in models.names()]
         return {"object": "list", "data": data}
 
     @api.get("/v1/models/{model:path}", responses=errors(401, 403, 404))
     async def get_model(model: str) -> dict[str, Any]:
         """One of them; 404 when it is not served."""
         models.find(model)
-        return {"id": model, "object": "model", "created": began, "owned_by": OWNER}
+        return {"id": model, **common}
 
 
 class _Stream:

@@ -115,7 +115,7 @@ class EventHub:
             case "engine_ready":
                 self.slots[str(event.data.get("engine", ""))] = []
                 self._note(event)
-            case "preparing" | "engine_starting" | "engine_restarted":
+            case "preparing" | "engine_starting" | "engine_restarted" | "server_lost" | "server_back":
                 self._note(event)
 
     def _note(self, event: Event) -> None:
