@@ -58,7 +58,11 @@ def run(
         list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
     ] = None,
     engine: Annotated[
-        str, typer.Option(help="embedded, supervised (processes of its own), scripted (the file's fake), or a URL.")
+        str,
+        typer.Option(
+            help="embedded, supervised (processes of its own), scripted (the file's fake), URL[,URL…], or fleet "
+            "(the servers of the settings)."
+        ),
     ] = "embedded",
     concurrency: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop a run that has used this many tokens.")] = None,

@@ -41,7 +41,8 @@ def serve(
     ] = None,
     base: Annotated[str, typer.Option("--base", help="smollm2-135m, a folder, or a Hugging Face id.")] = "smollm2-135m",
     engine: Annotated[
-        str, typer.Option(help="embedded, supervised, scripted (the file's fake), or the URL of another server.")
+        str,
+        typer.Option(help="embedded, supervised, scripted (the file's fake), URL[,URL…] of other servers, or fleet."),
     ] = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a key.")] = (
         "127.0.0.1"
@@ -136,6 +137,6 @@ async def _serve(
 
 
 def _engine(given: str) -> Any:
-    if given not in ("embedded", "supervised", "scripted") and not given.startswith(("http://", "https://")):
-        raise SettingsError(f"--engine {given!r}", expected="embedded, supervised, scripted, or a URL")
+    if given not in ("embedded", "supervised", "scripted", "fleet") and not given.startswith(("http://", "https://")):
+        raise SettingsError(f"--engine {given!r}", expected="embedded, supervised, scripted, fleet, or a URL")
     return given
