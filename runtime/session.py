@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from ..agents.backend import Backend, OnText
 from ..agents.error_groups import first_error
-from ..agents.errors import LimitError, MetierError, RunInterrupted
+from ..agents.errors import LimitError, MetierError, ResumeError, RunInterrupted
 from ..agents.graph import TaskGraph
 from ..agents.messages import Ask, Reply
 from ..agents.nodes import BuiltGraph
@@ -303,6 +303,32 @@ class Session:
         resumed: bool = False,
         stream: bool = False,
         again: Callable[[], bool] = lambda: False,
+    ) -> RunResult:
+        """One run that nobody else is at; one that another driver has finished meanwhile is read back."""
+        with ExitStack() as claims:
+            try:
+                claims.enter_context(self.store.claim(run.id))
+            except ResumeError as error:
+                return RunResult(run.id, error=error)
+            now = self.store.run(run.id) if resumed else run
+            if now.state == "finished":
+                output = TypeAdapter(built.gives).validate_json(now.output or "null")
+                return RunResult(run.id, output, score=now.score)
+            return await self._run_claimed(
+                built, run, value, limits, score=score, resumed=resumed, stream=stream, again=again
+            )
+
+    async def _run_claimed(
+        self,
+        built: BuiltGraph,
+        run: RunRecord,
+        value: BaseModel,
+        limits: RunLimits | None,
+        *,
+        score: Callable[[Any], float] | None,
+        resumed: bool,
+        stream: bool,
+        again: Callable[[], bool],
     ) -> RunResult:
         """One run from start to its end in the store; errors on purpose end the run, not the batch.
 

@@ -10,7 +10,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from ..agents.messages import Ask, Message, Usage
 from ..agents.task_text import task_text_of_json
 from ..agents.traffic import TrafficRow
 from .energy import Energy
+from .run_claims import RunClaims
 from .store_records import MIGRATIONS, AskRecord, BatchRecord, RunRecord, RunState, StepRecord
 
 __all__ = ["RunStore"]
@@ -34,6 +35,7 @@ class RunStore:
 
     def __init__(self, path: Path | str) -> None:
         self.path = str(path)
+        self._claims = RunClaims(None if self.path == ":memory:" else Path(f"{self.path}-claims"))
         try:
             if self.path != ":memory:":
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,7 @@ class RunStore:
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""
+        self._claims.close()
         self._db.close()
 
     def _migrate(self) -> None:
@@ -67,9 +70,14 @@ class RunStore:
                 expected=f"at most {len(MIGRATIONS)}",
                 remedy="Update metier, or name another file with --store.",
             )
-        for number in range(version, len(MIGRATIONS)):
-            script = f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;"
-            self._db.executescript(script)
+        if version == len(MIGRATIONS):
+            return
+        with self._transaction() as db:
+            # Read once more: another process may have brought it up to date while this one waited.
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            for statement in "".join(MIGRATIONS[version:]).split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {max(version, len(MIGRATIONS))}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -123,6 +131,26 @@ class RunStore:
                 "WHERE id = ?",
                 (state, output, error, score, time.time(), busy_s, run_id),
             )
+
+    @contextmanager
+    def claim(self, run_id: str) -> Iterator[None]:
+        """Have a run to oneself for the length of the block, so that several drivers may share a store.
+
+        Raises: ResumeError when somebody else is at it, StoreError when the file of claims cannot be written.
+        """
+        row = self._db.execute("SELECT rowid FROM runs WHERE id = ?", (run_id,)).fetchone()
+        with ExitStack() as stack:
+            try:
+                mine = row is None or stack.enter_context(self._claims.claim(row["rowid"]))
+            except OSError as error:
+                raise StoreError(f"{self.path}-claims cannot be locked: {error}", expected="a local disk") from error
+            if not mine:
+                raise ResumeError(
+                    f"run {run_id} is under way in another process that uses {self.path}",
+                    expected="one driver for each run",
+                    remedy="Let that one finish, or stop it; then resume the run.",
+                )
+            yield
 
     def start_run(self, run_id: str) -> None:
         """Record that a run starts or goes on; its failed steps are forgotten, finished ones kept."""
