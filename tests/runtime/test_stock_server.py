@@ -1,75 +1,35 @@
-"""vLLM's own server, as anybody starts it, as a backend: adapters loaded while it runs, schemas, streams, counts."""
+"""vLLM's own server as a backend, and two as a fleet: adapters loaded while they run, schemas, streams, counts."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
-import httpx
 import pytest
 
 from metier.agents import Ask
 from metier.agents.errors import AskRejectedError, EngineError
 from metier.runtime.engine import EngineRequest, LoadedAdapter
+from metier.runtime.fleet import Fleet
+from metier.runtime.fleet_settings import FleetServer, FleetSettings
 from metier.runtime.inprocess_engine import InProcessEngine
 from metier.runtime.remote_backend import RemoteBackend
-from metier.runtime.vllm_environment import engine_environment
 from metier.specializers.variant import Variant
+
+from .stock_servers import StockServer, stock_servers
 
 pytestmark = [pytest.mark.engine, pytest.mark.stock]
 
-PATIENCE_S = 240.0
-LOOK_EVERY_S = 0.2
-
 
 @pytest.fixture(scope="module")
-def stock(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("stock") / "server.log"
-    arguments = ["--model", str(tiny_base), "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    sizes = ["--max-model-len", "512", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(64 << 20)]
-    lora = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", "8", "--served-model-name", "tiny"]
-    environment = os.environ | engine_environment(threads=1, in_process=False)
-    environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *sizes, *lora],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    url, end_s = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE_S
-    try:
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < end_s, log.read_text()[-3000:]
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                threading.Event().wait(LOOK_EVERY_S)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def stock(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[StockServer]]:
+    with stock_servers(tiny_base, tmp_path_factory.mktemp("stock"), 2) as servers:
+        yield servers
 
 
 def test_a_stock_server_answers_as_our_own_engine_does(
-    stock: str,
+    stock: list[StockServer],
     tiny_engine: InProcessEngine,
     tiny_variants: dict[str, tuple[Variant, Path]],
     make_ask: Callable[..., Ask],
@@ -77,7 +37,7 @@ def test_a_stock_server_answers_as_our_own_engine_does(
     schema = {"enum": ["yes", "no"]}
 
     async def main() -> None:
-        async with RemoteBackend(stock, tiny_variants.__getitem__) as remote:
+        async with RemoteBackend(stock[0].url, tiny_variants.__getitem__) as remote:
             for number, name in enumerate((None, "lora0", "lora1")):
                 ask = make_ask(variant=name)
                 pieces: list[str] = []
@@ -98,9 +58,59 @@ def test_a_stock_server_answers_as_our_own_engine_does(
             with pytest.raises(AskRejectedError, match="maximum context length|max_model_len|tokens"):
                 await remote.reply(make_ask("word " * 3000))
             missing = Path("/nowhere")
-            lost = RemoteBackend(stock, lambda name: (tiny_variants["lora2"][0], missing))
+            lost = RemoteBackend(stock[0].url, lambda name: (tiny_variants["lora2"][0], missing))
             async with lost:
                 with pytest.raises(EngineError, match="does not load the adapter of variant 'lora2'"):
                     await lost.reply(make_ask(variant="lora2"))
+
+    anyio.run(main)
+
+
+def test_two_stock_servers_answer_as_one_and_the_last_one_alone(
+    stock: list[StockServer],
+    tiny_engine: InProcessEngine,
+    tiny_variants: dict[str, tuple[Variant, Path]],
+    make_ask: Callable[..., Ask],
+) -> None:
+    """Five adapters in two slots each; then one server is killed (-9) with asks on it."""
+    servers = tuple(FleetServer(url=server.url) for server in stock)
+    settings = FleetSettings(servers=servers, adapter_slots=2, failures_to_open=1)
+    names = [None, *tiny_variants]
+    texts: list[tuple[str | None, str]] = []
+
+    async def reference(name: str | None) -> str:
+        adapter = None
+        if name is not None:
+            variant, folder = tiny_variants[name]
+            adapter = LoadedAdapter(950, variant.id, folder / "adapter")
+            await tiny_engine.add_adapter(adapter)
+        reply = await tiny_engine.generate(EngineRequest(make_ask(variant=name), adapter))
+        if adapter is not None:
+            await tiny_engine.remove_adapter(adapter)
+        return reply.text
+
+    async def main() -> None:
+        expected = {name: await reference(name) for name in names}
+        async with Fleet(settings, tiny_variants.__getitem__) as fleet:
+            await fleet.warm(names)
+            answered = anyio.Event()
+
+            async def ask(number: int) -> None:
+                name = names[number % len(names)]
+                reply = await fleet.reply(make_ask(variant=name).model_copy(update={"run_id": f"run{number}"}))
+                texts.append((name, reply.text))
+                if len(texts) >= 20:
+                    answered.set()
+
+            async with anyio.create_task_group() as tasks:
+                for number in range(36):
+                    tasks.start_soon(ask, number)
+                await answered.wait()
+                stock[1].kill()
+            await ask(36)
+            totals = fleet.totals()
+        assert len(texts) == 37 and all(text == expected[name] for name, text in texts)
+        assert sum(row["asks"] for row in totals.values()) == 37 and all(row["asks"] for row in totals.values())
+        assert all(row["adapter_evictions"] <= row["adapter_loads"] for row in totals.values())
 
     anyio.run(main)
