@@ -98,7 +98,7 @@ class SideCache:
     ) -> SideCache:
         """An empty side cache; the system gives memory to what of it is written."""
         group, element = settings.group_tokens, dtype.itemsize
-        page = group // WORD_BITS * head_dim * 4 + 2 * head_dim * element
+        page = group * (head_dim // WORD_BITS) * 4 + 2 * head_dim * element
         slots = blocks * block
         return cls(
             rows=torch.zeros(slots, kv_heads, head_dim, dtype=dtype),
@@ -133,11 +133,12 @@ class SideCache:
 
     def codes(self, groups: torch.Tensor) -> KeyCodes:
         """Codes [h, len(groups), ...] of groups named by number."""
-        d, words = self.rows.shape[2], self.settings.group_tokens // WORD_BITS
+        d, group = self.rows.shape[2], self.settings.group_tokens
         pages = self.pages[groups].transpose(0, 1).contiguous()
-        bits = unpack_bits(pages[..., : words * d * 4].contiguous().view(torch.int32).unflatten(-1, (words, d)))
-        low, high = pages[..., words * d * 4 :].contiguous().view(self.rows.dtype).chunk(2, -1)
-        return KeyCodes(bits, low, high)
+        size = d // 8 * group
+        words = pages[..., :size].contiguous().view(torch.int32).unflatten(-1, (d // WORD_BITS, group))
+        low, high = pages[..., size:].contiguous().view(self.rows.dtype).chunk(2, -1)
+        return KeyCodes(unpack_bits(words, d), low, high)
 
     def decode(
         self,

@@ -2,7 +2,8 @@
 //
 // Beside vLLM's paged cache, in which keys are stored transposed, stand a row of every key ([slots, h, d], so that one
 // token's key is one piece of memory) and a page of codes for each group of g slots and each key-value head:
-// g/32 words of 32 tokens' bits for each channel, then the least and the greatest key of each channel, in the keys' type.
+// for each 32 channels the bits of the g tokens, one word a token, then the least and the greatest key of each channel, in
+// the keys' type.
 // Both are found by the physical slot: shared prefixes and blocks in their second use need no bookkeeping, because a
 // group's page is written when its last slot is. A page is read only for groups that are whole.
 //
@@ -35,10 +36,11 @@ typedef uint32_t vec_u32 __attribute__((vector_size(64), aligned(4), may_alias))
 typedef uint16_t vec_u16 __attribute__((vector_size(32), aligned(2), may_alias));
 
 constexpr int kLane = 16;
-constexpr int kWord = 32;     // tokens of one word of bits
+constexpr int kWord = 32;      // channels of one word of bits
+constexpr int kGroupUnit = 32; // what groups are multiples of
 constexpr int kMaxShared = 16; // query heads that share one key-value head
 constexpr int kBins = 512;
-constexpr int kAhead = 8;     // tokens fetched ahead of their use: single rows escape the processor's own prefetching
+constexpr int kAhead = 16;    // tokens fetched ahead of their use: single rows escape the processor's own prefetching
 
 inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
 inline vec load(const bf16* p) {
@@ -71,32 +73,43 @@ inline vec least(vec a, vec b) { return a < b ? a : b; }
 inline vec greatest(vec a, vec b) { return a > b ? a : b; }
 
 template <typename T, int D>
-constexpr int64_t page_bytes(int group) { return int64_t{group / kWord} * D * 4 + 2 * D * int64_t{sizeof(T)}; }
+constexpr int64_t page_bytes(int group) { return int64_t{group} * (D / kWord) * 4 + 2 * D * int64_t{sizeof(T)}; }
 
 // ---- codes ------------------------------------------------------------------------------------------------------
+
+// One bit per lane: whether a is greater than b there.
+inline uint32_t greater_bits(vec a, vec b) {
+#ifdef __AVX512F__
+  return _mm512_cmp_ps_mask(reinterpret_cast<const __m512&>(a), reinterpret_cast<const __m512&>(b), _CMP_GT_OQ);
+#else
+  const vec_i above = a > b;
+  uint32_t bits = 0;
+  for (int i = 0; i < kLane; i++) bits |= static_cast<uint32_t>(above[i] & 1) << i;
+  return bits;
+#endif
+}
 
 template <typename T, int D>
 void encode_group(const T* rows, int64_t row_stride, int group, uint8_t* page) {
   uint32_t* words = reinterpret_cast<uint32_t*>(page);
-  T* low = reinterpret_cast<T*>(words + group / kWord * D);
+  T* low = reinterpret_cast<T*>(words + D / kWord * group);
   T* high = low + D;
-  for (int c = 0; c < D; c += kLane) {
-    vec lo = load(rows + c), hi = lo;
-    for (int t = 1; t < group; t++) {
-      const vec key = load(rows + t * row_stride + c);
-      lo = least(key, lo);
-      hi = greatest(key, hi);
-    }
-    const vec middle = (lo + hi) * 0.5f;
-    store(low + c, lo);
-    store(high + c, hi);
-    for (int w = 0; w < group / kWord; w++) {
-      vec_i word = {};
-      for (int i = 0; i < kWord; i++) {
-        const vec_i above = load(rows + (w * kWord + i) * row_stride + c) > middle;
-        word |= above & static_cast<int32_t>(1u << i);
+  for (int c = 0; c < D; c += kWord) {
+    vec lo[2] = {load(rows + c), load(rows + c + kLane)}, hi[2] = {lo[0], lo[1]}, middle[2];
+    for (int t = 1; t < group; t++)
+      for (int i = 0; i < 2; i++) {
+        const vec key = load(rows + t * row_stride + c + i * kLane);
+        lo[i] = least(key, lo[i]);
+        hi[i] = greatest(key, hi[i]);
       }
-      *reinterpret_cast<vec_i*>(words + w * D + c) = word;
+    for (int i = 0; i < 2; i++) {
+      middle[i] = (lo[i] + hi[i]) * 0.5f;
+      store(low + c + i * kLane, lo[i]);
+      store(high + c + i * kLane, hi[i]);
+    }
+    for (int t = 0; t < group; t++) {
+      const T* row = rows + t * row_stride + c;
+      words[c / kWord * group + t] = greater_bits(load(row), middle[0]) | greater_bits(load(row + kLane), middle[1]) << kLane;
     }
   }
 }
@@ -118,45 +131,60 @@ void store_keys(const T* key, int64_t token_stride, int64_t tokens, const int64_
 
 // ---- scores -----------------------------------------------------------------------------------------------------
 
-// Scores of the 32 tokens of one word per channel: out[i] = base + sum over channels of step[c] where bit i is set.
+// Scores of 16 tokens: out[i] = base + sum over channels of step[c] where bit c % 32 of words[c / 32 * group + i] is set.
 template <int D>
-inline void score_words_portable(const uint32_t* words, const float* step, float base, float* out) {
-  vec_i even = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
-  vec first = vec{} + base, second = first;
-  for (int c = 0; c < D; c++) {
-    const vec_i lower = vec_i{} + static_cast<int32_t>(words[c] & 0xffff);
-    const vec_i upper = vec_i{} + static_cast<int32_t>(words[c] >> 16);
-    int32_t bits;
-    std::memcpy(&bits, step + c, 4);
-    const vec_i a = ((lower & even) != 0) & bits, b = ((upper & even) != 0) & bits;
-    first += reinterpret_cast<const vec&>(a);
-    second += reinterpret_cast<const vec&>(b);
+inline void score_words_portable(const uint32_t* words, int group, const float* step, float base, float* out) {
+  vec even = vec{} + base, odd = {};
+  for (int w = 0; w < D / kWord; w++) {
+    const vec_i tokens = *reinterpret_cast<const vec_i*>(words + w * group);
+    for (int c = 0; c < kWord; c += 2) {
+      int32_t a, b;
+      std::memcpy(&a, step + w * kWord + c, 4);
+      std::memcpy(&b, step + w * kWord + c + 1, 4);
+      const vec_i x = ((tokens & static_cast<int32_t>(1u << c)) != 0) & a;
+      const vec_i y = ((tokens & static_cast<int32_t>(2u << c)) != 0) & b;
+      even += reinterpret_cast<const vec&>(x);
+      odd += reinterpret_cast<const vec&>(y);
+    }
   }
-  store(out, first);
-  store(out + kLane, second);
+  store(out, even + odd);
 }
 
 #ifdef __AVX512F__
+// The same for a whole group. The 16 sums that four channels' steps can give are a table in one register, and the four
+// bits of a token look up theirs: three operations where adding each channel under a mask takes eight.
 template <int D>
-inline void score_words_wide(const uint32_t* words, const float* step, float base, float* out) {
-  __m512 a0 = _mm512_set1_ps(base), a1 = a0, a2 = _mm512_setzero_ps(), a3 = a2;
-  for (int c = 0; c < D; c += 2) {
-    const uint32_t m = words[c], n = words[c + 1];
-    const __m512 x = _mm512_set1_ps(step[c]), y = _mm512_set1_ps(step[c + 1]);
-    a0 = _mm512_mask_add_ps(a0, static_cast<__mmask16>(m), a0, x);
-    a1 = _mm512_mask_add_ps(a1, static_cast<__mmask16>(m >> 16), a1, x);
-    a2 = _mm512_mask_add_ps(a2, static_cast<__mmask16>(n), a2, y);
-    a3 = _mm512_mask_add_ps(a3, static_cast<__mmask16>(n >> 16), a3, y);
+inline void score_words_wide(const uint32_t* words, int group, const float* step, float base, float* out) {
+  __m512 table[D / 4];
+  for (int n = 0; n < D / 4; n++) {
+    __m512 t = _mm512_maskz_mov_ps(0xaaaa, _mm512_set1_ps(step[4 * n]));
+    t = _mm512_mask_add_ps(t, 0xcccc, t, _mm512_set1_ps(step[4 * n + 1]));
+    t = _mm512_mask_add_ps(t, 0xf0f0, t, _mm512_set1_ps(step[4 * n + 2]));
+    table[n] = _mm512_mask_add_ps(t, 0xff00, t, _mm512_set1_ps(step[4 * n + 3]));
   }
-  _mm512_storeu_ps(out, _mm512_add_ps(a0, a2));
-  _mm512_storeu_ps(out + kLane, _mm512_add_ps(a1, a3));
+  for (int i = 0; i < group; i += kLane) {
+    __m512 even = _mm512_set1_ps(base), odd = _mm512_setzero_ps();
+    for (int w = 0; w < D / kWord; w++) {
+      const __m512i tokens = _mm512_loadu_si512(words + w * group + i);
+      const __m512* at = table + w * 8; // vpermps reads the lowest four bits of a lane only
+      even = _mm512_add_ps(even, _mm512_permutexvar_ps(tokens, at[0]));
+      odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(_mm512_srli_epi32(tokens, 4), at[1]));
+      even = _mm512_add_ps(even, _mm512_permutexvar_ps(_mm512_srli_epi32(tokens, 8), at[2]));
+      odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(_mm512_srli_epi32(tokens, 12), at[3]));
+      even = _mm512_add_ps(even, _mm512_permutexvar_ps(_mm512_srli_epi32(tokens, 16), at[4]));
+      odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(_mm512_srli_epi32(tokens, 20), at[5]));
+      even = _mm512_add_ps(even, _mm512_permutexvar_ps(_mm512_srli_epi32(tokens, 24), at[6]));
+      odd = _mm512_add_ps(odd, _mm512_permutexvar_ps(_mm512_srli_epi32(tokens, 28), at[7]));
+    }
+    _mm512_storeu_ps(out + i, _mm512_add_ps(even, odd));
+  }
 }
 #endif
 
 template <typename T, int D>
 inline void score_group(const uint8_t* page, const float* query, int group, bool wide, float* out) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(page);
-  const T* low = reinterpret_cast<const T*>(words + group / kWord * D);
+  const T* low = reinterpret_cast<const T*>(words + D / kWord * group);
   alignas(64) float step[D];
   vec base = {};
   for (int c = 0; c < D; c += kLane) {
@@ -165,15 +193,13 @@ inline void score_group(const uint8_t* page, const float* query, int group, bool
     store(step + c, q * (load(low + D + c) - lo));
   }
   const float offset = sum(base);
-  for (int w = 0; w < group / kWord; w++) {
 #ifdef __AVX512F__
-    if (wide) {
-      score_words_wide<D>(words + w * D, step, offset, out + w * kWord);
-      continue;
-    }
-#endif
-    score_words_portable<D>(words + w * D, step, offset, out + w * kWord);
+  if (wide) {
+    score_words_wide<D>(words, group, step, offset, out);
+    return;
   }
+#endif
+  for (int i = 0; i < group; i += kLane) score_words_portable<D>(words + i, group, step, offset, out + i);
 }
 
 // ---- the choice -------------------------------------------------------------------------------------------------
@@ -267,7 +293,11 @@ void attend(const Step& s, const T* query, const T* rows, const T* values, const
   for (int j = 0; j < count; j++) {
     if (j + kAhead < count) {
       const T* next = rows + (slot(chosen[j + kAhead]) * s.kv_heads + head) * D;
-      for (size_t byte = 0; byte < D * sizeof(T); byte += 64) __builtin_prefetch(reinterpret_cast<const char*>(next) + byte);
+      const T* with = value(chosen[j + kAhead]); // in the second pass it is near by then
+      for (size_t byte = 0; byte < D * sizeof(T); byte += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(next) + byte);
+        __builtin_prefetch(reinterpret_cast<const char*>(with) + byte, 0, 2);
+      }
     }
     const T* key = rows + (slot(chosen[j]) * s.kv_heads + head) * D;
     for (int g = 0; g < S; g++) {
@@ -380,7 +410,7 @@ void fier_store(const at::Tensor& key, const at::Tensor& slots, const at::Tensor
   TORCH_CHECK(key.dim() == 3 && key.stride(2) == 1 && key.stride(1) == key.size(2), "fier: keys of a token must lie together");
   TORCH_CHECK(slots.scalar_type() == at::kLong && slots.is_contiguous() && rows.is_contiguous() && pages.is_contiguous());
   TORCH_CHECK(rows.scalar_type() == key.scalar_type() && rows.size(1) == key.size(1) && rows.size(2) == key.size(2));
-  TORCH_CHECK(group > 0 && group % kWord == 0, "fier: a group is a multiple of 32 tokens");
+  TORCH_CHECK(group > 0 && group % kGroupUnit == 0, "fier: a group is a multiple of 32 tokens");
   by_type_and_width(key, [&](auto type, auto width) {
     using T = decltype(type);
     constexpr int D = decltype(width)::value;

@@ -1,6 +1,6 @@
 """FIER's arithmetic: 1-bit keys that score every token of a context, and exact attention on the best of them.
 
-Shapes: H query heads, h key-value heads, d channels, n tokens, g tokens of a group, w = g / 32 words of bits.
+Shapes: H query heads, h key-value heads, d channels, n tokens, g tokens of a group, w = d / 32 words of bits, rounded up.
 Source: "FIER: Fine-Grained and Efficient KV Cache Retrieval", arXiv 2508.08256, section 3. The paper leaves open how
 scale and offset are found (here: the least and greatest key of group and channel), what becomes of keys newer than the
 last whole group (always attended), and how query heads that share keys choose (their scores are summed).
@@ -29,7 +29,7 @@ __all__ = [
     "window_tokens",
 ]
 
-WORD_BITS = 32  # tokens of one word of codes
+WORD_BITS = 32  # channels of one word of codes
 
 
 class KeyCodes(NamedTuple):
@@ -62,17 +62,18 @@ def decode_keys(codes: KeyCodes) -> torch.Tensor:
 
 
 def pack_bits(bits: torch.Tensor) -> torch.Tensor:
-    """Bits [..., g, d] as words [..., w, d] of int32: token i of a group is bit i % 32 of word i // 32."""
-    *outer, group, d = bits.shape
-    places = torch.arange(WORD_BITS, device=bits.device).unsqueeze(-1)
-    words = (bits.reshape(*outer, group // WORD_BITS, WORD_BITS, d).long() << places).sum(-2)
+    """Bits [..., g, d] as words [..., w, g] of int32: channel c of a token is bit c % 32 of the token's word c // 32."""
+    places = torch.arange(WORD_BITS, device=bits.device)
+    padded = torch.nn.functional.pad(bits.long(), (0, -bits.shape[-1] % WORD_BITS))
+    words = (padded.unflatten(-1, (-1, WORD_BITS)) << places).sum(-1).transpose(-1, -2)
     return torch.where(words >= 2**31, words - 2**32, words).int()
 
 
-def unpack_bits(words: torch.Tensor) -> torch.Tensor:
-    """The inverse of `pack_bits`: words [..., w, d] to bits [..., g, d]."""
-    places = torch.arange(WORD_BITS, device=words.device).unsqueeze(-1)
-    return ((words.long().unsqueeze(-2) >> places) & 1).bool().flatten(-3, -2)
+def unpack_bits(words: torch.Tensor, channels: int) -> torch.Tensor:
+    """The inverse of `pack_bits`: words [..., w, g] to bits [..., g, d], d being `channels`."""
+    places = torch.arange(WORD_BITS, device=words.device)
+    bits = (words.long().transpose(-1, -2).unsqueeze(-1) >> places) & 1
+    return bits.flatten(-2)[..., :channels].bool()
 
 
 def score_keys(query: torch.Tensor, codes: KeyCodes) -> torch.Tensor:

@@ -72,7 +72,7 @@ def test_codes_scores_and_words_are_what_their_definitions_say(seed: int, group:
     signed = torch.where(codes.bits, 1.0, -1.0) * half.unsqueeze(-2) + middle.unsqueeze(-2)
     torch.testing.assert_close(signed.flatten(-3, -2), decoded, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(score_keys(q, codes), (decoded @ q[..., None])[..., 0], rtol=1e-10, atol=1e-10)
-    assert torch.equal(unpack_bits(pack_bits(codes.bits)), codes.bits)
+    assert torch.equal(unpack_bits(pack_bits(codes.bits), d), codes.bits)
 
 
 def test_a_group_of_equal_keys_is_safe() -> None:
