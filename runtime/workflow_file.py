@@ -55,18 +55,20 @@ class WorkflowFile:
         return tasks
 
     def verifiers(self) -> dict[str, Verifier]:
-        """The file's own `verifiers`, by role: functions of the task and the role's answer; none where it has none.
+        """The file's own `verifiers` of the workflow's roles: functions of the task and the role's answer.
 
-        Raises: GraphError when one is for a role that the workflow does not have.
+        Raises: GraphError when one is for a role that no workflow of the file has.
         """
         given: dict[str, Verifier] = getattr(self._module, "verifiers", {})
-        unknown = sorted(set(given) - set(self.graph.roles()))
+        others = (graph.build() for graph in vars(self._module).values() if isinstance(graph, TaskGraph))
+        known = set(self.graph.roles()).union(*(graph.roles() for graph in others)) if given else set()
+        unknown = sorted(set(given) - known)
         if unknown:
             raise GraphError(
                 f"{self.path}: `verifiers` names the unknown role {unknown[0]!r}",
-                expected=f"one of {', '.join(sorted(self.graph.roles()))}",
+                expected=f"one of {', '.join(sorted(known))}",
             )
-        return dict(given)
+        return {role: verifier for role, verifier in given.items() if role in self.graph.roles()}
 
     def scripted(self) -> ScriptedBackend:
         """The file's own `scripted()` backend, to try a workflow without a model.

@@ -12,6 +12,7 @@ import pytest
 
 from metier.agents.answers import parse_answer
 from metier.agents.tasksets import Split
+from metier.runtime.workflow_file import load_workflow
 from metier.specializers import load_recipe
 from metier.specializers.recipe import read_rows
 
@@ -119,3 +120,9 @@ def test_the_single_adapter_has_the_ranks_and_steps_of_all_roles_together(workfl
     for amount in ("rank", "steps"):
         assert lora[f"{workflow}_single"][amount] == sum(lora[name][amount] for name in roles)
     assert len(read_rows(recipes[f"{workflow}_reader"])) > 100
+
+
+def test_a_files_verifiers_are_those_of_the_workflow_that_is_run() -> None:
+    file = EXAMPLES / "ledger.py"
+    assert set(load_workflow(str(file)).verifiers()) == {"reader", "accountant"}
+    assert set(load_workflow(f"{file}:staged").verifiers()) == {"reader"}
