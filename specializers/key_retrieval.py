@@ -1,6 +1,6 @@
 """FIER's arithmetic: 1-bit keys that score every token of a context, and exact attention on the best of them.
 
-Shapes: H query heads, h key-value heads, d channels, n tokens, g tokens of a group, w = d / 32 words of bits, rounded up.
+Shapes: H query heads, h key-value heads, d channels, n tokens, g tokens of a group, w = ceil(d / 32) words of bits.
 Source: "FIER: Fine-Grained and Efficient KV Cache Retrieval", arXiv 2508.08256, section 3. The paper leaves open how
 scale and offset are found (here: the least and greatest key of group and channel), what becomes of keys newer than the
 last whole group (always attended), and how query heads that share keys choose (their scores are summed).
@@ -62,7 +62,7 @@ def decode_keys(codes: KeyCodes) -> torch.Tensor:
 
 
 def pack_bits(bits: torch.Tensor) -> torch.Tensor:
-    """Bits [..., g, d] as words [..., w, g] of int32: channel c of a token is bit c % 32 of the token's word c // 32."""
+    """Bits [..., g, d] as words [..., w, g] of int32: a token's channel c is bit c % 32 of its word c // 32."""
     places = torch.arange(WORD_BITS, device=bits.device)
     padded = torch.nn.functional.pad(bits.long(), (0, -bits.shape[-1] % WORD_BITS))
     words = (padded.unflatten(-1, (-1, WORD_BITS)) << places).sum(-1).transpose(-1, -2)
