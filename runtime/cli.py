@@ -18,6 +18,7 @@ from .cli_bench import add_bench_command
 from .cli_report import add_report_command
 from .cli_router import add_router_commands, overrides
 from .cli_serve import add_serve_command
+from .cli_simulate import add_simulate_command
 from .opening import EngineForm
 from .workflow_run import RunOptions, resume_run, run_workflow
 
@@ -107,6 +108,7 @@ def resume(
 
 add_report_command(app)
 add_bench_command(app)
+add_simulate_command(app)
 
 
 @app.command(epilog="Example: `metier demo --tasks 24`")

@@ -1,0 +1,61 @@
+"""Which simulated replica gets an ask: our policy, and those it is compared with."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ...router.placement import PlacedAsk, PlacementCosts, ReplicaState, place
+from .service_model import ServiceModel
+
+__all__ = ["PLACEMENTS", "Chooser", "PlacementName", "costs_of", "make_chooser"]
+
+PlacementName = Literal["placed", "least-loaded", "round-robin", "adapter-hash"]
+PLACEMENTS: tuple[PlacementName, ...] = get_args(PlacementName)
+
+Chooser = Callable[[PlacedAsk], int]
+
+
+@dataclass
+class _RoundRobin:
+    replicas: int
+    turn: int = -1
+
+    def __call__(self, ask: PlacedAsk) -> int:
+        self.turn = (self.turn + 1) % self.replicas
+        return self.turn
+
+
+def make_chooser(name: PlacementName, states: Sequence[ReplicaState], costs: PlacementCosts) -> Chooser:
+    """A policy over replicas whose states the caller keeps.
+
+    `placed` is `router/placement.py`, what serves; `least-loaded` has the fewest tokens before it; `adapter-hash` gives
+    every adapter one replica for good, and spreads what needs none by conversation.
+    """
+    if name == "placed":
+        index = {state.name: number for number, state in enumerate(states)}
+        return lambda ask: index[place(ask, states, costs).replica]
+    if name == "least-loaded":
+        return lambda ask: min(range(len(states)), key=lambda number: states[number].outstanding_tokens)
+    if name == "round-robin":
+        return _RoundRobin(len(states))
+    return lambda ask: zlib.crc32((ask.adapter or ask.conversation).encode()) % len(states)
+
+
+def costs_of(model: ServiceModel, *, max_running: int, output_tokens: float) -> PlacementCosts:
+    """What placement reckons with on replicas of this model, whose asks write so many tokens on average.
+
+    A token in flight shares its steps with the rest of a full batch, and an ask of one's own takes as many such steps
+    as it writes tokens.
+    """
+    shared_step_s = model.step_s / max_running + model.row_s
+    full_step_s = model.step_of(0, max_running, 1)
+    return PlacementCosts(
+        prompt_token_s=model.prompt_token_s,
+        answer_token_s=full_step_s,
+        outstanding_token_s=shared_step_s,
+        adapter_load_s=model.load_s + model.evict_s,
+        slot_hold_s=full_step_s * output_tokens,
+    )
