@@ -30,7 +30,10 @@ def simulate(
     replicas: Annotated[str, typer.Option(help="Engines, each with cores of its own.")] = "",
     slots: Annotated[str, typer.Option(help="Adapter slots of an engine.")] = "",
     placement: Annotated[
-        str, typer.Option(help="Which replica gets an ask: placed (ours), least-loaded, round-robin, adapter-hash.")
+        str,
+        typer.Option(
+            help="Which replica gets an ask: placed (ours), placed-sample, least-loaded, round-robin, adapter-hash."
+        ),
     ] = "",
     order: Annotated[str, typer.Option(help="Which ask an engine takes up first: first_come, shortest_first.")] = "",
     max_running: Annotated[str, typer.Option(help="Asks of one step.")] = "",

@@ -128,6 +128,7 @@ def run_simulate(options: SimulateOptions) -> None:
         return
     _console().print(_model_line(fitted, model), markup=False)
     _console().print(_outcome_table(outcomes, options.sweep))
+    _print_caution(model)
 
 
 def _check_roles(fitted: Sequence[RecordedBatch], assigned: Mapping[str, str]) -> None:
@@ -221,6 +222,7 @@ def _print_validations(options: SimulateOptions, model: ServiceModel, found: Seq
             f"{v.fitted_programs_s:.1f}", f"{v.error(v.fitted_programs_s):+.1%}",
         )  # fmt: skip
     _console().print(drawn)
+    _print_caution(model)
     worst = max(abs(v.error(v.own_programs_s)) for _, v in found)
     _console().print(f"largest error {worst:.1%} over {len(found)} batches", markup=False)
 
@@ -234,6 +236,16 @@ def _model_line(fitted: Sequence[RecordedBatch], model: ServiceModel) -> str:
         + (f", {left_out} runs that had not ended left out)." if left_out else ").")
         + f" Recorded: {sum(batch.completion_s for batch in fitted):.1f} s."
     )
+
+
+def _print_caution(model: ServiceModel) -> None:
+    if model.extrapolates:
+        Console(stderr=True).print(
+            f"Nearly all answers were written {model.fewest_rows:.0f} to {model.most_rows:.0f} at a time, so that what "
+            "larger and smaller batches take is a guess: fit a batch of another --concurrency too (--batch, twice).",
+            style="yellow",
+            markup=False,
+        )
 
 
 def _print_json(model: ServiceModel, **more: Any) -> None:

@@ -189,12 +189,12 @@ def served(model: ServiceModel, seed: int, count: int = 120) -> RecordedBatch:
 def test_the_fit_finds_the_costs_that_made_the_times() -> None:
     made = ServiceModel(step_s=0.03, prompt_token_s=0.0005, row_s=0.0015, adapter_s=0.004)
     fitted = fit_service([served(made, seed=1), served(made, seed=2)])
-    # Not exact: within an ask's time its tokens are taken as evenly spread, which steps with a prompt make them not.
-    assert fitted.step_s == pytest.approx(made.step_s, rel=0.1)
-    assert fitted.prompt_token_s == pytest.approx(made.prompt_token_s, rel=0.1)
-    assert fitted.row_s == pytest.approx(made.row_s, rel=0.1)
-    assert fitted.adapter_s == pytest.approx(made.adapter_s, rel=0.25)
-    assert fitted.misfit < 0.03
+    assert fitted.step_s == pytest.approx(made.step_s, rel=0.02)
+    assert fitted.prompt_token_s == pytest.approx(made.prompt_token_s, rel=0.02)
+    assert fitted.row_s == pytest.approx(made.row_s, rel=0.05)
+    assert fitted.adapter_s == pytest.approx(made.adapter_s, rel=0.05)
+    assert 1 <= fitted.fewest_rows < 3 < fitted.most_rows <= 8
+    assert fitted.misfit < 0.01
     assert fitted.handoff_s == 0.003
 
 
