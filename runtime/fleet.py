@@ -14,6 +14,7 @@ from ..agents.errors import (
     AskRejectedError,
     EngineDeadError,
     EngineError,
+    MetierError,
     NotServedError,
     SettingsError,
     UnknownVariantError,
@@ -71,6 +72,7 @@ class Fleet:
         self._estimates = TokenEstimates()
         self._bases: dict[bool, tuple[str, str]] = {}
         self._tasks: TaskGroup | None = None
+        self._looking, self._looked = anyio.Lock(), False
         find = None if resolve is None else self._find
         # A call that fails is tried elsewhere at once, not here again.
         once = self._remote.model_copy(update={"retries": 0})
@@ -121,6 +123,7 @@ class Fleet:
         Raises: EngineDeadError when none answers; EngineError when one serves another model, or when no server can
         serve a variant (UnknownVariantError where none knows it).
         """
+        self._looked = True
         wrong: dict[str, EngineError] = {}
 
         async def look(seat: ServerSeat) -> None:
@@ -141,7 +144,7 @@ class Fleet:
             else:
                 raise error
         if len(wrong) == len(self._seats):
-            raise self._nobody_answers()
+            raise self._nobody_answers({})
         for variant in dict.fromkeys(variants):
             await self._check(variant)
 
@@ -151,6 +154,10 @@ class Fleet:
         Raises: AskRejectedError (refused as wrong), EngineError (no server can serve the variant), EngineDeadError
         (no server answers, or `tries` of them have failed).
         """
+        if not self._looked:
+            async with self._looking:
+                if not self._looked:
+                    await self.warm(())
         placed = self._estimates.placed(ask, self._adapter(ask.variant))
         streamed = None if on_text is None else ResumedText(on_text)
         refused: dict[str, Exception] = {}
@@ -160,7 +167,7 @@ class Fleet:
             while (placement := self._choose(ask, placed, failed | refused.keys())) is None:
                 self._check_left(ask.variant, placed, refused)
                 if not waits:
-                    raise self._nobody_answers()
+                    raise self._nobody_answers(refused)
                 await anyio.sleep(min(wait_s, self._remote.retry_wait_max_s))
                 waits, wait_s = waits - 1, 2 * wait_s
                 failed.clear()
@@ -271,8 +278,9 @@ class Fleet:
 
     # --- errors -------------------------------------------------------------------------------------------
 
-    def _nobody_answers(self) -> EngineDeadError:
-        reasons = "; ".join(f"{url}: {seat.trouble}" for url, seat in self._seats.items())
+    def _nobody_answers(self, refused: Mapping[str, Exception]) -> EngineDeadError:
+        troubles = {url: seat.trouble for url, seat in self._seats.items() if seat.trouble}
+        reasons = "; ".join(f"{url}: {why}" for url, why in ({**troubles, **_problems(refused)}).items())
         return EngineDeadError(
             f"no server takes asks: {reasons}",
             expected="one that answers",
@@ -282,7 +290,7 @@ class Fleet:
     def _nobody_serves(
         self, variant: str | None, reasons: Mapping[str, Exception]
     ) -> EngineError | UnknownVariantError:
-        said = "; ".join(f"{url}: {getattr(error, 'problem', error)}" for url, error in reasons.items())
+        said = "; ".join(f"{url}: {why}" for url, why in _problems(reasons).items())
         unknown = all(isinstance(error, UnknownVariantError | NotServedError) for error in reasons.values())
         kind: type[EngineError | UnknownVariantError] = UnknownVariantError if unknown else EngineError
         return kind(
@@ -290,3 +298,7 @@ class Fleet:
             expected="at least one server that may hold it and can",
             remedy="Name it in the `adapters` of a server in fleet.servers, on a disk that the server sees.",
         )
+
+
+def _problems(errors: Mapping[str, Exception]) -> dict[str, str]:
+    return {url: error.problem if isinstance(error, MetierError) else str(error) for url, error in errors.items()}

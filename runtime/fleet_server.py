@@ -93,7 +93,7 @@ class ServerSeat:
     def join(self) -> None:
         """Take asks from now on; raises EngineError when the server stands on another base than the fleet."""
         self._check_base(self.remote)
-        self._joined = True
+        self._joined, self.trouble = True, ""
         self._breaker.succeeded()
         self._refresh()
 

@@ -327,6 +327,15 @@ async def test_an_ask_that_fails_everywhere_ends_after_so_many_tries() -> None:
     assert one.count("/v1/chat/completions") + two.count("/v1/chat/completions") == 3
 
 
+async def test_a_fleet_that_nobody_warmed_looks_before_its_first_ask() -> None:
+    one, two = Vllm("one"), Vllm("two")
+    async with make_fleet(one, two) as fleet, anyio.create_task_group() as tasks:
+        for run in range(4):
+            tasks.start_soon(fleet.reply, make(run=f"run{run}"))
+    assert one.count("/v1/models") == two.count("/v1/models") == 1
+    assert one.count("/v1/chat/completions") + two.count("/v1/chat/completions") == 4
+
+
 async def test_no_server_that_answers_is_said_for_each() -> None:
     one, two = Vllm("one"), Vllm("two")
     one.alive = two.alive = False
