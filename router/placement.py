@@ -51,7 +51,8 @@ class PlacementCosts(BaseModel):
     A token in flight there delays a new ask by `outstanding_token_s`, less than what one takes alone, since asks are
     computed together. An adapter in use keeps its slot for `slot_hold_s`, so that asks for further ones wait. Who
     evicts an adapter makes others load it again, which counts as their `adapter_load_s`, and half as much for an ask
-    with `patience_s` still before it: that its run ends in time depends on it.
+    with `patience_s` still before it: that its run ends in time depends on it. All asks on a replica stand still during
+    a load, so that `adapter_load_s` is a load's own time (0.03-0.1 s here) times the asks it typically holds up.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +60,7 @@ class PlacementCosts(BaseModel):
     prompt_token_s: float = Field(default=0.001, ge=0)
     answer_token_s: float = Field(default=0.02, ge=0)
     outstanding_token_s: float = Field(default=0.004, ge=0)
-    adapter_load_s: float = Field(default=0.1, ge=0)
+    adapter_load_s: float = Field(default=1.0, ge=0)
     slot_hold_s: float = Field(default=0.5, ge=0)
     patience_s: float = Field(default=10.0, gt=0)
 
