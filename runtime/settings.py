@@ -27,7 +27,7 @@ ENVIRONMENT_PREFIX = "METIER_"
 API_KEY_VARIABLE = "METIER_API_KEY"
 """The key that `metier serve` asks of its clients, and that we give to a server; never a setting, so never on disk."""
 
-OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_LORA_KERNEL", API_KEY_VARIABLE}
+OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_LORA_KERNEL", "METIER_FIER_KERNEL", API_KEY_VARIABLE}
 """Variables of ours that are switches of their own, not fields."""
 
 

@@ -136,3 +136,9 @@ def test_unknown_settings_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("METIER_CONCURENCY")
     with pytest.raises(SettingsError, match="cannot be read"):
         load_settings(tmp_path / "missing.yaml")
+
+
+def test_switches_that_are_no_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch in ("METIER_PLUGIN", "METIER_LORA_KERNEL", "METIER_FIER_KERNEL"):
+        monkeypatch.setenv(switch, "0")
+    assert load_settings() is not None
