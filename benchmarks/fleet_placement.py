@@ -100,7 +100,7 @@ async def run_programs(fleet: Fleet, label: str, options: argparse.Namespace) ->
             text = f"{label}, brief {number}. " + "Describe a bridge over a river, its builders and its traffic. " * 4
             for step in range(4):
                 role = ("planner", "solver")[step % 2]
-                began_s = time.monotonic()
+                began_s = anyio.current_time()
                 reply = await fleet.reply(
                     Ask(
                         run_id=f"{label} {number}",
@@ -112,14 +112,14 @@ async def run_programs(fleet: Fleet, label: str, options: argparse.Namespace) ->
                         remaining_s=4.0 - step,
                     )
                 )
-                seconds.append(time.monotonic() - began_s)
+                seconds.append(anyio.current_time() - began_s)
                 text += f" Then: {reply.text}"
 
-    began_s = time.monotonic()
+    began_s = anyio.current_time()
     async with anyio.create_task_group() as workers:
         for _ in range(options.concurrency):
             workers.start_soon(work)
-    return seconds, time.monotonic() - began_s
+    return seconds, anyio.current_time() - began_s
 
 
 async def measure(urls: list[str], groups: list[int], variants: Variants, options: argparse.Namespace) -> None:
