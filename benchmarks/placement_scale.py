@@ -4,7 +4,7 @@
 
 Every replica brings ten adapters and eight programs under way, and has four slots. A program is three asks, planner,
 solver and critic, each on an adapter of its team's own; teams are drawn by Zipf's law. Steps cost what they do on the
-machine the model was fitted on (`--fit STORE`; else the 135M model on two cores, as fitted once). Beside the curves:
+machine the model was fitted on (`--fit STORE`; else the 135M model on two cores). Beside the curves:
 what a decision takes as replicas grow, and what the driver's process holds for a run and for an adapter.
 """
 
@@ -42,7 +42,9 @@ PROGRAMS_A_REPLICA = 24
 SLOTS = 4
 SEEDED_REPLICAS = 100
 """Above this, one draw of programs is tens of thousands of asks and says enough."""
-MODEL = ServiceModel(step_s=0.033, prompt_token_s=0.0005, row_s=0.0014, adapter_s=0.006, load_s=0.032, handoff_s=0.003)
+MODEL = ServiceModel(step_s=0.0119, prompt_token_s=0.00032, row_s=0.00057, load_s=0.033, handoff_s=0.003)
+ORCHESTRATION_S = 0.0001
+"""CPU-seconds that a session adds to an ask (`orchestration.py`)."""
 
 
 def made_up(replicas: int, seed: int) -> list[Program]:
@@ -98,7 +100,9 @@ def decision_s(replicas: int, policy: PlacementName, model: ServiceModel, second
         )
         for number in range(replicas)
     ]
-    choose = make_chooser(policy, states, costs_of(model, max_running=16, output_tokens=32))
+    choose = make_chooser(
+        policy, states, costs_of(model, max_running=16, running=UNDER_WAY_A_REPLICA, output_tokens=32)
+    )
     asks = [
         PlacedAsk(f"solver-{draw.randrange(replicas * ADAPTERS_A_REPLICA)}", f"{draw.random()}", 128, 32)
         for _ in range(64)
@@ -187,16 +191,21 @@ def draw(path: Path, points: Sequence[dict[str, Any]], decisions: Sequence[dict[
         driver.plot(x, [p["replicas"] * p["asks_per_s_a_replica"] for p in mine], "k-", label="asks that come")
         for policy in ("placed", "placed-sample"):
             driver.plot(
-                [row["replicas"] for row in decisions], [1 / row[policy] for row in decisions], "--", label=policy
+                [row["replicas"] for row in decisions],
+                [1 / (row[policy] + ORCHESTRATION_S) for row in decisions],
+                "--",
+                label=f"one core, {policy}",
             )
         slow.set_ylabel("p95 of an ask (s)")
         slow.set_ylim(bottom=0)
         loads.set_ylabel("adapter loads an ask")
         loads.set_ylim(bottom=0)
-        driver.set_ylabel("asks a second; decisions one core makes")
+        driver.set_ylabel("asks a second")
         driver.set_yscale("log")
         for axes in (slow, loads, driver):
             axes.set_xscale("log")
+            axes.set_xticks(x, [str(count) for count in x])
+            axes.minorticks_off()
             axes.set_xlabel("replicas")
             axes.grid(alpha=0.3)
             axes.legend(fontsize="x-small")
@@ -207,19 +216,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", default="2,10,30,100,300,1000", help="numbers of replicas")
     parser.add_argument("--fit", type=Path, help="run store to fit the model on")
-    parser.add_argument("--batch", help="batch of that store, by id or label")
+    parser.add_argument("--batch", action="append", help="batch of that store, by id or label; may be repeated")
     parser.add_argument("--seeds", type=int, default=5, help=f"draws of programs, up to {SEEDED_REPLICAS} replicas")
     parser.add_argument("--svg", type=Path, help="figure to draw")
     options = parser.parse_args()
-    model = MODEL if options.fit is None else fit_service([read_programs(options.fit, options.batch)])
+    model = MODEL
+    if options.fit is not None:
+        model = fit_service([read_programs(options.fit, name) for name in options.batch or (None,)])
     print(f"model: {model.model_dump_json()}")
     counts = [int(part) for part in options.replicas.split(",")]
     points = []
     for replicas in counts:
         for policy in POLICIES:
-            drawn = [
-                curve(replicas, policy, model, s) for s in range(options.seeds if replicas <= SEEDED_REPLICAS else 1)
-            ]
+            seeds = range(options.seeds if replicas <= SEEDED_REPLICAS else 1)
+            drawn = [curve(replicas, policy, model, seed) for seed in seeds]
             points.append({name: median(p[name] for p in drawn) for name in drawn[0] if name != "policy"})
             points[-1]["policy"] = policy
             spread = [p["ask_p95_s"] for p in drawn]

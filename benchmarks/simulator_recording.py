@@ -4,22 +4,27 @@ r"""Real batches to fit the simulator on and to check it against: other concurre
     metier simulate runs/simulator/puzzles.db --batch "puzzles, 8" --validate runs/simulator/puzzles.db \
         --validate runs/simulator/puzzles-one-adapter.db --validate runs/simulator/puzzles-two-slots.db
 
-Two workloads. `puzzles` is `examples/solve_and_check.py` with its trained adapters: short answers of any length, up to
-three rounds. `programs` is that of `programs.py`: a planner, then two rounds of solver and critic, 32 tokens an ask,
-all in step. Each session has a store of its own, whose first batch warms its engine up and is too small to be checked;
-no batch asks what an earlier one of its session has.
+Three workloads. `puzzles` is `examples/solve_and_check.py` with its trained adapters: short answers of any length,
+up to three rounds. `programs` is that of `programs.py`: a planner, then two rounds of solver and critic, 32 tokens an
+ask, all in step. `servers` is the puzzles on one `metier serve` that has a core to itself, then on two. Each session
+has a store of its own, whose first batch warms its engine up and is too small to be checked; no batch asks what an
+earlier one of its session has.
 """
 
 from __future__ import annotations
 
 import argparse
+import socket
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
+import httpx
 from programs import TOPICS, Brief, write_adapters
 from programs import graph as programs_graph
 from pydantic import BaseModel
@@ -30,7 +35,9 @@ from metier.runtime import RunStore, load_settings, open_session
 from metier.runtime.workflow_file import load_workflow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+WORKLOADS = ("puzzles", "programs", "servers")
 WARM_UP_RUNS = 3
+START_LIMIT_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class Recording:
     graph: TaskGraph
     inputs: Callable[[str, int, int], Sequence[BaseModel]]
     runs: int
+    engine: str = "embedded"
 
 
 def puzzles(runs: int) -> list[Recording]:
@@ -79,13 +87,61 @@ def programs(runs: int, folder: Path, base: str) -> list[Recording]:
     ]
 
 
+@contextmanager
+def two_servers(folder: Path, base: str) -> Iterator[list[str]]:
+    """Addresses of two servers with the puzzles' adapters, on a core each."""
+    with ExitStack() as stack:
+        urls = []
+        for core in range(2):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            command = [
+                "taskset", "-c", f"{core}", "metier", "serve", str(EXAMPLES / "solve_and_check.py"), "--base", base,
+                "--variants", str(EXAMPLES / "variants"), "--port", f"{port}", "--store", str(folder / f"{core}.db"),
+                "--set", "engine.threads=1", "--set", "engine.eager=true",
+            ]  # fmt: skip
+            for adapter in ("planner", "solver", "critic"):
+                command += ["--also", adapter]
+            log = stack.enter_context((folder / f"server{core}.log").open("wb"))
+            server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            stack.callback(server.wait)
+            stack.callback(server.terminate)
+            urls.append(f"http://127.0.0.1:{port}")
+        for url in urls:
+            until_s = time.monotonic() + START_LIMIT_S
+            while not _answers(url):
+                if time.monotonic() > until_s:
+                    raise SystemExit(f"{url} does not answer: {(folder / 'server0.log').read_text()[-3000:]}")
+                time.sleep(0.5)
+        yield urls
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def servers(runs: int, urls: list[str]) -> list[Recording]:
+    """The puzzles on one server, then on both."""
+    (own, *_) = puzzles(runs)
+    return [
+        replace(own, label="one-server", concurrencies=(8, 16), engine=urls[0]),
+        replace(own, label="two-servers", concurrencies=(8, 16, 32), engine=",".join(urls)),
+    ]
+
+
 async def record(one: Recording, base: str, folder: Path) -> None:
     """Record one session's batches."""
     overrides = {"engine.adapter_slots": one.slots}
     settings = load_settings(None, {"shelf": str(one.shelf), **overrides})
     assigned = Assignment(roles={role: RoleAssignment(variant=name) for role, name in one.variants.items()})
     with RunStore(folder / f"{one.label}.db") as store:
-        async with open_session(base=base, assignment=assigned, store=store, settings=settings) as session:
+        async with open_session(
+            base=base, assignment=assigned, store=store, settings=settings, engine=one.engine
+        ) as session:
             for batch, concurrency in enumerate((WARM_UP_RUNS, *one.concurrencies)):
                 inputs = one.inputs(one.label, batch, one.runs if batch else WARM_UP_RUNS)
                 wall, cpu = time.monotonic(), time.process_time()
@@ -102,19 +158,20 @@ def main() -> None:
     """Parse options and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m", help="base model")
-    parser.add_argument("--workload", choices=("puzzles", "programs"), action="append", help="both by default")
+    parser.add_argument("--workload", choices=WORKLOADS, action="append", help="all by default")
     parser.add_argument("--runs", type=int, default=32, help="runs in a batch")
     parser.add_argument("--store", type=Path, default=Path("runs/simulator"), help="folder of the stores")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sessions: list[Recording] = []
-        for workload in options.workload or ("puzzles", "programs"):
-            more = (
-                puzzles(options.runs) if workload == "puzzles" else programs(options.runs, Path(folder), options.base)
-            )
-            sessions += more
-        for one in sessions:
-            anyio.run(record, one, options.base, options.store)
+        for workload in options.workload or WORKLOADS:
+            if workload == "servers":
+                with two_servers(Path(folder), options.base) as urls:
+                    for one in servers(options.runs, urls):
+                        anyio.run(record, one, options.base, options.store)
+                continue
+            made = workload == "programs"
+            for one in programs(options.runs, Path(folder), options.base) if made else puzzles(options.runs):
+                anyio.run(record, one, options.base, options.store)
 
 
 if __name__ == "__main__":

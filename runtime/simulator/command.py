@@ -64,6 +64,7 @@ def recorded_plan(batch: RecordedBatch) -> ServingPlan:
     settings = batch.settings
     return ServingPlan(
         concurrency=batch.concurrency,
+        replicas=batch.replicas,
         adapter_slots=settings.adapter_slots,
         foresight=settings.foresight,
         foresight_asks=settings.foresight_asks,

@@ -75,11 +75,11 @@ def make_chooser(name: PlacementName, states: Sequence[ReplicaState], costs: Pla
     return lambda ask: zlib.crc32((ask.adapter or ask.conversation).encode()) % len(states)
 
 
-def costs_of(model: ServiceModel, *, max_running: int, output_tokens: float) -> PlacementCosts:
-    """What placement reckons with on replicas of this model, whose asks write so many tokens on average.
+def costs_of(model: ServiceModel, *, max_running: int, running: float, output_tokens: float) -> PlacementCosts:
+    """What placement reckons with on replicas of this model, `running` asks on each, that write so many tokens each.
 
     A token in flight shares its steps with the rest of a full batch, and an ask of one's own takes as many such steps
-    as it writes tokens.
+    as it writes tokens. All asks on a replica stand still during a load.
     """
     shared_step_s = model.step_s / max_running + model.row_s
     full_step_s = model.step_of(0, max_running, 1)
@@ -87,6 +87,6 @@ def costs_of(model: ServiceModel, *, max_running: int, output_tokens: float) -> 
         prompt_token_s=model.prompt_token_s,
         answer_token_s=full_step_s,
         outstanding_token_s=shared_step_s,
-        adapter_load_s=model.load_s + model.evict_s,
+        adapter_load_s=(model.load_s + model.evict_s) * max(min(running, max_running), 1.0),
         slot_hold_s=full_step_s * output_tokens,
     )

@@ -59,7 +59,8 @@ class Program:
 @dataclass(frozen=True)
 class RecordedBatch:
     """One batch as it ran. `concurrency` is how many runs were under way at most, `handoff_s` what passes between an
-    answer and the asks that waited for it; `left_out` runs had not ended. `ledger` has the asks' times."""
+    answer and the asks that waited for it; `left_out` runs had not ended. `ledger` has the asks' times, on so many
+    `replicas`."""
 
     programs: tuple[Program, ...]
     concurrency: int
@@ -68,6 +69,7 @@ class RecordedBatch:
     left_out: int
     settings: EngineSettings
     ledger: Ledger
+    replicas: int = 1
 
     @property
     def asks(self) -> int:
@@ -125,7 +127,8 @@ def recorded_batch(ledger: Ledger, texts: Mapping[tuple[str, str, int], str]) ->
         )
     if not asks:
         raise TaskSetError(f"batch {name} holds no asks", expected="runs that asked an engine something")
-    in_process = {engine.partition("@")[0] for engine in ledger.totals}
+    # Servers count no steps for us, and work side by side.
+    in_process = {engine.partition("@")[0] for engine, counted in ledger.totals.items() if counted.get("steps")}
     if len(in_process) > 1:
         raise TaskSetError(
             f"batch {name} ran on {len(in_process)} engines that take turns: {', '.join(sorted(in_process))}",
@@ -158,6 +161,7 @@ def recorded_batch(ledger: Ledger, texts: Mapping[tuple[str, str, int], str]) ->
         left_out=len(ledger.runs) - len(ended),
         settings=settings,
         ledger=ledger,
+        replicas=len({ask.engine for ask in asks}),
     )
 
 

@@ -126,7 +126,8 @@ def fit_service(batches: Sequence[RecordedBatch]) -> ServiceModel:
 
 
 def _moves(ledger: Ledger, engine: str) -> list[Span]:
-    return merged((move.at - move.seconds, move.at) for move in ledger.moves if move.engine == engine)
+    server = engine.partition(" ")[0]  # a server says which of its engines answered
+    return merged((move.at - move.seconds, move.at) for move in ledger.moves if move.engine == server)
 
 
 def _stretches(asks: Sequence[AskEntry], moves: Sequence[Span]) -> list[tuple[list[float], float]]:

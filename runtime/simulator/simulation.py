@@ -139,7 +139,8 @@ class _Driver:
         self._cached: list[dict[str, int]] = [{} for _ in range(plan.replicas)]
         self._replicas = [self._make_replica(number) for number in range(plan.replicas)]
         mean = sum(ask.output_tokens for ask in asks) / max(len(asks), 1)
-        costs = costs_of(model, max_running=plan.max_running, output_tokens=mean)
+        running = plan.concurrency / plan.replicas
+        costs = costs_of(model, max_running=plan.max_running, running=running, output_tokens=mean)
         self._choose = make_chooser(plan.placement, self._states, costs)
 
     def run(self) -> Outcome:

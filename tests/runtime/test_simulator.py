@@ -343,8 +343,8 @@ def _changed(store: Path, path: Path, *statements: str) -> Path:
         (["DELETE FROM asks WHERE path != 'planner'"], "", "8 asks are too few"),
         (["UPDATE asks SET messages = '[{'"], "", "cannot be read"),
         (
-            ["INSERT INTO engine_totals SELECT id, 'one@1', '{}' FROM batches",
-             "INSERT INTO engine_totals SELECT id, 'two@1', '{}' FROM batches"],
+            ["INSERT INTO engine_totals SELECT id, 'one@1', '{\"steps\": 9}' FROM batches",
+             "INSERT INTO engine_totals SELECT id, 'two@1', '{\"steps\": 9}' FROM batches"],
             "", "ran on 2 engines that take turns: one, two",
         ),
         ([], "--batch nobody", "no batch 'nobody'"),
