@@ -299,6 +299,12 @@ def test_programs_are_read_with_what_waits_for_what(store: Path) -> None:
     assert steps[3].ask is None and steps[3].seconds >= 0
 
 
+def test_asks_that_several_servers_answered_are_read_as_replicas(store: Path, tmp_path: Path) -> None:
+    assert read_programs(store).replicas == 1
+    two = _changed(store, tmp_path / "two.db", "UPDATE asks SET engine = 'http://b base' WHERE rowid % 2")
+    assert read_programs(two).replicas == 2
+
+
 def test_the_command_predicts_and_validates(store: Path) -> None:
     drawn = metier("simulate", str(store), "--concurrency", "1,8", "--replicas", "1,2", "--assign", "worker=fast")
     assert "completion s" in drawn and "median misfit" in drawn and drawn.count("\n") >= 6
