@@ -27,6 +27,7 @@ from .fleet_server import ServerSeat
 from .fleet_settings import FleetSettings
 from .remote_backend import RemoteBackend, Resolve
 from .remote_settings import RemoteSettings
+from .server_calls import ServerBusyError
 from .token_estimates import TokenEstimates
 
 if TYPE_CHECKING:
@@ -161,22 +162,26 @@ class Fleet:
         placed = self._estimates.placed(ask, self._adapter(ask.variant))
         streamed = None if on_text is None else ResumedText(on_text)
         refused: dict[str, Exception] = {}
-        failed: set[str] = set()
+        failed: dict[str, Exception] = {}
         waits, wait_s, before = self._remote.retries, self._remote.retry_wait_s, ""
-        for _ in range(self._settings.tries):
-            while (placement := self._choose(ask, placed, failed | refused.keys())) is None:
+        tries = self._settings.tries
+        while tries:
+            while (placement := self._choose(ask, placed, failed.keys() | refused.keys())) is None:
                 self._check_left(ask.variant, placed, refused)
                 if not waits:
-                    raise self._nobody_answers(refused)
+                    raise self._nobody_answers(refused | failed)
                 await anyio.sleep(min(wait_s, self._remote.retry_wait_max_s))
                 waits, wait_s = waits - 1, 2 * wait_s
                 failed.clear()
             seat = self._seats[placement.replica]
             try:
                 reply = await seat.ask(ask, placed, streamed)
+            except ServerBusyError as error:
+                failed[seat.url] = error
+                continue  # it is well: waiting for room has bounds of its own
             except EngineDeadError as error:
                 seat.failed(error)
-                failed.add(seat.url)
+                failed[seat.url] = error
             except AskRejectedError as error:
                 if not isinstance(error, NotServedError):
                     raise
@@ -186,6 +191,7 @@ class Fleet:
             else:
                 self._estimates.note(ask, reply.usage)
                 return reply.model_copy(update={"placement": before + placement.reason})
+            tries -= 1
             before = f"{seat.url} failed; "
             if streamed is not None:
                 streamed.restart()

@@ -15,7 +15,7 @@ from .remote_settings import RemoteSettings
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["ServerCalls", "ServerGoneError", "shown"]
+__all__ = ["ServerBusyError", "ServerCalls", "ServerGoneError", "shown"]
 
 RETRIED = frozenset({429, 502, 503, 504})
 SHOWN_CHARACTERS = 300
@@ -23,6 +23,10 @@ SHOWN_CHARACTERS = 300
 
 class ServerGoneError(EngineDeadError):
     """The server cannot be reached, or has no room; an error inside it is another EngineDeadError."""
+
+
+class ServerBusyError(ServerGoneError):
+    """The server is well, and has no room for another ask now (429)."""
 
 
 class ServerCalls:
@@ -122,7 +126,9 @@ class ServerCalls:
         if status in (401, 403):
             return EngineError(problem, expected="a key it knows", remedy="Set METIER_API_KEY to it.")
         if status in RETRIED or status >= 500:
-            kind = ServerGoneError if status in RETRIED else EngineDeadError
+            kind = EngineDeadError
+            if status in RETRIED:
+                kind = ServerBusyError if status == 429 else ServerGoneError
             return kind(problem, expected="an answer", remedy="Look at the server's own log.")
         if status == 404:
             return NotServedError(problem, expected="a model that is served there")

@@ -317,6 +317,21 @@ async def test_what_is_refused_as_wrong_is_asked_nowhere_else() -> None:
     assert one.count("/v1/chat/completions") + two.count("/v1/chat/completions") == 1
 
 
+async def test_servers_without_room_are_waited_for_and_not_given_up() -> None:
+    one, two = Vllm("one"), Vllm("two")
+    one.broken = {"/v1/chat/completions": 429}
+    async with make_fleet(one, two, remote=RemoteSettings(retries=3, retry_wait_s=0.0), failures_to_open=1) as fleet:
+        await fleet.warm()
+        for run in range(4):
+            assert (await fleet.reply(make(run=f"run{run}"))).text.startswith(two.url)
+        two.broken = {"/v1/chat/completions": 429}
+        with pytest.raises(EngineDeadError, match="no server takes asks: .*one: .*429.*two: .*429"):
+            await fleet.reply(make())
+        assert two.count("/v1/chat/completions") == 4 + 4
+        one.broken = {}
+        assert (await fleet.reply(make())).text.startswith(one.url)
+
+
 async def test_an_ask_that_fails_everywhere_ends_after_so_many_tries() -> None:
     one, two = Vllm("one"), Vllm("two")
     one.broken = two.broken = {"/v1/chat/completions": 500}
