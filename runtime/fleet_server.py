@@ -120,13 +120,13 @@ class ServerSeat:
         self._refresh()
 
     def failed(self, error: EngineError, *, whole: bool = False) -> None:
-        """Note a failure. When that opens the breaker of the `whole` server, what is under way there is given up."""
+        """Note a failure, of an ask or of the `whole` server, which with its breaker open loses what is under way."""
         self.trouble = error.problem
         if self._breaker.failed() and self._joined:
             self.lose(error)
-            if whole:
-                for scope in self._asking:
-                    scope.cancel()
+        if whole and not self._breaker.closed:
+            for scope in self._asking:
+                scope.cancel()
 
     def lose(self, error: EngineError) -> None:
         """Send nothing there until it has joined again."""
@@ -151,8 +151,8 @@ class ServerSeat:
 
     def _refresh(self) -> None:
         draining = self._draining or self._stopping
-        if draining and self._joined:
-            self.trouble = "takes no more asks"
+        if self._joined:
+            self.trouble = "takes no more asks" if draining else ""
         self.account.state.healthy = self._joined and not draining
 
     # --- asks ---------------------------------------------------------------------------------------------

@@ -308,6 +308,27 @@ async def test_asks_at_a_server_that_hangs_go_elsewhere_once_its_health_says_so(
     assert replies == [f"{two.url} tiny"]
 
 
+async def test_a_server_that_asks_gave_up_is_given_up_by_those_that_still_wait() -> None:
+    one, two = Vllm("one"), Vllm("two")
+    async with make_fleet(one, two, failures_to_open=1) as fleet:
+        await fleet.warm()
+        one.hold = anyio.Event()
+        replies: list[str] = []
+
+        async def ask() -> None:
+            replies.append((await fleet.reply(make())).text)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await one.arrived.acquire()
+            fleet._seats[one.url].failed(EngineDeadError("another ask timed out"))
+            await anyio.wait_all_tasks_blocked()
+            assert not replies
+            one.well = False
+            await fleet._seats[one.url].look_after()
+    assert replies == [f"{two.url} tiny"]
+
+
 async def test_what_is_refused_as_wrong_is_asked_nowhere_else() -> None:
     one, two = Vllm("one"), Vllm("two")
     async with make_fleet(one, two) as fleet:
