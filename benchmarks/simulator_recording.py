@@ -4,27 +4,22 @@ r"""Real batches to fit the simulator on and to check it against: other concurre
     metier simulate runs/simulator/puzzles.db --batch "puzzles, 8" --validate runs/simulator/puzzles.db \
         --validate runs/simulator/puzzles-one-adapter.db --validate runs/simulator/puzzles-two-slots.db
 
-Three workloads. `puzzles` is `examples/solve_and_check.py` with its trained adapters: short answers of any length,
-up to three rounds. `programs` is that of `programs.py`: a planner, then two rounds of solver and critic, 32 tokens an
-ask, all in step. `servers` is the puzzles on one `metier serve` that has a core to itself, then on two. Each session
-has a store of its own, whose first batch warms its engine up and is too small to be checked; no batch asks what an
-earlier one of its session has.
+Two workloads. `puzzles` is `examples/solve_and_check.py` with its trained adapters: short answers of any length, up to
+three rounds. `programs` is that of `programs.py`: a planner, then two rounds of solver and critic, 32 tokens an ask,
+all in step, so that a fit needs two batches. Each session has a store of its own, whose first batch warms its engine up
+and is too small to be checked; no batch asks what an earlier one of its session has.
 """
 
 from __future__ import annotations
 
 import argparse
-import socket
-import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-import httpx
 from programs import TOPICS, Brief, write_adapters
 from programs import graph as programs_graph
 from pydantic import BaseModel
@@ -32,12 +27,12 @@ from pydantic import BaseModel
 from metier.agents import TaskGraph
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, load_settings, open_session
+from metier.runtime.engine_settings import SlotRank
 from metier.runtime.workflow_file import load_workflow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-WORKLOADS = ("puzzles", "programs", "servers")
+WORKLOADS = ("puzzles", "programs")
 WARM_UP_RUNS = 3
-START_LIMIT_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Recording:
     graph: TaskGraph
     inputs: Callable[[str, int, int], Sequence[BaseModel]]
     runs: int
-    engine: str = "embedded"
+    slot_rank: SlotRank = 16
 
 
 def puzzles(runs: int) -> list[Recording]:
@@ -81,67 +76,19 @@ def programs(runs: int, folder: Path, base: str) -> list[Recording]:
     names, shelf = write_adapters(folder, base, rank=8), folder / "shelf"
     one = {"planner": names["planner"], "solver": names["planner"]}
     return [
-        Recording("programs", names, 4, (8, 4, 16), shelf, programs_graph, inputs, runs),
-        Recording("programs-one-adapter", one, 4, (8, 16), shelf, programs_graph, inputs, runs),
-        Recording("programs-two-slots", names, 2, (8, 16), shelf, programs_graph, inputs, runs),
-    ]
-
-
-@contextmanager
-def two_servers(folder: Path, base: str) -> Iterator[list[str]]:
-    """Addresses of two servers with the puzzles' adapters, on a core each."""
-    with ExitStack() as stack:
-        urls = []
-        for core in range(2):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
-            command = [
-                "taskset", "-c", f"{core}", "metier", "serve", str(EXAMPLES / "solve_and_check.py"), "--base", base,
-                "--variants", str(EXAMPLES / "variants"), "--port", f"{port}", "--store", str(folder / f"{core}.db"),
-                "--set", "engine.threads=1", "--set", "engine.eager=true",
-            ]  # fmt: skip
-            for adapter in ("planner", "solver", "critic"):
-                command += ["--also", adapter]
-            log = stack.enter_context((folder / f"server{core}.log").open("wb"))
-            server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            stack.callback(server.wait)
-            stack.callback(server.terminate)
-            urls.append(f"http://127.0.0.1:{port}")
-        for url in urls:
-            until_s = time.monotonic() + START_LIMIT_S
-            while not _answers(url):
-                if time.monotonic() > until_s:
-                    raise SystemExit(f"{url} does not answer: {(folder / 'server0.log').read_text()[-3000:]}")
-                time.sleep(0.5)
-        yield urls
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def servers(runs: int, urls: list[str]) -> list[Recording]:
-    """The puzzles on one server, then on both."""
-    (own, *_) = puzzles(runs)
-    return [
-        replace(own, label="one-server", concurrencies=(8, 16), engine=urls[0]),
-        replace(own, label="two-servers", concurrencies=(8, 16, 32), engine=",".join(urls)),
+        Recording("programs", names, 4, (8, 4, 16), shelf, programs_graph, inputs, runs, 8),
+        Recording("programs-one-adapter", one, 4, (8, 16), shelf, programs_graph, inputs, runs, 8),
+        Recording("programs-two-slots", names, 2, (8, 16), shelf, programs_graph, inputs, runs, 8),
     ]
 
 
 async def record(one: Recording, base: str, folder: Path) -> None:
     """Record one session's batches."""
-    overrides = {"engine.adapter_slots": one.slots}
+    overrides = {"engine.adapter_slots": one.slots, "engine.slot_rank": one.slot_rank}
     settings = load_settings(None, {"shelf": str(one.shelf), **overrides})
     assigned = Assignment(roles={role: RoleAssignment(variant=name) for role, name in one.variants.items()})
     with RunStore(folder / f"{one.label}.db") as store:
-        async with open_session(
-            base=base, assignment=assigned, store=store, settings=settings, engine=one.engine
-        ) as session:
+        async with open_session(base=base, assignment=assigned, store=store, settings=settings) as session:
             for batch, concurrency in enumerate((WARM_UP_RUNS, *one.concurrencies)):
                 inputs = one.inputs(one.label, batch, one.runs if batch else WARM_UP_RUNS)
                 wall, cpu = time.monotonic(), time.process_time()
@@ -164,11 +111,6 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for workload in options.workload or WORKLOADS:
-            if workload == "servers":
-                with two_servers(Path(folder), options.base) as urls:
-                    for one in servers(options.runs, urls):
-                        anyio.run(record, one, options.base, options.store)
-                continue
             made = workload == "programs"
             for one in programs(options.runs, Path(folder), options.base) if made else puzzles(options.runs):
                 anyio.run(record, one, options.base, options.store)
