@@ -197,7 +197,7 @@ def draw(path: Path, points: Sequence[dict[str, Any]], decisions: Sequence[dict[
                 label=f"one core, {policy}",
             )
         slow.set_ylabel("p95 of an ask (s)")
-        slow.set_ylim(bottom=0)
+        slow.set_yscale("log")
         loads.set_ylabel("adapter loads an ask")
         loads.set_ylim(bottom=0)
         driver.set_ylabel("asks a second")
