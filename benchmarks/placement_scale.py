@@ -198,6 +198,7 @@ def draw(path: Path, points: Sequence[dict[str, Any]], decisions: Sequence[dict[
             )
         slow.set_ylabel("p95 of an ask (s)")
         slow.set_yscale("log")
+        slow.set_yticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
         loads.set_ylabel("adapter loads an ask")
         loads.set_ylim(bottom=0)
         driver.set_ylabel("asks a second")
