@@ -46,7 +46,9 @@ class Job:
 
     `parent` is the content id of the variant on the shelf that this starts from, `parent_name` its name; None for the
     base and after another method of the recipe. `serve` opens a backend that serves the whole shelf, None where
-    there is none. `folder` is where the recipe's relative paths start.
+    there is none. `try_out` puts the parent with each of the given engine halves on a shelf of candidates, and returns
+    their ids and a backend, not opened yet, that serves them; None where there is none, and after another method of
+    the recipe. `folder` is where the recipe's relative paths start.
     `model` is the checkpoint folder to start from; `adapter` and `ask` are the adapter folder and the ask half of
     what came before, if it has an adapter. `base_name` is how people call the base. Results go to `out`: `adapter/`
     in the peft layout, `weights/` as a checkpoint (tokenizer files are added to it). New weights drop the adapter,
@@ -67,6 +69,7 @@ class Job:
     parent: str | None = None
     parent_name: str | None = None
     serve: Callable[[], AbstractAsyncContextManager[Backend]] | None = None
+    try_out: Callable[[Sequence[Made]], tuple[list[str], AbstractAsyncContextManager[Backend]]] | None = None
     folder: Path = Path()
 
 

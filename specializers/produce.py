@@ -7,18 +7,20 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..agents.backend import Backend
 from ..agents.errors import QualityError, RecipeError, TrainingError, VariantError
 from ..agents.prompts import PROMPT_LAYOUT
 from .acceptance import Judge, OpenBackend
 from .base_model import base_fingerprint, find_base
 from .bundled_model import BUNDLED
 from .file_lock import exclusive
-from .methods import Job, find_method
+from .methods import Job, Made, find_method
 from .recipe import Recipe, data_fingerprint, read_rows
 from .self_check import make_self_check
 from .shelf import Shelf
@@ -121,9 +123,12 @@ def produce(
                 f"another process is making {recipe.name!r}", expected="one at a time", remedy="Wait for it."
             )
         making = _Making(recipe, job, parent, checkpoint, record)
+        if open_backend is not None:
+            try_out = partial(making.try_out, _candidates(shelf, work), open_backend)
+            making = replace(making, job=replace(job, try_out=try_out))
         try:
             judge = _judge(recipe, shelf, work, open_backend, on_note)
-            stages, card = making.kept(judge) if judge else (apply_methods(recipe, job), {})
+            stages, card = making.kept(judge) if judge else (apply_methods(recipe, making.job), {})
             variant = replace(making, record=asked).add(
                 stages, shelf, name=recipe.name, card={**_card(stages), **card}, self_check=True
             )
@@ -167,6 +172,21 @@ class _Making:
             "card": card,
         }
         return shelf.add(out, name=name, record={**self.record, **changed})
+
+    def try_out(
+        self, shelf: Shelf, open_backend: OpenBackend, trials: Sequence[Made]
+    ) -> tuple[list[str], AbstractAsyncContextManager[Backend]]:
+        """See `Job.try_out`; `shelf` is where the candidates go."""
+        ids = []
+        for number, made in enumerate(trials):
+            out = self.job.work_dir / "trial"
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            if self.job.adapter is not None:
+                shutil.copytree(self.job.adapter, out / "adapter")
+            name = f"{self.recipe.name}.trial-{number}"
+            ids.append(self.add([Stage("trial", out, made, 0.0)], shelf, name=name, card={}, self_check=False).id)
+        return ids, open_backend(shelf)
 
     def kept(self, judge: Judge) -> tuple[list[Stage], dict[str, Any]]:
         """Apply the methods for as long as the judge keeps what they make; the stages, and the card's word on it.
@@ -216,8 +236,13 @@ def _judge(
             expected="open_backend=…",
             remedy="Make it with `metier make`, pass a backend, or leave `accept` out.",
         )
-    candidates = Shelf(work / "candidates", also=[shelf.folder, *shelf.also])
+    candidates = _candidates(shelf, work)
     return Judge(recipe, recipe.accept, shelf=candidates, work_dir=work, open_backend=open_backend, on_note=on_note)
+
+
+def _candidates(shelf: Shelf, work: Path) -> Shelf:
+    """Where what is only measured lies, beside everything it may descend from."""
+    return Shelf(work / "candidates", also=[shelf.folder, *shelf.also])
 
 
 def _check_methods(recipe: Recipe, job: Job) -> None:

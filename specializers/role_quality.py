@@ -28,13 +28,14 @@ class RoleQuality:
     """What a variant scored on each row, in order, and what its answers cost.
 
     `scores` are 0 to 1; `cpu_s` is the engine's process CPU time charged to all of them, `answer_tokens` all it wrote,
-    of which `thinking_tokens` were thinking.
+    of which `thinking_tokens` were thinking; `decode_s` is the wall time from their first token to their last, summed.
     """
 
     scores: tuple[float, ...]
     cpu_s: float
     answer_tokens: int
     thinking_tokens: int = 0
+    decode_s: float = 0.0
 
     @property
     def mean(self) -> float:
@@ -103,6 +104,7 @@ async def measure_role(
         sum(reply.usage.cpu_s for reply in replies.values()),
         sum(reply.usage.output_tokens for reply in replies.values()),
         sum(reply.usage.thinking_tokens for reply in replies.values()),
+        sum(reply.usage.decode_s for reply in replies.values()),
     )
 
 

@@ -42,18 +42,21 @@ class ServedRole:
     backend: AbstractAsyncContextManager[Backend]
 
 
-def served_role(method: str, role: str, score: str | None, job: Job) -> ServedRole:
-    """Load what `RoleSettings` name, and find the backend.
+def served_role(
+    method: str, role: str, score: str | None, job: Job, *, backend: AbstractAsyncContextManager[Backend] | None = None
+) -> ServedRole:
+    """Load what `RoleSettings` name, and find the backend, unless one is given that serves what the method needs.
 
     Raises: RecipeError when a name, the rows or the place in the recipe do not fit, or nothing is served.
     """
-    if job.parent is None:
+    if job.parent is None and backend is None:
         raise RecipeError(
             f"method {method!r} asks a variant on the shelf, and this recipe has none to start from",
             expected="parent: a variant that was made before, and this method first",
             remedy="Make that variant by a recipe of its own, and name it as `parent`.",
         )
-    if job.serve is None:
+    serves = job.serve() if backend is None and job.serve is not None else backend
+    if serves is None:
         raise RecipeError(
             f"method {method!r} asks a variant, and there is no backend that serves it",
             expected="open_backend=…",
@@ -71,4 +74,4 @@ def served_role(method: str, role: str, score: str | None, job: Job) -> ServedRo
     scores: Score = same_answer
     if score is not None:
         scores = load_named(job.folder, score, f"{method}.score {score!r}", "function", callable)
-    return ServedRole(found, scores, job.parent, job.serve())
+    return ServedRole(found, scores, job.parent or "base", serves)

@@ -59,7 +59,7 @@ def apply_methods(recipe: Recipe, job: Job, keep: Callable[[Sequence[Stage]], bo
         if weights.is_dir():
             job = replace(job, model=weights, adapter=None)
         job = replace(job, ask=stage.made.ask, adapter=adapter if adapter.is_dir() else job.adapter)
-        job = replace(job, parent=None, parent_name=None)  # what comes of this is on no shelf yet
+        job = replace(job, parent=None, parent_name=None, try_out=None)  # what comes of this is on no shelf yet
     return stages
 
 
