@@ -48,6 +48,7 @@ class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
         self.side: SideCache | None = None
         self.steps = 0
         self._stock: bool | None = None
+        self._blocks = 0
         if not operators_trusted():
             load_operators()
 
@@ -77,11 +78,13 @@ class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
     ) -> None:
         """Store keys and values as vLLM does, then the keys once more, and codes of the groups they fill."""
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-        if self._stays_stock(layer, kv_cache):
+        # Every layer of every step comes here, those of short contexts too: what can be asked once is.
+        if self._stock or (self._stock is None and self._stays_stock(layer, kv_cache)):
             return
-        blocks, heads, block, _ = kv_cache.shape
-        if self.side is None or len(self.side.rows) != blocks * block:
-            self.side = SideCache.allocate(blocks, block, heads, self.head_size, kv_cache.dtype, self.retrieval)
+        if self._blocks != kv_cache.shape[0]:
+            self._blocks, heads, block, _ = kv_cache.shape
+            self.side = SideCache.allocate(self._blocks, block, heads, self.head_size, kv_cache.dtype, self.retrieval)
+        assert self.side is not None
         self.side.store(key, slot_mapping, native=operators_trusted())
 
     def forward(

@@ -114,9 +114,7 @@ class SideCache:
     def store(self, keys: torch.Tensor, slots: torch.Tensor, *, native: bool) -> None:
         """Take in the keys [n, h, d] of a step at their slots [n] (negative: none), and code the groups they fill."""
         if native:
-            if keys.stride()[1:] != (keys.shape[2], 1):
-                keys = keys.contiguous()
-            torch.ops.metier.fier_store(keys, slots, self.rows, self.pages, self.settings.group_tokens)
+            torch.ops.metier.fier_store.default(keys, slots, self.rows, self.pages, self.settings.group_tokens)
             return
         n = min(len(keys), len(slots))
         kept = slots[:n] >= 0
@@ -161,7 +159,7 @@ class SideCache:
         if native:
             if query.stride()[1:] != (query.shape[2], 1):
                 query = query.contiguous()
-            torch.ops.metier.fier_decode(
+            torch.ops.metier.fier_decode.default(
                 out, query, self.rows, self.pages, values, table, lengths, scale,
                 s.budget_tokens, s.group_tokens, s.min_context_tokens, s.sink_tokens, wide,
             )  # fmt: skip

@@ -405,9 +405,11 @@ void by_type_and_width(const at::Tensor& like, Call&& call) {
   else call(float{}, std::integral_constant<int, 128>{});
 }
 
-void fier_store(const at::Tensor& key, const at::Tensor& slots, const at::Tensor& rows, const at::Tensor& pages, int64_t group) {
-  const int64_t tokens = std::min(key.size(0), slots.size(0));
-  TORCH_CHECK(key.dim() == 3 && key.stride(2) == 1 && key.stride(1) == key.size(2), "fier: keys of a token must lie together");
+void fier_store(const at::Tensor& given, const at::Tensor& slots, const at::Tensor& rows, const at::Tensor& pages, int64_t group) {
+  const int64_t tokens = std::min(given.size(0), slots.size(0));
+  TORCH_CHECK(given.dim() == 3, "fier: keys are [tokens, heads, channels]");
+  const bool together = given.stride(2) == 1 && given.stride(1) == given.size(2);
+  const at::Tensor key = together ? given : given.contiguous();
   TORCH_CHECK(slots.scalar_type() == at::kLong && slots.is_contiguous() && rows.is_contiguous() && pages.is_contiguous());
   TORCH_CHECK(rows.scalar_type() == key.scalar_type() && rows.size(1) == key.size(1) && rows.size(2) == key.size(2));
   TORCH_CHECK(group > 0 && group % kGroupUnit == 0, "fier: a group is a multiple of 32 tokens");
