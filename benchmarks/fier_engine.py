@@ -1,0 +1,234 @@
+"""Decode in the whole engine with retrieval and without, on real text: time a step, attention's share, the ceiling.
+
+Every engine lives in a process of its own, and they take turns round by round; ratios are taken within a round, and
+disturbed samples are measured again (see `lora_decode.py`). A round asks the same prompts as the one before, so only
+the first has to read them. The time inside attention, and inside the update of its cache, is taken by a clock around
+each layer's call. The ceiling is what stock attention in no time at all would give. `--overhead` measures what
+contexts below the minimum pay, in one process.
+
+    python benchmarks/fier_engine.py --rounds 5
+    python benchmarks/fier_engine.py --rounds 20 --overhead
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_decode import QUIET, Worker, add, measured, run_steps, spread
+
+from metier.specializers.base_model import find_base
+from metier.specializers.fier_settings import FierSettings
+from metier.specializers.perplexity import offline_text, text_windows
+
+# Context tokens and batch of each workload.
+WORKLOADS = {"long-1": (7500, 1), "long-4": (7500, 4), "short-1": (1000, 1), "short-4": (1000, 4)}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decode step: wall and CPU ms, wall ms inside attention and its cache's update, other programs' share."""
+
+    ms: float
+    cpu_ms: float
+    attention_ms: float
+    update_ms: float
+    others: float
+
+
+class Clock:
+    """Wall seconds spent in the calls it is put around."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same call, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return timed
+
+
+class Decoder:
+    """An engine with a budget, 0 for stock attention, that decodes real text; clocks stand around every layer."""
+
+    def __init__(self, options: argparse.Namespace, budget: int) -> None:
+        from metier.runtime.vllm_environment import import_vllm
+
+        import_vllm(threads=options.threads, in_process=True)
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        from metier.runtime.engine import engine_arguments
+        from metier.runtime.engine_settings import EngineSettings
+
+        settings = EngineSettings(
+            kv_cache_mib=1536,
+            max_model_tokens=8192,
+            max_running=4,
+            block_tokens=128,
+            threads=options.threads,
+            eager=options.eager,
+            fier=FierSettings(budget_tokens=budget) if budget else None,
+        )
+        args = engine_arguments(Path(options.base), dtype="bfloat16", settings=settings, adapters=False)
+        self._engine: Any = LLMEngine.from_engine_args(args)
+        longest = max(tokens for tokens, _ in WORKLOADS.values())
+        self._windows = text_windows(self._engine.get_tokenizer(), offline_text()[1], count=4, tokens=longest)
+        self._attention, self._update = Clock(), Clock()
+        model = self._engine.model_executor.driver_worker.worker.model_runner
+        self.layers = [layer.impl for layer in model.compilation_config.static_forward_context.values()]
+
+    def put_clocks(self) -> None:
+        """Time every layer's attention and the update of its cache from now on."""
+        for impl in self.layers:
+            impl.forward = self._attention.around(impl.forward)
+            impl.do_kv_cache_update = self._update.around(impl.do_kv_cache_update)
+
+    def decode(self, workload: str, steps: int) -> Step:
+        """The mean of so many steps, each of which decodes one token of every sequence."""
+        engine = self._engine
+        tokens, batch = WORKLOADS[workload]
+        for number in range(batch):
+            add(engine, f"d{number}", self._windows[number][:tokens], steps + 16, None)
+        while len(engine.step()) < batch:  # prompts are read, or found in the prefix cache
+            pass
+        run_steps(engine, 4)
+        self._attention.seconds = self._update.seconds = 0.0
+        sample = measured(steps, lambda: run_steps(engine, steps))
+        inside = (self._attention.seconds * 1000 / steps, self._update.seconds * 1000 / steps)
+        while engine.has_unfinished_requests():
+            engine.step()
+        return Step(1000 / sample.tokens_per_s, sample.cpu_s_per_1k, *inside, sample.others)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Be the engine of one worker process: answer each workload name with one step's cost."""
+    decoder = Decoder(options, options.worker)
+    decoder.put_clocks()
+    print("@{}", flush=True)
+    for line in sys.stdin:
+        print("@" + json.dumps(asdict(decoder.decode(line.strip(), options.steps))), flush=True)
+
+
+def overhead(options: argparse.Namespace) -> None:
+    """What retrieval costs contexts that are too short for it: one engine whose layers are made stock and back.
+
+    Two processes differ by more than the few microseconds a layer that this is about.
+    """
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    decoder = Decoder(options, options.budgets[0])
+    ours = type(decoder.layers[0])
+    for workload in ("short-1", "short-4"):
+        rounds: list[dict[str, Step]] = []
+        for number in range(options.rounds + 1):
+            turn: dict[str, Step] = {}
+            for kind in (CPUAttentionBackendImpl, ours) if number % 2 else (ours, CPUAttentionBackendImpl):
+                for impl in decoder.layers:
+                    impl.__class__ = kind
+                turn["ours" if kind is ours else "stock"] = decoder.decode(workload, options.steps)
+            rounds.append(turn)
+        tokens, batch = WORKLOADS[workload]
+        kept = rounds[1:]
+        print(f"{tokens} tokens x {batch}: stock {spread([r['stock'].ms for r in kept], 2)} ms a step, ", end="")
+        print(f"ours ÷ stock {spread([r['ours'].ms / r['stock'].ms for r in kept], 4)}, ", end="")
+        print(f"CPU {spread([r['ours'].cpu_ms / r['stock'].cpu_ms for r in kept], 4)}", flush=True)
+
+
+def measure(worker: Worker, workload: str, tries: int) -> Step:
+    """The least disturbed of at most `tries` samples."""
+    seen: list[Step] = []
+    while len(seen) < tries and not (seen and seen[-1].others <= QUIET):
+        assert worker.process.stdin is not None
+        print(workload, file=worker.process.stdin, flush=True)
+        seen.append(Step(**worker.answer()))
+    return min(seen, key=lambda step: step.others)
+
+
+def report(steps: dict[str, dict[str, list[Step]]], options: argparse.Namespace) -> None:
+    """One table per workload: medians (least-greatest), and ratios taken round by round."""
+    for workload in options.workloads:
+        tokens, batch = WORKLOADS[workload]
+        stock = steps["stock"][workload]
+        share = statistics.median(step.attention_ms / step.ms for step in stock)
+        disturbed = statistics.median(step.others for per in steps.values() for step in per[workload])
+        print(
+            f"\n{tokens} tokens x {batch}, {options.threads} threads, {'eager' if options.eager else 'compiled'}, ",
+            end="",
+        )
+        print(f"{options.rounds} rounds of {options.steps} steps, other programs' share {disturbed:.0%} at the median.")
+        print(f"Attention is {share:.0%} of a stock step, so at most {1 / (1 - share):.2f}x can come of it.")
+        heads = ("attention", "ms a step", "CPU-ms", "attention, ms", "update, ms", "stock ÷ this", "CPU: stock ÷ this")
+        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+        for name, per_workload in steps.items():
+            own = per_workload[workload]
+            cells = [
+                spread([step.ms for step in own], 2),
+                spread([step.cpu_ms for step in own], 2),
+                spread([step.attention_ms for step in own], 2),
+                spread([step.update_ms for step in own], 2),
+                spread([base.ms / step.ms for step, base in zip(own, stock, strict=True)], 3),
+                spread([base.cpu_ms / step.cpu_ms for step, base in zip(own, stock, strict=True)], 3),
+            ]
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Parse the command line, start the engines, run the rounds, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[512], help="tokens that are retrieved (default 512)")
+    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
+    parser.add_argument("--steps", type=int, default=48, help="decode steps timed per round (default 48)")
+    parser.add_argument("--threads", type=int, default=2, help="OMP threads per engine (default 2)")
+    parser.add_argument("--retries", type=int, default=2, help="repeats of a disturbed sample (default 2)")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS), metavar="NAME")
+    parser.add_argument("--overhead", action="store_true", help="instead: what contexts below the minimum pay")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        serve(options)
+        return
+    base = options.base = str(find_base(options.base))
+    if options.overhead:
+        overhead(options)
+        return
+    workers: dict[str, Worker] = {}
+    for budget in (0, *options.budgets):
+        arguments = [__file__, "--worker", str(budget), "--base", base, "--steps", str(options.steps)]
+        arguments += ["--threads", str(options.threads), *(["--eager"] if options.eager else [])]
+        name = f"top {budget}" if budget else "stock"
+        workers[name] = Worker(arguments, threads=options.threads)
+        print(f"{name}: ready after {workers[name].ready_s:.1f} s", file=sys.stderr)
+    steps: dict[str, dict[str, list[Step]]] = {name: {w: [] for w in options.workloads} for name in workers}
+    try:
+        for number in range(options.rounds + 1):  # round 0 reads the prompts and is not counted
+            for workload in options.workloads:
+                turn = number % len(workers)
+                for name in [*list(workers)[turn:], *list(workers)[:turn]]:
+                    step = measure(workers[name], workload, 1 + options.retries if number else 1)
+                    if number:
+                        steps[name][workload].append(step)
+            print(f"round {number} of {options.rounds} done", file=sys.stderr)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    report(steps, options)
+
+
+if __name__ == "__main__":
+    main()
