@@ -157,9 +157,9 @@ def test_no_budget_that_holds_is_an_error_and_a_killed_sweep_goes_on(base: Path,
 
 def test_an_adapter_goes_along(base: Path, folder: Path) -> None:
     shelf = Shelf(folder / "shelf")
-    lora = {"method": "lora", "rank": 2, "alpha": 4, "steps": 1, "batch_rows": 2, "warmup_steps": 0, "max_row_tokens": 1024}
-    recipe = {"name": "tuned", "data": {"traffic": "rows.jsonl"}, "methods": [lora], "folder": folder}
-    tuned = produce(Recipe.model_validate(recipe), shelf=shelf, base=base)
+    lora = {"method": "lora", "rank": 2, "alpha": 4, "steps": 1, "batch_rows": 2, "warmup_steps": 0}
+    recipe = {"name": "tuned", "data": {"traffic": "rows.jsonl"}, "methods": [{**lora, "max_row_tokens": 1024}]}
+    tuned = produce(Recipe.model_validate({**recipe, "folder": folder}), shelf=shelf, base=base)
     engines = Engines({0: 9, 32: 9, 64: 9, 128: 9})
     variant = produce(choosing(folder, parent="tuned"), shelf=shelf, base=base, open_backend=engines)
     assert variant.ask == tuned.ask and variant.parent == tuned.id
