@@ -143,10 +143,10 @@ class Mortal:
         environment = os.environ | {"TEST_DIE_AT": str(next(self._kills, 0))}
         self._process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         assert self._process.stderr is not None
-        said = b""
-        while b"serving" not in said:
-            said = self._process.stderr.readline()
-            assert said, "the server did not start"
+        said = [b""]
+        while b"serving" not in said[-1]:
+            said.append(self._process.stderr.readline())
+            assert said[-1], b"".join(said).decode()
 
     def watch(self) -> None:
         """Start it again whenever it dies."""
