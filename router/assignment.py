@@ -118,11 +118,19 @@ class Assignment(BaseModel):
 
     def names(self) -> list[str | None]:
         """Everything that may be asked for, in a stable order: variants by name, None for the base."""
-        named = {self.default}
+        return _in_order({self.default, *self._named()})
+
+    def expected_names(self) -> list[str | None]:
+        """As `names`, without a default that nobody wrote down: where every role is named, none falls back on it."""
+        named = self._named()
+        return _in_order({self.default, *named} if "default" in self.model_fields_set or not named else named)
+
+    def _named(self) -> set[str]:
+        named = set()
         for role in self.roles.values():
             rungs = {role.rung(climbs)[0] for climbs in range(role.climb_limit + 1)} if role.ladder else {role.variant}
             named |= {*rungs, *role.rounds.values()}
-        return [None if name == BASE else name for name in sorted(named)]
+        return named
 
     def variants(self) -> set[str]:
         """Every variant that may be asked for; the base is not one."""
@@ -143,7 +151,12 @@ class Assignment(BaseModel):
     def to_yaml(self) -> str:
         """The assignment as the text of its file."""
         roles = {name: role.model_dump(exclude_defaults=True) for name, role in self.roles.items()}
-        return yaml.safe_dump({"default": self.default, "roles": roles}, sort_keys=False)
+        default = {"default": self.default} if "default" in self.model_fields_set else {}
+        return yaml.safe_dump({**default, "roles": roles}, sort_keys=False)
+
+
+def _in_order(names: set[str]) -> list[str | None]:
+    return [None if name == BASE else name for name in sorted(names)]
 
 
 def load_assignment(path: Path | str) -> Assignment:

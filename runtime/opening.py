@@ -102,7 +102,7 @@ async def open_session(
                 base, wanted, engine, variants, settings, tell, store.record_abandoned
             )
             await stack.enter_async_context(backend)
-            await backend.warm(dict.fromkeys(names))
+            await backend.warm(dict.fromkeys([*router.assignment.expected_names(), *also]))
             totals = backend.totals
         session = Session(backend, router, store, settings, on_event, totals, other_roles, fingerprint)
         if settings.tracing:

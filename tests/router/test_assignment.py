@@ -70,3 +70,14 @@ def test_a_role_keeps_its_variant_for_all_asks_of_a_round_and_it_is_known_before
         ]
         assert {router.route(ask) for ask in asks} == {router.expect("solver", number)}
         assert router.expect("solver", number).variant == variant
+
+
+def test_a_default_that_nobody_wrote_down_is_not_expected() -> None:
+    all_named = Assignment.model_validate({"roles": {"solver": "small"}})
+    assert all_named.expected_names() == ["small"]
+    assert all_named.names() == [None, "small"]
+    assert "default" not in all_named.to_yaml()
+    written = Assignment.model_validate({"roles": {"solver": "small"}, "default": "base"})
+    assert written.expected_names() == written.names() == [None, "small"]
+    assert "default: base" in written.to_yaml()
+    assert Assignment().expected_names() == [None]
