@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ __all__ = [
     "ResumedText",
     "SwapCost",
     "add_usage",
+    "added_up",
     "engine_arguments",
     "finish_reason",
     "prompt_token_ids",
@@ -159,6 +160,21 @@ class ResumedText:
             self._on_text(piece[-fresh:])
 
 
+def added_up(counters: Iterable[EngineCounters]) -> dict[str, dict[str, Any]]:
+    """Engine name → its counters added up over restarts, with room for how many there were, and for prefetches."""
+    totals: dict[str, dict[str, Any]] = {}
+    for one in counters:
+        row = asdict(one)
+        name, abandoned = row.pop("name"), row.pop("abandoned_cpu_s")
+        more = {"adapter_prefetches": 0, "restarts": 0, "abandoned_cpu_s": {}}
+        total = totals.setdefault(name, {key: 0 for key in row} | more)
+        for key, value in row.items():
+            total[key] += value
+        for role, cpu_s in abandoned.items():
+            total["abandoned_cpu_s"][role] = total["abandoned_cpu_s"].get(role, 0.0) + cpu_s
+    return totals
+
+
 def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, adapters: bool) -> Any:
     """vLLM's own arguments for an engine on the checkpoint in `weights`.
 
@@ -195,6 +211,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         async_scheduling=False,
         enforce_eager=settings.runs_eagerly,
         tensor_parallel_size=settings.tensor_parallel,
+        data_parallel_size=settings.data_parallel,
         disable_log_stats=False,
         use_tqdm_on_load=False,
         # Small models pad JSON with newlines for ever if the grammar lets them.

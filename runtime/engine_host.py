@@ -114,7 +114,7 @@ class EngineHost:
         began_s = time.monotonic()
         # One process for scheduler and model: vLLM's CPU platform otherwise adds a worker process that costs
         # another start and a hop at every step.
-        import_vllm(threads=begin.settings.thread_count, in_process=begin.settings.tensor_parallel == 1)
+        import_vllm(threads=begin.settings.thread_count, in_process=begin.settings.one_process)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         args = engine_arguments(begin.weights, dtype=begin.dtype, settings=begin.settings, adapters=begin.adapters)

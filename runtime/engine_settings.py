@@ -42,8 +42,8 @@ class EngineSettings(BaseModel):
 
     Device: `dtype` holds where the variant says `auto`. `threads` is the number of CPU threads, None for all
     this process may use. `eager` skips torch.compile: no minute of compiling when a model is first started, and
-    every step about a quarter slower; None skips it only where there is no C++ compiler. `tensor_parallel` passes
-    through to vLLM.
+    every step about a quarter slower; None skips it only where there is no C++ compiler. `tensor_parallel` and
+    `data_parallel` pass through to vLLM, for engines in processes of their own on GPU machines; not run by us.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +76,12 @@ class EngineSettings(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     eager: bool | None = None
     tensor_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)
+
+    @property
+    def one_process(self) -> bool:
+        """Whether scheduler and model share a process: several devices need a worker each."""
+        return self.tensor_parallel == self.data_parallel == 1
 
     @property
     def runs_eagerly(self) -> bool:

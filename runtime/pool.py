@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,17 @@ from .answer_check import check_answers
 from .engine import (
     Engine,
     EngineCounters,
-    EngineRequest,
     LoadedAdapter,
     OnAbandoned,
     ResumedText,
     SwapCost,
-    add_usage,
+    added_up,
 )
 from .engine_settings import EngineSettings
 from .events import Event, EventKind, OnEvent
 from .foresight import Prefetch, Upcoming
 from .running_engine import RunningEngine
-from .variant_targets import EngineStart, Resolve, VariantTarget, VariantTargets
+from .variant_targets import EngineStart, Resolve, VariantTargets
 
 __all__ = ["EnginePool", "Resolve", "StartEngine"]
 
@@ -121,7 +120,7 @@ class EnginePool:
             while True:
                 running = await self._running(seat)
                 try:
-                    return await self._ask(running, target, ask, streamed, waited_s)
+                    return await running.ask(target, ask, streamed, waited_s)
                 except EngineDeadError:
                     self._bury(seat, running)
                     if streamed is not None:
@@ -166,16 +165,7 @@ class EnginePool:
         `cpu_s` is the engine's whole CPU time; replies' `cpu_s`, `abandoned_cpu_s` (per role) and
         `overhead_cpu_s` add up to it. Of the `adapter_loads`, so many were `adapter_prefetches`.
         """
-        totals: dict[str, dict[str, Any]] = {}
-        for counters in self.counters():
-            row = asdict(counters)
-            name, abandoned = row.pop("name"), row.pop("abandoned_cpu_s")
-            more = {"adapter_prefetches": 0, "restarts": 0, "abandoned_cpu_s": {}}
-            total = totals.setdefault(name, {key: 0 for key in row} | more)
-            for key, value in row.items():
-                total[key] += value
-            for role, cpu_s in abandoned.items():
-                total["abandoned_cpu_s"][role] = total["abandoned_cpu_s"].get(role, 0.0) + cpu_s
+        totals = added_up(self.counters())
         for seat in self._seats.values():
             if seat.start.name in totals:
                 total = totals[seat.start.name]
@@ -291,24 +281,6 @@ class EnginePool:
                     self._foreseen.clear()
                 self._foreseen[upcoming] = uses
         return uses
-
-    async def _ask(
-        self, running: RunningEngine, target: VariantTarget, ask: Ask, on_text: ResumedText | None, waited_s: float
-    ) -> Reply:
-        """Ask an engine, with its adapter in a slot; waiting for room and slot counts as queueing."""
-        engine, on_abandoned = running.engine, self._on_abandoned
-        if target.adapter is None or target.variant is None:
-            reply = await engine.generate(EngineRequest(ask, on_abandoned=on_abandoned), on_text)
-            return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s)})
-        began_s = time.monotonic()
-        async with running.lease(target.variant.id, target.adapter, ask) as lease:
-            slot_wait_s = max(time.monotonic() - began_s - lease.swap_s, 0.0)
-            request = EngineRequest(ask, lease.adapter, target.intuition(ask), on_abandoned)
-            reply = await engine.generate(request, on_text)
-            swap = {"swaps": lease.swaps, "swap_s": lease.swap_s, "cpu_s": lease.cpu_s}
-            lease.swaps, lease.cpu_s = 0, 0.0  # charged
-            wait = {"queue_s": waited_s + slot_wait_s, "slot_wait_s": slot_wait_s}
-            return reply.model_copy(update={"usage": add_usage(reply.usage, **wait, **swap)})
 
     def _tell(self, kind: EventKind, **data: Any) -> None:
         self._on_event(Event(kind=kind, data=data))

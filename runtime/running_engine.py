@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,12 +10,22 @@ from functools import partial
 from pathlib import Path
 
 from ..agents.errors import AdapterError
-from ..agents.messages import Ask, Usage
+from ..agents.messages import Ask, Reply, Usage
 from .adapter_slots import AdapterLease, AdapterSlots, OnAdapterMove, OnAdapterUse
 from .announced_uses import AnnouncedUses
-from .engine import Engine, EngineCounters, LoadedAdapter, OnAbandoned, SwapCost
+from .engine import (
+    Engine,
+    EngineCounters,
+    EngineRequest,
+    LoadedAdapter,
+    OnAbandoned,
+    ResumedText,
+    SwapCost,
+    add_usage,
+)
 from .engine_settings import EngineSettings
 from .foresight import Prefetch
+from .variant_targets import VariantTarget
 
 __all__ = ["RunningEngine"]
 
@@ -74,6 +85,27 @@ class RunningEngine:
                     self.engine.write_off(ask.role, lease.cpu_s)
                     if self._on_abandoned is not None:
                         self._on_abandoned(ask, Usage(swaps=lease.swaps, swap_s=lease.swap_s, cpu_s=lease.cpu_s))
+
+    async def ask(
+        self, target: VariantTarget, ask: Ask, on_text: ResumedText | None = None, waited_s: float = 0.0
+    ) -> Reply:
+        """Ask the engine, with the target's adapter in a slot; waiting for room (`waited_s`) and slot is queueing.
+
+        Raises: what `Engine.generate` and `Engine.add_adapter` raise.
+        """
+        engine, on_abandoned = self.engine, self._on_abandoned
+        if target.adapter is None or target.variant is None:
+            reply = await engine.generate(EngineRequest(ask, on_abandoned=on_abandoned), on_text)
+            return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s)})
+        began_s = time.monotonic()
+        async with self.lease(target.variant.id, target.adapter, ask) as lease:
+            slot_wait_s = max(time.monotonic() - began_s - lease.swap_s, 0.0)
+            request = EngineRequest(ask, lease.adapter, target.intuition(ask), on_abandoned)
+            reply = await engine.generate(request, on_text)
+            swap = {"swaps": lease.swaps, "swap_s": lease.swap_s, "cpu_s": lease.cpu_s}
+            lease.swaps, lease.cpu_s = 0, 0.0  # charged
+            wait = {"queue_s": waited_s + slot_wait_s, "slot_wait_s": slot_wait_s}
+            return reply.model_copy(update={"usage": add_usage(reply.usage, **wait, **swap)})
 
     def foresee(self, paths: Mapping[str, Path]) -> Prefetch | None:
         """Take note that announcements have changed; returns what brings adapters in, None when nothing is due."""

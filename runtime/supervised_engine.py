@@ -99,8 +99,7 @@ class SupervisedEngine:
                 stdout=self._log,
                 stderr=subprocess.STDOUT,
                 pass_fds=(theirs.fileno(),),
-                env=os.environ
-                | engine_environment(threads=settings.thread_count, in_process=settings.tensor_parallel == 1),
+                env=os.environ | engine_environment(threads=settings.thread_count, in_process=settings.one_process),
                 # A group of its own: Ctrl-C is the program's to handle, and the whole group can be ended.
                 start_new_session=True,
             )
@@ -173,6 +172,12 @@ class SupervisedEngine:
         self._send(Unload(key=key, adapter=adapter))
         cost: SwapCost = await waiting.promise.wait()
         return cost
+
+    @property
+    def dead(self) -> bool:
+        """Whether a process of the engine has ended by itself."""
+        with self._lock:
+            return self._death is not None
 
     def write_off(self, role: str, cpu_s: float) -> None:
         """See `Engine.write_off`."""
