@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -79,10 +80,13 @@ async def measure(
 ) -> dict[str, list[RequestRecord]]:
     """Apply every level of load in turn; level → its records, each written to `out` as soon as its request has ended.
 
-    Stopped in the middle, what was measured so far is written, and the table printed, before the stop goes on.
+    Stopped in the middle, what was measured so far is written, the table printed, and said which levels are missing,
+    before the stop goes on.
     """
     levels: dict[str, list[RequestRecord]] = {}
     turns = sum(len(one.asks) for one in conversations)
+    finished: list[str] = []
+    stopped = False
     file = None if out is None else _opened(out)
     try:
         with _progress() as progress:
@@ -99,6 +103,10 @@ async def measure(
                         file.flush()
 
                 await apply_load(backend, conversations, level, note, options.seed)
+                finished.append(str(level))
+    except anyio.get_cancelled_exc_class():
+        stopped = True
+        raise
     finally:
         if file is not None:
             file.close()
@@ -107,6 +115,8 @@ async def measure(
         if not console.is_terminal:
             console = Console(width=TABLE_COLUMNS)
         console.print(summary_table(levels))
+        if stopped:
+            errors.print(_what_is_missing(options, levels, finished, out), markup=False, soft_wrap=True)
     return levels
 
 
@@ -146,6 +156,23 @@ async def _opened_backend(options: BenchOptions, conversations: Sequence[Convers
         also=variants_of(conversations),
     ) as session:
         yield _Asking(session)
+
+
+def _what_is_missing(
+    options: BenchOptions, levels: dict[str, list[RequestRecord]], finished: list[str], out: Path | None
+) -> str:
+    """What to say when it was stopped: which levels are whole, and how to measure the others."""
+    missing = [
+        f"{level} ({sum(not record.metadata.was_cancelled for record in levels.get(str(level), []))} requests ended)"
+        for level in options.levels
+        if str(level) not in finished
+    ]
+    kept = "in this table only" if out is None else f"in {out}"
+    other = "" if out is None else ", and another --out, since this one would be written anew"
+    return (
+        f"Stopped. Whole, {kept}: {'; '.join(finished) or 'no level'}. Missing: {'; '.join(missing)}.\n"
+        f"To go on: the same command with the missing levels alone (--concurrency, --rate, --cache){other}."
+    )
 
 
 def _opened(out: Path) -> Any:

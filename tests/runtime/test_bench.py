@@ -131,22 +131,25 @@ async def test_stopped_in_the_middle_everything_so_far_is_written(
     reached = anyio.Event()
 
     async def answer(ask: Ask) -> str:
-        if ask.messages[0].content == stuck:
+        asked.append(ask.id)
+        if len(asked) == len(conversations) + 4:
             reached.set()
             await anyio.sleep_forever()
         return "words"
 
-    conversations = synthetic(MIX)
-    stuck = conversations[3].asks[0].messages[0].content
-    options = BenchOptions(mix=MIX, levels=(LoadLevel(concurrency=1),))
+    conversations, asked = synthetic(MIX), list[str]()
+    levels = tuple(LoadLevel(concurrency=number) for number in (2, 1, 3))
+    options = BenchOptions(mix=MIX, levels=levels)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(measure, ScriptedBackend(default=answer), conversations, options, tmp_path / "bench.jsonl")
         await reached.wait()
         tasks.cancel_scope.cancel()
     lines = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
-    assert [line["metadata"]["was_cancelled"] for line in lines] == [False, False, False, True]
+    assert [line["metadata"]["was_cancelled"] for line in lines] == [False] * 9 + [True]
     assert lines[-1]["error"]["code"] == 499
-    assert "1 at a time" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 at a time" in said.out
+    assert "bench.jsonl: 2 at a time. Missing: 1 at a time (3 requests ended); 3 at a time (0 " in said.err
 
 
 def test_records_have_aiperfs_names_and_units() -> None:
