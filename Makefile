@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed-$(EXTRA)
 CLIENTS := .venv-clients
 ROOMS := agents specializers router runtime
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format faults clients stock bench clean
+.PHONY: help install demo test check format faults clients stock ray bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -41,6 +41,10 @@ clients: $(INSTALLED) ## LangGraph and pydantic-ai, in .venv-clients, against a 
 
 stock: $(INSTALLED) ## vLLM's own server as a backend of ours (a minute)
 	@$(BIN)/python -m pytest -q -m stock
+
+ray: $(INSTALLED) ## Engines as replicas on a Ray of our own, ten of them killed (a few minutes)
+	@$(BIN)/python -c 'import ray.serve' 2>/dev/null || scripts/install.sh ray
+	@$(BIN)/python -m pytest -q -m ray
 
 # Those that need nothing but the base model; studies need variants, and say which in their first lines.
 BENCHES := routing engine_layer orchestration adapter_swap lora_decode trex_decode fier_kernel semantic_clusters \

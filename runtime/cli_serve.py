@@ -42,7 +42,11 @@ def serve(
     base: Annotated[str, typer.Option("--base", help="smollm2-135m, a folder, or a Hugging Face id.")] = "smollm2-135m",
     engine: Annotated[
         str,
-        typer.Option(help="embedded, supervised, scripted (the file's fake), URL[,URL…] of other servers, or fleet."),
+        typer.Option(
+            "--engine",
+            "--on",
+            help="embedded, supervised, scripted (the file's fake), URL[,URL…] of other servers, fleet, or ray.",
+        ),
     ] = "embedded",
     host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's own need a key.")] = (
         "127.0.0.1"
@@ -137,6 +141,8 @@ async def _serve(
 
 
 def _engine(given: str) -> Any:
-    if given not in ("embedded", "supervised", "scripted", "fleet") and not given.startswith(("http://", "https://")):
-        raise SettingsError(f"--engine {given!r}", expected="embedded, supervised, scripted, fleet, or a URL")
+    if given not in ("embedded", "supervised", "scripted", "fleet", "ray") and not given.startswith(
+        ("http://", "https://")
+    ):
+        raise SettingsError(f"--engine {given!r}", expected="embedded, supervised, scripted, fleet, ray, or a URL")
     return given

@@ -47,6 +47,7 @@ from .host_protocol import (
     to_line,
 )
 from .meter import CpuMeter, StepRow
+from .orphan_guard import guard_children
 from .thinking_asks import ReplyReader, ThinkingAsks
 from .trex_request import TrexAdapters, cache_salt
 from .vllm_environment import import_vllm
@@ -114,6 +115,7 @@ class EngineHost:
         began_s = time.monotonic()
         # One process for scheduler and model: vLLM's CPU platform otherwise adds a worker process that costs
         # another start and a hop at every step.
+        guard_children()
         import_vllm(threads=begin.settings.thread_count, in_process=begin.settings.one_process)
         from vllm.v1.engine.async_llm import AsyncLLM
 

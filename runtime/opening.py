@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from ..specializers.variant import Variant
     from .fleet import Fleet
     from .pool import EnginePool
+    from .ray.backend import RayBackend
     from .remote_backend import RemoteBackend, Resolve
 
 __all__ = ["EngineForm", "open_session"]
 
 EngineForm = Literal["embedded", "supervised"]
 FLEET = "fleet"
+RAY = "ray"
 SERVER_SCHEMES = ("http://", "https://")
 ENGINE_EVENTS = (
     "adapter_loaded", "adapter_evicted", "engine_ready", "engine_restarted", "server_lost", "server_back",
@@ -58,7 +60,8 @@ async def open_session(
     `variants` are folders of variants beside the shelf. `engine` is `embedded` (in this process: ready in
     seconds, asyncio or trio), `supervised` (processes of its own, restarted when they die), or the URL of a server,
     `http://…`: `metier serve`, or vLLM's own, whose first model is then the base. Several URLs with commas between
-    them are a `Fleet`, and so is `fleet`: the servers of the settings. A `backend` of your own replaces base, shelf and
+    them are a `Fleet`, and so is `fleet`: the servers of the settings. `ray` is replicas on Ray Serve, as
+    `settings.ray` says (asyncio only). A `backend` of your own replaces base, shelf and
     engines. `store` is the file of runs.
 
     `also` names variants that will be asked for beside the assignment's, `other_roles` roles of workflows yet to come
@@ -68,8 +71,9 @@ async def open_session(
     """
     settings = settings or load_settings()
     remote = engine.startswith(SERVER_SCHEMES)
-    if engine not in ("embedded", "supervised", FLEET) and not remote:
-        raise SettingsError(f"engine={engine!r}", expected="'embedded', 'supervised', 'fleet' or a URL, http://…")
+    if engine not in ("embedded", "supervised", FLEET, RAY) and not remote:
+        expected = "'embedded', 'supervised', 'fleet', 'ray' or a URL, http://…"
+        raise SettingsError(f"engine={engine!r}", expected=expected)
     if not isinstance(assignment, Assignment | None):
         assignment = load_assignment(assignment)
     router = Router(assignment)
@@ -149,11 +153,10 @@ async def _open_pool(
     settings: Settings,
     on_event: OnEvent,
     on_abandoned: Callable[[Ask, Usage], None],
-) -> tuple[EnginePool, str]:
+) -> tuple[EnginePool | RayBackend, str]:
     # Imported here: sessions on another backend need none of it.
     from ..specializers.base_model import base_fingerprint, find_base
     from ..specializers.shelf import Shelf
-    from .pool import EnginePool
 
     shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
     wanted = {name: shelf.get(name) for name in names}
@@ -167,13 +170,30 @@ async def _open_pool(
         variant = wanted.get(name) or shelf.get(name)
         return variant, shelf.path(variant)
 
+    fingerprint = await to_thread.run_sync(base_fingerprint, folder)
+    adapters = {variant.checkpoint for variant in wanted.values() if variant.ask.adapter}
+    if engine == RAY:
+        from .ray.backend import RayBackend
+
+        on_ray = RayBackend(
+            folder,
+            resolve,
+            settings.ray,
+            settings.engine,
+            adapters=adapters,
+            on_event=on_event,
+            on_abandoned=on_abandoned,
+        )
+        return on_ray, fingerprint
+    from .pool import EnginePool
+
     pool = EnginePool(
         folder,
         resolve,
         settings.engine,
         supervised=engine == "supervised",
-        adapters={variant.checkpoint for variant in wanted.values() if variant.ask.adapter},
+        adapters=adapters,
         on_event=on_event,
         on_abandoned=on_abandoned,
     )
-    return pool, await to_thread.run_sync(base_fingerprint, folder)
+    return pool, fingerprint

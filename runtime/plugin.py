@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..agents.errors import PluginError
+from .orphan_guard import end_with_parent
 
 __all__ = [
     "LOGITS_PROCESSOR",
@@ -218,6 +219,7 @@ def register() -> None:
     """
     if _status:
         return
+    end_with_parent()
     if not plugin_wanted():
         _status["lora"] = _status["trex"] = _status["thinking"] = _status["fier"] = "off (METIER_PLUGIN=0)"
         return

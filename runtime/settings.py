@@ -17,6 +17,7 @@ from ..router.priority import PrioritySettings
 from ..specializers.base_model import cache_folder
 from .engine_settings import EngineSettings
 from .fleet_settings import FleetSettings
+from .ray import RaySettings
 from .remote_settings import RemoteSettings
 from .server.server_settings import ServerSettings
 from .steps import RunLimits
@@ -38,7 +39,8 @@ class Settings(BaseSettings):
     `map` go on at once; `limits` bound one run; `priority` orders the asks of
     concurrent runs; `engine` is what engines are started with, `server` what `metier
     serve` allows, `remote` how long we wait for a server of others, `fleet` which servers there are where there are
-    several. With `tracing`, spans go where OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say.
+    several, `ray` how engines run on Ray Serve. With `tracing`, spans go where OpenTelemetry's own variables
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say.
     Environment: `METIER_CONCURRENCY=8`, nested `METIER_ENGINE__KV_CACHE_MIB=1024`.
     """
 
@@ -55,6 +57,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     remote: RemoteSettings = RemoteSettings()
     fleet: FleetSettings = FleetSettings()
+    ray: RaySettings = RaySettings()
     tracing: bool = False
 
 

