@@ -127,8 +127,9 @@ def recorded_batch(ledger: Ledger, texts: Mapping[tuple[str, str, int], str]) ->
         )
     if not asks:
         raise TaskSetError(f"batch {name} holds no asks", expected="runs that asked an engine something")
-    # Servers count no steps for us, and work side by side.
-    in_process = {engine.partition("@")[0] for engine, counted in ledger.totals.items() if counted.get("steps")}
+    # Servers count no steps for us, and work side by side; so do ranks of one engine.
+    counted = [engine.partition("@")[0] for engine, total in ledger.totals.items() if total.get("steps")]
+    in_process = {engine.partition("/")[0] for engine in counted}
     if len(in_process) > 1:
         raise TaskSetError(
             f"batch {name} ran on {len(in_process)} engines that take turns: {', '.join(sorted(in_process))}",

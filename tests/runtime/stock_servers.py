@@ -37,11 +37,25 @@ class StockServer:
 
 @contextmanager
 def stock_servers(
-    base: Path, folder: Path, count: int = 1, *, kv_cache_mib: int = 64, rank: int = 8, threads: int = 1
+    base: Path,
+    folder: Path,
+    count: int = 1,
+    *,
+    kv_cache_mib: int = 64,
+    rank: int = 8,
+    threads: int = 1,
+    adapter_slots: int = 2,
+    context_tokens: int = 512,
+    compiled: bool = False,
 ) -> Iterator[list[StockServer]]:
-    """Servers with two adapter slots each, their logs in `folder`."""
+    """Servers with `adapter_slots` each, their logs in `folder`."""
+    sizes = {"max-model-len": context_tokens, "kv-cache-memory-bytes": kv_cache_mib << 20, "max-num-seqs": 8}
+    sizes |= {"max-loras": adapter_slots, "max-lora-rank": rank}
+    arguments = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    if not compiled:
+        arguments.append("--enforce-eager")
     with ExitStack() as stack:
-        servers = [_start(base, folder / f"server{n}.log", kv_cache_mib, rank, threads) for n in range(count)]
+        servers = [_start(base, folder / f"server{n}.log", arguments, threads) for n in range(count)]
         for server in servers:
             stack.callback(_stop, server)
         end_s = time.monotonic() + PATIENCE_S
@@ -53,18 +67,17 @@ def stock_servers(
         yield servers
 
 
-def _start(base: Path, log: Path, kv_cache_mib: int, rank: int, threads: int) -> StockServer:
+def _start(base: Path, log: Path, sizes: list[str], threads: int) -> StockServer:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--model", str(base), "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    sizes = ["--max-model-len", "512", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(kv_cache_mib << 20)]
-    lora = ["--enable-lora", "--max-loras", "2", "--max-lora-rank", str(rank), "--served-model-name", "tiny"]
+    arguments = ["--model", str(base), "--host", "127.0.0.1", "--port", str(port), *sizes]
+    lora = ["--enable-lora", "--served-model-name", "tiny"]
     environment = os.environ | engine_environment(threads=threads, in_process=False)
     environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *sizes, *lora],
+            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments, *lora],
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,

@@ -305,6 +305,12 @@ def test_asks_that_several_servers_answered_are_read_as_replicas(store: Path, tm
     assert read_programs(two).replicas == 2
 
 
+def test_ranks_of_one_engine_are_replicas(store: Path, tmp_path: Path) -> None:
+    rows = (f"INSERT INTO engine_totals SELECT id, 'base/{n}@1', '{{\"steps\": 9}}' FROM batches" for n in (0, 1))
+    two = _changed(store, tmp_path / "two.db", *rows, "UPDATE asks SET engine = 'base/' || (rowid % 2)")
+    assert read_programs(two).replicas == 2
+
+
 def test_the_command_predicts_and_validates(store: Path) -> None:
     drawn = metier("simulate", str(store), "--concurrency", "1,8", "--replicas", "1,2", "--assign", "worker=fast")
     assert "completion s" in drawn and "median misfit" in drawn and drawn.count("\n") >= 6
