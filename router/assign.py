@@ -17,7 +17,7 @@ from .outcomes import Outcome
 from .solve import Amount, Limits, Solution, SolverSettings, brute_force, explain_limits, front, objective, solve
 from .space import Candidate, Choices, Part
 
-__all__ = ["AssignSettings", "Assigned", "Contender", "Goal", "Measured", "assign", "baselines", "oracle"]
+__all__ = ["AssignSettings", "Assigned", "Contender", "Goal", "Measured", "assign", "baselines", "corrected", "oracle"]
 
 Goal = Literal["cpu_s", "cost_of_pass", "latency_s", "tokens", "memory_mib"]
 ORACLE = "oracle of the measured"
@@ -74,10 +74,14 @@ class Contender:
 
 @dataclass(frozen=True)
 class Assigned:
-    """The choice, why each part got its candidate, the table with the baselines, and what was rejected and why."""
+    """The choice, why each part got its candidate, the table with the baselines, and what was rejected and why.
+
+    `expected` is what it will come to: its prediction, corrected by the check.
+    """
 
     solution: Solution
     measured: Measured | None
+    expected: Prediction
     reasons: dict[Part, str]
     front: list[Solution]
     table: list[Contender]
@@ -143,7 +147,27 @@ async def assign(
         table.append(oracle([*runs, before], before))
     points = front(problem, Limits(**{**limits.model_dump(), "min_quality": None}), amount, settings=settings.solver)
     reasons = explain(problem, solution, limits, amount)
-    return Assigned(solution, measured, reasons, points, table, list(problem.rejected), excluded)
+    expected = corrected(solution.prediction, measured)
+    return Assigned(solution, measured, expected, reasons, points, table, list(problem.rejected), excluded)
+
+
+def corrected(prediction: Prediction, measured: Measured | None) -> Prediction:
+    """A prediction with what was measured in its place, and times in proportion to CPU-seconds.
+
+    Profiles come from replacing one part at a time, and a checkpoint with one part on it makes smaller, dearer steps
+    than one with all of them; the check is the first time that the choice runs as a whole.
+    """
+    if measured is None or not prediction.cpu_s or not measured.cpu_s:
+        return prediction
+    ratio = measured.cpu_s / prediction.cpu_s
+    return replace(
+        prediction,
+        quality=measured.quality,
+        cpu_s=measured.cpu_s,
+        tokens=measured.tokens,
+        latency_s=prediction.latency_s * ratio,
+        completion_s=None if prediction.completion_s is None else prediction.completion_s * ratio,
+    )
 
 
 def choose(problem: Problem, limits: Limits, settings: AssignSettings, exclude: Collection[Choices]) -> Solution:

@@ -186,15 +186,16 @@ def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings
         f"# predicted: quality {predicted.quality:.3f}, {predicted.cpu_s:.4g} CPU-s and {predicted.latency_s:.3g} s "
         f"a task, {predicted.memory_mib:.0f} MiB",
     ]
-    if predicted.completion_s is not None:
-        lines.append(
-            f"# many tasks at once, {problem.serving.running} at a time: {predicted.completion_s:.3g} s a task"
-        )
     if measured is not None:
         low, high = measured.quality_interval
         lines.append(
             f"# measured on {tasks} held-out tasks: quality {measured.quality:.3f} ({low:.3f}-{high:.3f}), "
             f"{measured.gain:+.3f} to the incumbent, {measured.cpu_s:.4g} CPU-s and {measured.seconds:.3g} s a task"
+        )
+    if result.expected.completion_s is not None:
+        lines.append(
+            f"# expected of many tasks, {problem.serving.running} at a time: {result.expected.cpu_s:.4g} CPU-s and "
+            f"{result.expected.completion_s:.3g} s a task"
         )
     text = (
         "\n".join(lines)

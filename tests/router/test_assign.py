@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from metier.agents.errors import InfeasibleError
-from metier.router.assign import ORACLE, Assigned, AssignSettings, assign, baselines
-from metier.router.coupling import Problem, make_problem
+from metier.router.assign import ORACLE, Assigned, AssignSettings, Measured, assign, baselines, corrected
+from metier.router.coupling import Prediction, Problem, make_problem
 from metier.router.evaluator import Evaluator
 from metier.router.outcomes import Journal, Outcome
 from metier.router.solve import Limits, SolverSettings
@@ -70,6 +71,15 @@ async def test_the_cheapest_that_holds_is_chosen_and_explained() -> None:
     assert by_name[ORACLE].measured is not None and by_name[ORACLE].measured.cpu_s == pytest.approx(0.15)
     qualities = [point.prediction.quality for point in result.front]
     assert qualities == sorted(qualities) and qualities[-1] == pytest.approx(0.8)
+
+
+def test_a_checked_choice_is_expected_to_cost_what_the_check_did() -> None:
+    alone = Prediction(quality=0.9, cpu_s=0.4, latency_s=2.0, tokens=90.0, memory_mib=1500.0, completion_s=0.5)
+    checked = Measured(48, 0.8, (0.7, 0.9), 0.0, (0.0, 0.0), cpu_s=0.2, seconds=9.0, tokens=80.0)
+    expected = corrected(alone, checked)
+    assert expected == Prediction(0.8, 0.2, latency_s=1.0, tokens=80.0, memory_mib=1500.0, completion_s=0.25)
+    assert corrected(alone, None) == alone
+    assert corrected(replace(alone, completion_s=None), checked).completion_s is None
 
 
 async def test_what_does_not_hold_end_to_end_is_excluded_and_the_next_best_taken() -> None:
