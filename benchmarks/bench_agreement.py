@@ -1,5 +1,6 @@
 """Whether `metier bench` says of a server what `vllm bench serve` says: the same vLLM server, paired rounds.
 
+    pip install pandas           # which `vllm bench serve` reads prompts with
     python benchmarks/bench_agreement.py --rounds 5
 
 A vLLM server on both cores, SmolLM2; each round either tool asks prompts of its own that differ in a number only (no
@@ -14,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -77,6 +79,8 @@ def main() -> None:
     parser.add_argument("--asks", type=int, default=64, help="asks of a round")
     parser.add_argument("--at-once", type=int, default=8, help="asks at a time")
     options = parser.parse_args()
+    if find_spec("pandas") is None:
+        raise SystemExit("`vllm bench serve` needs pandas to read prompts: pip install pandas")
     from tests.runtime.stock_servers import stock_servers
 
     base = find_base("smollm2-135m")

@@ -60,9 +60,10 @@ async def open_ray(settings: RaySettings, *, cores: int) -> AsyncGenerator[Any]:
         yield ray
     finally:
         if ours:
-            # On a cluster Serve's controller stays: others may have applications there.
+            # Serve's controller stays on a cluster, where others may have applications, and ends with a Ray of our own;
+            # `serve.shutdown` would have Ray print of tasks that it retries.
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(partial(_leave, ray, serve_ours=settings.address is None))
+                await anyio.to_thread.run_sync(ray.shutdown)
 
 
 async def _connect(ray: Any, settings: RaySettings, cores: int) -> None:
@@ -114,11 +115,3 @@ def _start_serve() -> None:
 
     serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR", "enable_access_log": False})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-
-
-def _leave(ray: Any, *, serve_ours: bool) -> None:
-    from ray import serve
-
-    if serve_ours:
-        serve.shutdown()
-    ray.shutdown()
