@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ...agents.errors import MetierError
 from ..session import Session
 from .admission import Admission
+from .announced_errors import errors
 from .chat import Chat
 from .chat_endpoints import add_chat_endpoints
 from .door import Door
@@ -24,7 +25,7 @@ from .error_replies import RequestRefused, error_response, refuse_validation
 from .event_hub import EventHub
 from .live_runs import LiveRuns
 from .metrics import ServerMetrics
-from .responses import errors
+from .responses_endpoint import add_responses_endpoint
 from .run_endpoints import RunEndpoints, add_run_endpoints
 from .served_models import ServedModels, ServedWorkflow
 
@@ -99,6 +100,7 @@ def make_app(
         redoc_url=None,
     )
     add_chat_endpoints(api, chat, models, admission, settings, session.base)
+    add_responses_endpoint(api, chat, admission, settings)
     add_run_endpoints(api, RunEndpoints(session, models, runs, hub, admission, run_options))
     _add_health(api, admission, metrics)
     api.add_exception_handler(MetierError, _answer_error)

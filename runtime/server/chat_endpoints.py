@@ -12,9 +12,10 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
 
 from .admission import Admission
-from .chat import Answer, Chat, Completed
+from .announced_errors import errors
+from .chat import Answer, Chat
 from .chat_protocol import ChatRequest, chunk, completion, usage_block
-from .responses import errors
+from .gathered_answer import gather
 from .served_models import ServedModels
 from .server_settings import ServerSettings
 from .watched_response import EventStream, JsonWork, Write, sse
@@ -83,31 +84,21 @@ class _Stream:
         self._created = int(time.time())
         # A piece of text is the most frequent thing we write: all of it but the text is written once.
         self._before, self._after = self._chunk({"content": MARK}).split(json.dumps(MARK).encode())
-        self._pieces: list[str] = []
-        self._fresh = anyio.Event()
-        self._done: Completed | None = None
 
     async def __call__(self, write: Write) -> None:
         """Write all of it. What has gathered while the client was slow goes out in one piece.
 
         Nothing is written before there is some text: what goes wrong until then has a status of its own.
         """
-        written = 0
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._work)
-            while self._done is None or self._pieces:
-                await self._fresh.wait()
-                self._fresh = anyio.Event()
-                text = "".join(self._pieces)
-                self._pieces.clear()
-                if text:
-                    await write(self._text(text, first=not written))
-                    written += len(text)
-        done = self._done
-        assert done is not None
-        last = b""
-        if len(done.text) > written or not written:
-            last += self._text(done.text[written:], first=not written)
+        first = True
+
+        async def on_piece(text: str) -> None:
+            nonlocal first
+            was_first, first = first, False
+            await write(self._text(text, first=was_first))
+
+        done = await gather(self._answer, self._admission, self._settings, on_piece)
+        last = self._text("", first=True) if first else b""
         if done.thinking:
             last += self._chunk({"reasoning_content": done.thinking})
         last += self._chunk({}, done.finish_reason, metier=done.origin)
@@ -115,16 +106,6 @@ class _Stream:
         if options is not None and options.include_usage:
             last += self._chunk(None, usage=usage_block(done.usage))
         await write(last + sse("[DONE]"))
-
-    async def _work(self) -> None:
-        with anyio.fail_after(self._settings.request_timeout_s):
-            async with self._admission.enter():
-                self._done = await self._answer(self._on_text)
-        self._fresh.set()
-
-    def _on_text(self, text: str) -> None:
-        self._pieces.append(text)
-        self._fresh.set()
 
     def _text(self, text: str, *, first: bool) -> bytes:
         if first:

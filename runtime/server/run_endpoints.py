@@ -14,10 +14,10 @@ from ..events import Event
 from ..session import Session
 from ..store_records import RunRecord
 from .admission import Admission
+from .announced_errors import errors
 from .error_replies import RequestRefused
 from .event_hub import RUN_ENDS, EventHub
 from .live_runs import LiveRuns
-from .responses import errors
 from .run_protocol import NewRun, ResumeAnswers, graph_tree, run_row, run_steps
 from .served_models import ServedModels, ServedWorkflow
 from .typed_inputs import workflow_input

@@ -1,0 +1,52 @@
+"""An answer as it is generated, handed on in pieces as large as the client is slow."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from .admission import Admission
+from .chat import Answer, Completed
+from .server_settings import ServerSettings
+
+__all__ = ["gather"]
+
+
+async def gather(
+    answer: Answer, admission: Admission, settings: ServerSettings, on_piece: Callable[[str], Awaitable[None]]
+) -> Completed:
+    """Have `answer` answered within `request_timeout_s`; what gathers while `on_piece` is at work is its next piece.
+
+    Text that no piece has brought, because the engine gives none on the way, is the last piece.
+    """
+    pieces: list[str] = []
+    fresh = anyio.Event()
+    done: Completed | None = None
+    handed_on = 0
+
+    def on_text(text: str) -> None:
+        pieces.append(text)
+        fresh.set()
+
+    async def work() -> None:
+        nonlocal done
+        with anyio.fail_after(settings.request_timeout_s):
+            async with admission.enter():
+                done = await answer(on_text)
+        fresh.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work)
+        while done is None or pieces:
+            await fresh.wait()
+            fresh = anyio.Event()
+            text = "".join(pieces)
+            pieces.clear()
+            if text:
+                await on_piece(text)
+                handed_on += len(text)
+    assert done is not None
+    if len(done.text) > handed_on:
+        await on_piece(done.text[handed_on:])
+    return done

@@ -1,0 +1,106 @@
+"""Responses over HTTP, whole and as streams: chat completions in the newer form of OpenAI's clients."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.responses import JSONResponse, Response
+
+from .admission import Admission
+from .announced_errors import errors
+from .chat import Answer, Chat
+from .error_replies import RequestRefused
+from .gathered_answer import gather
+from .responses_protocol import ResponsesRequest, message_item, output_items, response_object, text_part
+from .server_settings import ServerSettings
+from .watched_response import EventStream, JsonWork, Write, sse
+
+__all__ = ["add_responses_endpoint"]
+
+
+def add_responses_endpoint(api: FastAPI, chat: Chat, admission: Admission, settings: ServerSettings) -> None:
+    """Add /v1/responses. Nothing is kept: there is no response to be fetched later, or to go on from by its id."""
+
+    @api.post(
+        "/v1/responses",
+        responses=errors(400, 401, 403, 404, 408, 413, 422, 429, 503, 504),
+        response_class=JSONResponse,
+    )
+    async def responses(request: ResponsesRequest) -> Response:
+        """One response of a workflow, a role or a variant; with `stream`, as server-sent events."""
+        try:
+            answer = chat.plan(request.as_chat())
+        except ValidationError as error:
+            raise RequestRefused(f"input: {error.errors()[0]['msg']}", param="input") from error
+        admission.check()
+        id, created = uuid.uuid4().hex, int(time.time())
+        if request.stream:
+            return EventStream(_Stream(request, id, created, answer, admission, settings), settings)
+
+        async def work() -> tuple[int, Any]:
+            with anyio.fail_after(settings.request_timeout_s):
+                async with admission.enter():
+                    done = await answer(None)
+            return 200, response_object(id, created, request, done)
+
+        return JsonWork(work)
+
+
+class _Stream:
+    """Writes one response as OpenAI's events while it is generated."""
+
+    def __init__(
+        self,
+        request: ResponsesRequest,
+        id: str,
+        created: int,
+        answer: Answer,
+        admission: Admission,
+        settings: ServerSettings,
+    ) -> None:
+        self._request = request
+        self._id = id
+        self._created = created
+        self._answer = answer
+        self._admission = admission
+        self._settings = settings
+        self._number = 0
+
+    async def __call__(self, write: Write) -> None:
+        """Write all of it; nothing before there is some text, so that what goes wrong until then has a status."""
+        where = {"item_id": f"msg_{self._id}", "output_index": 0, "content_index": 0}
+
+        async def on_piece(text: str) -> None:
+            begin = self._begin(where) if not self._number else b""
+            await write(begin + self._event("output_text.delta", **where, delta=text, logprobs=[]))
+
+        done = await gather(self._answer, self._admission, self._settings, on_piece)
+        last = self._begin(where) if not self._number else b""
+        last += self._event("output_text.done", **where, text=done.text, logprobs=[])
+        last += self._event("content_part.done", **where, part=text_part(done.text))
+        message, *thoughts = output_items(self._id, done)
+        last += self._event("output_item.done", output_index=0, item=message)
+        for index, item in enumerate(thoughts, 1):
+            last += self._event("output_item.added", output_index=index, item=item)
+            last += self._event("output_item.done", output_index=index, item=item)
+        whole = response_object(self._id, self._created, self._request, done)
+        await write(last + self._event(whole["status"], response=whole))
+
+    def _begin(self, where: dict[str, Any]) -> bytes:
+        started = response_object(self._id, self._created, self._request, None)
+        return (
+            self._event("created", response=started)
+            + self._event("in_progress", response=started)
+            + self._event("output_item.added", output_index=0, item=message_item(where["item_id"], None))
+            + self._event("content_part.added", **where, part=text_part(""))
+        )
+
+    def _event(self, name: str, **data: Any) -> bytes:
+        kind, number = f"response.{name}", self._number
+        self._number += 1
+        return sse({"type": kind, "sequence_number": number, **data}, event=kind)

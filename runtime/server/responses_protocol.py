@@ -1,0 +1,183 @@
+"""OpenAI's responses as they travel: a request in the words of a chat request, and how a response is written down."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...agents.messages import Usage
+from ...agents.thinking import ThinkingProfile
+from .chat import Completed
+from .chat_protocol import MAX_PRIORITY, AskOrigin, ChatMessage, ChatRequest, JsonSchema, Name, ResponseFormat
+
+__all__ = ["ResponsesRequest", "message_item", "output_items", "response_object", "text_part"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ContentPart(_Strict):
+    """A piece of text, of a client or of an earlier response."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class InputMessage(_Strict):
+    """One message; `id` and `status` are those of an earlier response that a client sends back."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+    id: Name | None = None
+    status: Name | None = None
+    phase: Name | None = None
+
+
+class ReasoningItem(BaseModel):
+    """The thought of an earlier response that a client sends back; as in chats, it is not asked with."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["reasoning"]
+
+
+class TextFormat(_Strict):
+    """How the answer is written."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: Name = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(_Strict):
+    """What is said of the answer's text."""
+
+    format: TextFormat | None = None
+
+
+class ResponsesRequest(_Strict):
+    """A response, without tools or memory: what was said before is sent along. Ours are those of a chat request."""
+
+    model: Name
+    input: str | list[InputMessage | ReasoningItem] = Field(min_length=1)
+    instructions: str | None = None
+    stream: bool | None = False
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    text: TextOptions | None = None
+    thinking: ThinkingProfile | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    metier: AskOrigin | None = None
+    # Said by clients of themselves, or to services that keep things: nothing that could be missed in an answer.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    truncation: Literal["disabled"] | None = None
+
+    def as_chat(self) -> ChatRequest:
+        """The same as a chat request; instructions are its system message."""
+        given = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        messages = [
+            ChatMessage(role=item.role, content=_text(item.content)) for item in given if isinstance(item, InputMessage)
+        ]
+        if self.instructions:
+            messages.insert(0, ChatMessage(role="system", content=self.instructions))
+        return ChatRequest(
+            model=self.model,
+            messages=messages,
+            stream=bool(self.stream),
+            max_completion_tokens=self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            response_format=self._format(),
+            thinking=self.thinking,
+            priority=self.priority,
+            metier=self.metier,
+        )
+
+    def _format(self) -> ResponseFormat | None:
+        asked = None if self.text is None else self.text.format
+        if asked is None:
+            return None
+        schema = None if asked.schema_ is None else JsonSchema(name=asked.name, schema=asked.schema_)
+        return ResponseFormat(type=asked.type, json_schema=schema)
+
+
+def text_part(text: str) -> dict[str, Any]:
+    """The answer's text inside its message."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def message_item(id: str, text: str | None) -> dict[str, Any]:
+    """The message that an answer is; None has no text yet."""
+    status = "in_progress" if text is None else "completed"
+    content = [] if text is None else [text_part(text)]
+    return {"type": "message", "id": id, "role": "assistant", "status": status, "content": content}
+
+
+def output_items(id: str, done: Completed) -> list[dict[str, Any]]:
+    """The answer, and after it what was thought."""
+    items = [message_item(f"msg_{id}", done.text)]
+    if done.thinking:
+        thought = {"type": "reasoning_text", "text": done.thinking}
+        item = {"type": "reasoning", "id": f"rs_{id}", "summary": [], "content": [thought], "status": "completed"}
+        items.append(item)
+    return items
+
+
+def response_object(id: str, created: int, request: ResponsesRequest, done: Completed | None) -> dict[str, Any]:
+    """A whole response; without `done` as it begins."""
+    cut = done is not None and done.finish_reason == "length"
+    status = "in_progress" if done is None else "incomplete" if cut else "completed"
+    format = request.text.format if request.text and request.text.format else TextFormat(type="text")
+    return {
+        "id": f"resp_{id}",
+        "object": "response",
+        "created_at": created,
+        "status": status,
+        "model": request.model,
+        "output": [] if done is None else output_items(id, done),
+        "usage": None if done is None else _usage(done.usage),
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "text": {"format": format.model_dump(by_alias=True, exclude_none=True)},
+        "metadata": request.metadata or {},
+        "parallel_tool_calls": False,
+        "previous_response_id": None,
+        "store": False,
+        "tool_choice": "none",
+        "tools": [],
+        "truncation": "disabled",
+        "metier": {} if done is None else done.origin,
+    }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        # Nobody pays for what goes into the cache.
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
+        "total_tokens": usage.total_tokens,
+        "metier": usage.model_dump(),
+    }
+
+
+def _text(content: str | list[ContentPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
