@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed-$(EXTRA)
 CLIENTS := .venv-clients
 ROOMS := agents specializers router runtime
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format faults clients stock ray bench clean
+.PHONY: help install demo test check format faults clients stock ray bench peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -34,9 +34,11 @@ format: $(INSTALLED) ## Sort imports and format
 faults: $(INSTALLED) ## Kill campaigns: what survives kill -9 (minutes)
 	@$(BIN)/python -m pytest -q -m faults
 
-clients: $(INSTALLED) ## LangGraph and pydantic-ai, in .venv-clients, against a server of ours
-	@[ -e $(CLIENTS)/.installed ] || { $(BIN)/python -m venv $(CLIENTS) && \
-		$(CLIENTS)/bin/python -m pip install -q -e . -r examples/clients/requirements.txt && touch $(CLIENTS)/.installed; }
+$(CLIENTS)/.installed: $(INSTALLED) examples/clients/requirements.txt
+	$(BIN)/python -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install -q -e . -r examples/clients/requirements.txt && touch $@
+
+clients: $(CLIENTS)/.installed ## LangGraph and pydantic-ai, in .venv-clients, against a server of ours
 	@$(BIN)/python -m pytest -q -m clients
 
 stock: $(INSTALLED) ## vLLM's own server as a backend of ours (a minute)
@@ -45,6 +47,9 @@ stock: $(INSTALLED) ## vLLM's own server as a backend of ours (a minute)
 ray: $(INSTALLED) ## Engines as replicas on a Ray of our own, ten of them killed (a few minutes)
 	@$(BIN)/python -c 'import ray.serve' 2>/dev/null || scripts/install.sh ray
 	@$(BIN)/python -m pytest -q -m ray
+
+peers: $(CLIENTS)/.installed ## The same workflow by others' clients on vLLM's server, and by ours (half an hour)
+	@$(BIN)/python benchmarks/peers/measure.py
 
 # Those that need nothing but the base model; studies need variants, and say which in their first lines.
 BENCHES := routing engine_layer orchestration adapter_swap lora_decode trex_decode fier_kernel semantic_clusters \
