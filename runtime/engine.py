@@ -244,6 +244,14 @@ def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:
             expected="the plugin",
             remedy="Unset METIER_PLUGIN, or use a variant with stock attention.",
         )
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        raise EngineError(
+            f"attention 'fier' is asked for on {current_platform.device_type}",
+            expected="a CPU engine: its GPU kernels are in no backend yet",
+            remedy="Use a variant with stock attention here.",
+        )
     if settings.fier.budget_tokens >= context_tokens:
         raise EngineError(
             f"budget_tokens {settings.fier.budget_tokens} of attention 'fier', in a context of {context_tokens} tokens",

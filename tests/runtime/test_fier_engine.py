@@ -174,3 +174,11 @@ def test_without_the_plugin_retrieval_is_refused(base: Path, monkeypatch: pytest
     monkeypatch.setenv("METIER_PLUGIN", "0")
     with pytest.raises(EngineError, match="METIER_PLUGIN"):
         engine_arguments(base, dtype="auto", settings=TINY.model_copy(update={"fier": FIER}), adapters=False)
+
+
+def test_a_gpu_engine_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    with pytest.raises(EngineError, match="expected a CPU engine"):
+        engine_arguments(base, dtype="auto", settings=TINY.model_copy(update={"fier": FIER}), adapters=False)
