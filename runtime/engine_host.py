@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import time
+from collections import Counter
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class EngineHost:
         self._meter = CpuMeter()
         self._clock = ProcessesClock(())
         self._abandoned: dict[str, float] = {}
+        self._generated = Counter[str]()
         self._counts = {"steps": 0, "prefill": 0, "decode": 0, "asks": 0, "loads": 0, "evictions": 0}
         self._start_s = self._start_cpu_s = 0.0
         self._name = ""
@@ -178,6 +180,8 @@ class EngineHost:
         else:
             self._counts["asks"] += 1
             self._send(Answered(key=key, reply=reply, counters=self._counters()))
+        finally:
+            del self._generated[str(key)]
 
     async def _generate(self, message: Generate, written: _Written, submitted_s: float) -> Reply:
         from vllm.inputs.engine import tokens_input
@@ -232,10 +236,12 @@ class EngineHost:
     def _write_off(self, message: Generate, written: _Written) -> Usage:
         role, cpu_s = message.ask.role, self._meter.take(str(message.key))
         self._abandoned[role] = self._abandoned.get(role, 0.0) + cpu_s
+        # vLLM hands out nothing of an ask on the way that is not streamed; the engine's own outputs were counted.
+        thinking_tokens = written.reader.thinking_tokens
         return Usage(
             prompt_tokens=written.prompt_tokens,
-            thinking_tokens=written.reader.thinking_tokens,
-            answer_tokens=written.reader.answer_tokens,
+            thinking_tokens=thinking_tokens,
+            answer_tokens=max(written.reader.answer_tokens, self._generated[str(message.key)] - thinking_tokens),
             cpu_s=cpu_s,
         )
 
@@ -299,6 +305,7 @@ class EngineHost:
                     prefill = state.prompt_len - (stats.num_cached_tokens if stats is not None else 0)
                 decode = len(output.new_token_ids) - bool(prefill)
                 rows.append(StepRow(state.external_req_id, max(prefill, 0), max(decode, 0)))
+                self._generated[state.external_req_id] += len(output.new_token_ids)
             if outputs:
                 self._counts["steps"] += 1
                 self._counts["prefill"] += sum(row.prefill_tokens for row in rows)

@@ -133,7 +133,19 @@ async def test_supervised_engine_serves_accounts_and_survives_kill_9(
         with anyio.CancelScope() as scope:
             await pool.reply(make_ask(max_tokens=480, temperature=1.0), on_text=lambda piece: scope.cancel())
         assert scope.cancelled_caught
+        # Nobody streams this one, so that vLLM says nothing of it on the way.
+        silent = anyio.CancelScope()
+
+        async def ask_silently() -> None:
+            with silent:
+                await pool.reply(make_ask("Wait.", max_tokens=480, temperature=1.0))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_silently)
+            beside = make_ask(max_tokens=40, temperature=1.0)
+            meanwhile = await pool.reply(beside, on_text=lambda piece: silent.cancel())
         last = await pool.reply(make_ask(max_tokens=2))
+        assert all(usage.answer_tokens > 0 for usage in lost[-2:])
 
         thinking = thinking_asks(make_ask)
         thoughts = await ask_all(pool, [*thinking, *asks[:2]])
@@ -147,7 +159,7 @@ async def test_supervised_engine_serves_accounts_and_survives_kill_9(
         assert [t.text for t in thoughts[4:]] == [r.text for r in replies[:2]]
 
         totals = pool.totals()["base"]
-        charged = sum(r.usage.cpu_s for r in [*replies, streamed, with_schema, last, *thoughts])
+        charged = sum(r.usage.cpu_s for r in [*replies, streamed, with_schema, meanwhile, last, *thoughts])
         charged += sum(totals["abandoned_cpu_s"].values()) + totals["overhead_cpu_s"]
         assert charged == pytest.approx(totals["cpu_s"], rel=0.02)
         assert sum(totals["abandoned_cpu_s"].values()) == pytest.approx(sum(u.cpu_s for u in lost))
