@@ -3,9 +3,10 @@
     pip install pandas           # which `vllm bench serve` reads prompts with
     python benchmarks/bench_agreement.py --rounds 5
 
-A vLLM server on both cores, SmolLM2; each round either tool asks prompts of its own that differ in a number only (no
-prompt is in the cache yet), 32 tokens an ask, so many at a time, streamed. Bar: medians of time to first token, of time
-for each further token, and the throughput within 5 % of each other.
+A vLLM server on one core, SmolLM2, the other one for the tools; each round either tool asks prompts of its own that
+differ in a number only (no prompt is in the cache yet), 32 tokens an ask, streamed. With several at a time the asks
+begin and end in step, and whether the next ones arrive before a step or after it moves all figures by a step. Bar:
+medians of time to first token, of time for each further token, and the throughput within 5 % of each other.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def main() -> None:
     """Start the server, let the tools take turns, print every round and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds, after one that is not counted")
-    parser.add_argument("--asks", type=int, default=64, help="asks of a round")
-    parser.add_argument("--at-once", type=int, default=8, help="asks at a time")
+    parser.add_argument("--asks", type=int, default=24, help="asks of a round")
+    parser.add_argument("--at-once", type=int, default=1, help="asks at a time")
     options = parser.parse_args()
     if find_spec("pandas") is None:
         raise SystemExit("`vllm bench serve` needs pandas to read prompts: pip install pandas")
@@ -87,7 +88,7 @@ def main() -> None:
     ratios = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with stock_servers(base, folder, kv_cache_mib=256, threads=2, context_tokens=1024, compiled=True) as [server]:
+        with stock_servers(base, folder, kv_cache_mib=256, context_tokens=1024, compiled=True) as [server]:
             for number in range(options.rounds + 1):
                 first = 2 * number * options.asks
                 sets = [
