@@ -21,6 +21,7 @@ __all__ = [
     "Rejected",
     "Serving",
     "ask_seconds",
+    "asks_per_load",
     "make_problem",
     "predict",
     "shared",
@@ -208,9 +209,9 @@ def predict(problem: Problem, choices: Choices) -> Prediction:
             saved = max([row.shared_tokens.get("", 0.0), *(shared(row, other) for other in rows)])
             cpu_s -= saved * row.token_cost.prefill_cpu_s
             latency_s -= saved * row.token_cost.prefill_s
-        swaps = _swaps(problem, rows)
+        waits, swaps = _swaps(problem, rows)
         cpu_s += swaps * problem.serving.swap_cpu_s
-        latency_s += swaps * problem.serving.swap_s
+        latency_s += waits * problem.serving.swap_s
         cpu_s += step_cpu_s(problem, rows)
     busy = problem.serving.busy_s_per_cpu_s
     return Prediction(
@@ -259,20 +260,28 @@ def swap_share(adapters: int, slots: int) -> float:
     """Share of asks that find their adapter not resident, when `adapters` take turns on `slots`.
 
     Runs in all stages at once ask for each adapter equally often, and any `slots` of them are there: 1 - slots /
-    adapters. Foresight and asks that share a load do better; a probe with as many adapters says how much.
+    adapters. Foresight does better; a probe with as many adapters says how much.
     """
     return 0.0 if adapters <= slots else 1.0 - slots / adapters
 
 
-def _swaps(problem: Problem, rows: Sequence[Profile]) -> float:
+def asks_per_load(adapters: int, running: int) -> float:
+    """How many asks share a load: those of `running` runs that wait for the same one of `adapters`."""
+    return max(running / adapters, 1.0)
+
+
+def _swaps(problem: Problem, rows: Sequence[Profile]) -> tuple[float, float]:
+    """Asks of a task that wait for an adapter, and loads of a task."""
     adapters: dict[str, set[str]] = {}
     asks: dict[str, float] = {}
     for row in rows:
         if row.footprint.adapter:
             adapters.setdefault(row.footprint.checkpoint, set()).add(row.footprint.adapter)
             asks[row.footprint.checkpoint] = asks.get(row.footprint.checkpoint, 0.0) + row.asks
-    slots = problem.serving.adapter_slots
-    return math.fsum(asks[checkpoint] * swap_share(len(ids), slots) for checkpoint, ids in adapters.items())
+    serving = problem.serving
+    waits = {name: asks[name] * swap_share(len(ids), serving.adapter_slots) for name, ids in adapters.items()}
+    loads = (wait / asks_per_load(len(adapters[name]), serving.running) for name, wait in waits.items())
+    return math.fsum(waits.values()), math.fsum(loads)
 
 
 def _memory(problem: Problem, rows: Sequence[Profile]) -> float:

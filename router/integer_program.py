@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .coupling import Problem, shared, swap_share
+from .coupling import Problem, asks_per_load, shared, swap_share
 from .profile import Profile
 from .solve import Amount, Limits
 from .space import Candidate, Choices, Part
@@ -160,8 +160,9 @@ def _share_engines(program: _Program, problem: Problem, x: dict[tuple[Part, Cand
         program.row({**{a: 1.0 for a in adapters.values()}, **over}, upper=float(serving.adapter_slots))
         for count, column in beyond.items():
             for p, c, row in with_adapter:
-                swaps = row.asks * swap_share(count, serving.adapter_slots)
-                both = program.column(cpu_s=swaps * serving.swap_cpu_s, latency_s=swaps * serving.swap_s)
+                waits = row.asks * swap_share(count, serving.adapter_slots)
+                loads = waits / asks_per_load(count, serving.running)
+                both = program.column(cpu_s=loads * serving.swap_cpu_s, latency_s=waits * serving.swap_s)
                 program.row({x[p, c]: 1.0, column: 1.0, both: -1.0}, upper=1.0)
 
 

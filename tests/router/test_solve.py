@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -61,11 +62,16 @@ def test_a_checkpoint_and_its_slots_are_paid_for_once() -> None:
 
 def test_more_adapters_than_slots_swap_and_the_cost_is_shared_out() -> None:
     assert [swap_share(n, 2) for n in (1, 2, 3, 4)] == [0, 0, pytest.approx(1 / 3), 0.5]
-    serving = Serving(adapter_slots=2, swap_cpu_s=0.3, swap_s=0.6)
+    serving = Serving(adapter_slots=2, swap_cpu_s=0.3, swap_s=0.6, running=1)
     problem = make_problem(rows(LORAS, asks=2.0, token_cost=TokenCost()), (A, B, C), serving=serving)
     two, three = predict(problem, cast("x", "y", "x")), predict(problem, cast("x", "y", "z"))
     assert two.swaps == 0 and three.swaps == pytest.approx(6 / 3)
     assert three.cpu_s - two.cpu_s == pytest.approx(0.6) and three.latency_s - two.latency_s == pytest.approx(1.2)
+    # Of twelve runs four wait for the same adapter: each waits as long, and one load does for all.
+    many = replace(problem, serving=serving.model_copy(update={"running": 12}))
+    two, three = predict(many, cast("x", "y", "x")), predict(many, cast("x", "y", "z"))
+    assert three.swaps == pytest.approx(6 / 3 / 4)
+    assert three.cpu_s - two.cpu_s == pytest.approx(0.15) and three.latency_s - two.latency_s == pytest.approx(1.2)
 
 
 def test_a_part_that_no_run_came_to_stays_with_the_incumbent() -> None:
