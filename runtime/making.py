@@ -53,9 +53,9 @@ def make_variant(
                 description=f"making {loaded.name}, loss {progress.loss:.3f}",
             )
             if not console.is_terminal and progress.step % max(1, progress.steps // LINES) == 0:
+                left = f", {progress.eta_s:.0f} s left" if progress.eta_s else ""  # sweeps do not say
                 console.print(
-                    f"{loaded.name}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "
-                    f"{progress.eta_s:.0f} s left",
+                    f"{loaded.name}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}{left}",
                     markup=False,
                 )
 
