@@ -25,6 +25,8 @@ from .store_records import MIGRATIONS, AskRecord, BatchRecord, RunRecord, RunSta
 __all__ = ["RunStore"]
 
 USAGE_COLUMNS = tuple(Usage.model_fields)
+OPENING_S, AGAIN_S = 10.0, 0.01
+"""How long a store that others are just opening is asked for, and how often."""
 
 
 class RunStore:
@@ -41,7 +43,7 @@ class RunStore:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
-            self._db.execute("PRAGMA journal_mode = WAL")
+            self._write_ahead()
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
         except (sqlite3.Error, OSError) as error:
@@ -61,6 +63,18 @@ class RunStore:
         """Close the file; closing twice is harmless."""
         self._claims.close()
         self._db.close()
+
+    def _write_ahead(self) -> None:
+        """Turn write-ahead mode on. SQLite's own waiting leaves this statement out: two who begin would deadlock."""
+        until = time.monotonic() + OPENING_S
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+            time.sleep(AGAIN_S)
 
     def _migrate(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]

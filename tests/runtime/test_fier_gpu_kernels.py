@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from importlib import import_module
 from typing import Any
@@ -13,17 +15,24 @@ from metier.specializers.fier_settings import FierSettings
 from metier.specializers.key_retrieval import encode_keys, pack_bits, retrieval_attention, score_keys, shared_query
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BLOCK = 64
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, decorated for the interpreter where nothing could run the compiled kernels."""
-    if DEVICE == "cpu":
-        monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, "metier.runtime.fier_gpu_kernels", raising=False)
-    yield import_module("metier.runtime.fier_gpu_kernels")
-    sys.modules.pop("metier.runtime.fier_gpu_kernels", None)
+def kernels() -> Any:
+    if DEVICE == "cpu" and not INTERPRETED:
+        pytest.skip("runs below, in Triton's interpreter")
+    return import_module("metier.runtime.fier_gpu_kernels")
+
+
+@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="runs in this process")
+def test_the_rest_of_this_file_in_tritons_interpreter() -> None:
+    """In a process of its own: Triton chooses when it is first imported, which other tests' engines have done."""
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 passed" in done.stdout, done.stdout
 
 
 class Step:
