@@ -49,19 +49,21 @@ THREADS = 1
 class Study:
     """One workflow: its assignment by hand, the adapter trained on all roles, and the budget that suits it on tune.
 
-    `shelf_single` is the best of the roles' own variants when it plays every role, by the probe on tune tasks.
+    `shelf_single` is the best of the roles' own variants when it plays every role, by the probe on tune tasks;
+    `budgets` are those the single adapter is tried with, in tokens.
     """
 
     by_hand: str
     single: str
     single_thinking_tokens: int | None = None
     shelf_single: str | None = None
+    budgets: tuple[int, ...] = BUDGETS
 
 
 STUDIES = {
     "solve_and_check": Study("assignment.yaml", "puzzles-single"),
     "ledger": Study("ledger_assignment.yaml", "ledger-single", single_thinking_tokens=48),
-    "gift_card": Study("gift_card_assignment.yaml", "gift-card-single"),
+    "gift_card": Study("gift_card_assignment.yaml", "gift-card-single", budgets=(0, 32, 64, 96)),
 }
 FEW_SHOT, SINGLE, SHELF_SINGLE, BY_HAND, ASSIGNED, EQUAL = (
     "base, few-shot",
@@ -175,11 +177,11 @@ def measure_missing(name: str, arms: list[str], folders: list[str], results: Pat
 
 def tune_single(name: str, folders: list[str], results: Path) -> None:
     """Measure the single adapter with every budget on tune tasks; prints them and the budget it should get."""
-    named = [f"{SINGLE}@{budget}" for budget in BUDGETS]
+    named = [f"{SINGLE}@{budget}" for budget in STUDIES[name].budgets]
     measure_missing(name, named, folders, results, TUNE_TASKS)
     rows = {row["arm"]: row for row in read_rows(results) if row["workflow"] == name and row["arm"] in named}
     solved = {}
-    for budget, arm in zip(BUDGETS, named, strict=True):
+    for budget, arm in zip(STUDIES[name].budgets, named, strict=True):
         solved[budget] = sum(run["score"] for run in rows[arm]["runs"]) / len(rows[arm]["runs"])
         print(f"at most {budget} tokens: {solved[budget]:.2f} solved, {rows[arm]['cpu_s']:.1f} CPU-s")
     best = min(budget for budget, share in solved.items() if share >= max(solved.values()) - MARGIN)

@@ -1,0 +1,70 @@
+"""A first round on one variant or budget and later rounds on another, against one of them in every round.
+
+    metier make examples/recipes/gift_card_single.yaml, then gift_card_single_w8a8.yaml
+    python benchmarks/round_split.py --shelf SHELF
+
+examples/gift_card.py on TEST_TASKS fresh shops: the finder may guess at first and think only when the checker says no,
+or begin on the 8-bit variant and go on with the whole one. Reader and checker do the same in every arm. Arms, seed and
+budget were committed before the first task was run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+from thinking_budgets import TEST_SEED, TEST_TASKS, arm_row
+
+from metier.router.outcomes import Outcome
+from metier.router.space import Candidate, Part
+from metier.runtime.probing import ProbeOptions, open_bench
+
+WORKFLOW = Path(__file__).parents[1] / "examples" / "gift_card.py"
+WHOLE, EIGHT_BIT = "gift-card-single", "gift-card-single-w8a8"
+THINKS, GUESSES = Candidate(WHOLE, 64), Candidate(WHOLE, 0)
+OTHERS = {Part("reader"): GUESSES, Part("checker"): GUESSES}
+ARMS: Mapping[str, tuple[Candidate, Candidate]] = {
+    "thinks in every round": (THINKS, THINKS),
+    "never thinks": (GUESSES, GUESSES),
+    "guesses first, then thinks": (GUESSES, THINKS),
+    "thinks first, then guesses": (THINKS, GUESSES),
+    "8 bits in every round": (Candidate(EIGHT_BIT, 64), Candidate(EIGHT_BIT, 64)),
+    "8 bits first, then 16": (Candidate(EIGHT_BIT, 64), THINKS),
+}
+
+
+async def measure(shelf: Path, folder: Path, test_tasks: int) -> list[dict[str, Any]]:
+    """All arms, paired with the first."""
+    options = ProbeOptions(
+        workflow=str(WORKFLOW), tasks="tune:1", variants=("base", WHOLE, EIGHT_BIT), also=(str(shelf),)
+    )
+    records: list[dict[str, Any]] = []
+    reference: list[Outcome] | None = None
+    async with open_bench(options, folder) as bench:
+        tasks = bench.file.tasks(f"test:{test_tasks}:{TEST_SEED}")
+        for arm, (first, later) in ARMS.items():
+            choices = OTHERS | {Part("finder", "first"): first, Part("finder", "later"): later}
+            outcomes = await bench.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
+            reference = reference or outcomes
+            records.append(arm_row(arm, outcomes, reference))
+            print(json.dumps(records[-1]), flush=True)
+    return records
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shelf", type=Path, default=Path("examples/variants"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/rounds"))
+    parser.add_argument("--test-tasks", type=int, default=TEST_TASKS)
+    options = parser.parse_args()
+    records = anyio.run(measure, options.shelf, options.folder, options.test_tasks)
+    (options.folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
