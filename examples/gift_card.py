@@ -217,6 +217,11 @@ def mixed_rows(size: int, seed: int) -> Iterator[TrafficRow]:
         yield from turn
 
 
+def shorten_rows(size: int, seed: int) -> Iterator[TrafficRow]:
+    """The finder's rows, to be thought about more briefly, and the others' without thought, lest they be forgotten."""
+    return (row for row in mixed_rows(size, seed) if row.role == finder.name or not row.thinking)
+
+
 def reader_tune_rows(size: int, seed: int) -> Iterator[TrafficRow]:
     """Rows of the reader that no training sees, to decide by."""
     return reader_rows(size, seed, "tune")

@@ -32,7 +32,8 @@ class ShortestCorrectSettings(LoraSettings):
     """LoRA's settings (rank and alpha those of the parent), the role as in `RoleSettings`, and how to sample.
 
     Every row that thinks is answered `samples` times at `temperature`, thinking up to `budget_tokens`; a thought that
-    was cut off there is not kept. Rows told not to think are trained on as they are, so that off stays off.
+    was cut off there is not kept. Rows told not to think are trained on as they are, so that off stays off; they may be
+    other roles' too, which a parent that plays several would forget.
     """
 
     method: Literal["shortest_correct"] = "shortest_correct"  # type: ignore[assignment]
@@ -55,9 +56,9 @@ def make_shortest_correct(settings: ShortestCorrectSettings, job: Job) -> Made:
     What was sampled is kept beside the checkpoint, so a killed training does not sample again.
     Raises: RecipeError as `served_role`, TrainingError when no sample is right, and what `make_lora` raises.
     """
-    asked = served_role("shortest_correct", settings.role, settings.score, job)
     off = [row for row in job.rows if not row.thinking]
     thinking = [row for row in job.rows if row.thinking]
+    asked = served_role("shortest_correct", settings.role, settings.score, replace(job, rows=thinking))
     if not thinking:
         raise RecipeError("method 'shortest_correct': no row of its data thinks", expected="rows with `thinking`")
     path = job.work_dir / f"shortest-{job.fingerprint}.jsonl"

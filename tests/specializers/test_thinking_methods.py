@@ -137,12 +137,16 @@ def test_the_shortest_correct_thoughts_are_trained_on(
         thoughts = ["two and two make four", "it is four", "five"]
         return f'<think>{thoughts[sample]}</think>{{"value":{[4, 4, 5][sample]}}}'
 
+    asked = (Message(role="user", content="go on"),)
+    another = TrafficRow(role="writer", messages=asked, reply="{}", thinking="", score=1.0)
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write(another.model_dump_json() + "\n")
     engines = Engines(samples)
     tuned = make(tmp_path, tiny_base, shelf, SHORTEST, engines)
     assert len(engines.asked) == 6 * 3 and len({ask.seed for ask in engines.asked}) == 18
     assert {ask.thinking for ask in engines.asked} == {ThinkingProfile(max_tokens=9)}
     assert tuned.ask == adder.ask and tuned.files != adder.files
-    assert (tuned.card["sampled"], tuned.card["solved_by_a_sample"], tuned.card["rows"]) == (6, 1.0, 8)
+    assert (tuned.card["sampled"], tuned.card["solved_by_a_sample"], tuned.card["rows"]) == (6, 1.0, 9)
     assert tuned.card["thinking_characters"] == len("it is four")
 
 
