@@ -218,7 +218,7 @@ def mixed_rows(size: int, seed: int) -> Iterator[TrafficRow]:
 
 
 def shorten_rows(size: int, seed: int) -> Iterator[TrafficRow]:
-    """The finder's rows, to be thought about more briefly, and the others' without thought, lest they be forgotten."""
+    """The finder's rows, to be thought about briefly, and the others' without thought, lest they be forgotten."""
     return (row for row in mixed_rows(size, seed) if row.role == finder.name or not row.thinking)
 
 
