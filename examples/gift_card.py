@@ -64,6 +64,7 @@ with graph.loop("attempt", after=offer, max_rounds=3, until=lambda s: s[check].c
 # ---- tasks ------------------------------------------------------------------------------------------------
 
 THINGS = ("mug", "hat", "book", "lamp", "fern", "bowl", "kite", "pen", "scarf", "clock", "vase", "map")
+PRICES = range(2, 13)
 GONE = ("the {} is sold out", "no {} left", "the {} is gone")
 
 
@@ -75,7 +76,7 @@ class Puzzle(BaseModel):
 
 
 def gift_card_tasks(split: Split, size: int, seed: int = 0) -> TaskSet:
-    """Shops with 4 to 8 different prices left, of 3 to 60, and a card above them that exactly one pair makes.
+    """Shops with 4 to 6 different prices left, of 2 to 12, and a card above them that exactly one pair makes.
 
     No list of prices is in two splits. One thing in half of the shops is sold out.
     """
@@ -92,10 +93,10 @@ def _draw(rng: random.Random) -> Drawn:
 
 def _draw_puzzle(rng: random.Random) -> Puzzle:
     while True:
-        prices = rng.sample(range(3, 61), rng.randint(4, 8))
+        prices = rng.sample(PRICES, rng.randint(4, 6))
         at, other = sorted(rng.sample(range(len(prices)), 2))
         pair = (prices[at], prices[other])
-        if len(pairs_that_make(prices, sum(pair))) == 1 and max(prices) < sum(pair) <= 99:
+        if len(pairs_that_make(prices, sum(pair))) == 1 and max(prices) < sum(pair):
             return Puzzle(prices=prices, pair=pair)
 
 
@@ -104,7 +105,7 @@ def _tell(puzzle: Puzzle, rng: random.Random) -> str:
     offers = [f"{thing} {price}" for thing, price in zip(things, puzzle.prices, strict=False)]
     after = ""
     if rng.random() < 0.5:
-        offers.insert(rng.randrange(len(offers) + 1), f"{things[-1]} {rng.randint(3, 60)}")
+        offers.insert(rng.randrange(len(offers) + 1), f"{things[-1]} {rng.choice(PRICES)}")
         after = f" But {rng.choice(GONE).format(things[-1])}."
     return f"{', '.join(offers)}.{after} The card holds {sum(puzzle.pair)}."
 
@@ -143,20 +144,13 @@ OFF_SHARE = 0.2
 
 
 def think_about(puzzle: Puzzle, rng: random.Random) -> str:
-    """For each price what is missing to the card, until that is on the list; briefly or at length."""
+    """For each price what is missing to the card, until that is on the list; a third of the time at length."""
     card = sum(puzzle.pair)
-    style = rng.choice(("rests", "differences", "sentences"))
-    words = []
-    for price in puzzle.prices[: puzzle.prices.index(puzzle.pair[0]) + 1]:
-        rest = card - price
-        found = rest == puzzle.pair[1]
-        if style == "rests":
-            words.append(f"{price}:{rest}")
-        elif style == "differences":
-            words.append(f"{card}-{price}={rest} {'yes' if found else 'no'}")
-        else:
-            words.append(f"with {price} take {rest}, {'it is there' if found else 'not there'}")
-    return " ".join(words) if style == "rests" else "; ".join(words)
+    tried = puzzle.prices[: puzzle.prices.index(puzzle.pair[0]) + 1]
+    steps = [f"{card}-{price}={card - price}" for price in tried]
+    if rng.random() < 1 / 3:
+        return "; ".join([f"{step} no" for step in steps[:-1]] + [f"{steps[-1]} yes"])
+    return " ".join(steps)
 
 
 def reader_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:

@@ -87,7 +87,7 @@ def test_a_card_has_one_pair_and_thinking_finds_it() -> None:
     for task in gift_card.tasks("train", 100):
         puzzle, card = task.key, sum(task.key.pair)
         by_trying = [(p, q) for i, p in enumerate(puzzle.prices) for q in puzzle.prices[i + 1 :] if p + q == card]
-        assert by_trying == [puzzle.pair] and max(puzzle.prices) < card <= 99
+        assert by_trying == [puzzle.pair] and max(puzzle.prices) < card
         assert gift_card.think_about(puzzle, random.Random(0)).count(str(puzzle.pair[1])) >= 1
         assert gift_card.check_of(puzzle, puzzle.pair).correct
         assert not gift_card.check_of(puzzle, gift_card.wrong_pair(puzzle, random.Random(1))).correct
