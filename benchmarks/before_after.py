@@ -81,8 +81,8 @@ def workflow_of(name: str, arm: str) -> Path:
     return ROOT / "examples" / (f"{name}_few_shot.py" if arm == FEW_SHOT else f"{name}.py")
 
 
-def assignment_of(name: str, arm: str) -> Assignment | None:
-    """Who plays what in an arm; None where that is not there (yet)."""
+def assignment_of(name: str, arm: str, assigned: Path | None = None) -> Assignment | None:
+    """Who plays what in an arm; None where that is not there (yet). `assigned` stands in for the committed file."""
     study, folder = STUDIES[name], ROOT / "examples"
     roles = load_workflow(str(folder / f"{name}.py")).graph.roles()
     if arm == FEW_SHOT:
@@ -96,7 +96,7 @@ def assignment_of(name: str, arm: str) -> Assignment | None:
     if arm == SHELF_SINGLE:
         everyone = RoleAssignment(variant=study.shelf_single or BASE)
         return None if study.shelf_single is None else Assignment(roles=dict.fromkeys(roles, everyone))
-    path = folder / (study.by_hand if arm == BY_HAND else f"{name}_assigned.yaml")
+    path = folder / study.by_hand if arm == BY_HAND else assigned or folder / f"{name}_assigned.yaml"
     if not path.is_file():
         return None
     assignment = load_assignment(path)
@@ -120,9 +120,11 @@ def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf, tasks
     return content_key(graph=graph, roles=roles, ids=ids, tasks=tasks, block=BLOCK_TASKS)
 
 
-async def measure(name: str, arm: str, block: int, folders: list[str], task_spec: str = TASKS) -> dict[str, Any]:
+async def measure(
+    name: str, arm: str, block: int, folders: list[str], task_spec: str = TASKS, assigned: Path | None = None
+) -> dict[str, Any]:
     """Run one block of tasks under one arm in this process; returns the row."""
-    assignment = assignment_of(name, arm)
+    assignment = assignment_of(name, arm, assigned)
     assert assignment is not None
     shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
     rank = max((shelf.get(variant).ask.rank for variant in assignment.variants()), default=0)
@@ -143,14 +145,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def measure_missing(name: str, arms: list[str], folders: list[str], results: Path, tasks: str = TASKS) -> None:
+def measure_missing(
+    name: str, arms: list[str], folders: list[str], results: Path, tasks: str = TASKS, assigned: Path | None = None
+) -> None:
     """Measure every arm and block that is not there, each in a process of its own."""
     shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
     blocks = -(-int(tasks.split(":")[1]) // BLOCK_TASKS)
     for block in range(blocks):
         turn = block % len(arms)
         for arm in [*arms[turn:], *arms[:turn]]:
-            assignment = assignment_of(name, arm)
+            assignment = assignment_of(name, arm, assigned)
             if assignment is None:
                 continue
             try:
@@ -172,7 +176,8 @@ def measure_missing(name: str, arms: list[str], folders: list[str], results: Pat
                     "--results",
                     str(results),
                 ]
-                subprocess.run([*command, *(f"--variants={folder}" for folder in folders)], check=True)
+                command += [f"--variants={folder}" for folder in folders]
+                subprocess.run([*command, *([f"--assigned={assigned}"] if assigned else [])], check=True)
 
 
 def tune_single(name: str, folders: list[str], results: Path) -> None:
@@ -208,11 +213,15 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--variants", action="append", default=[], help="folder of variants; may be repeated")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--assigned", type=Path, help="assignment of the arm `assigned`; default the committed one")
     parser.add_argument("--tasks", default=TASKS, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, metavar=("ARM", "BLOCK"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        row = anyio.run(measure, options.workflow, options.one[0], int(options.one[1]), options.variants, options.tasks)
+        row = anyio.run(
+            measure, options.workflow, options.one[0], int(options.one[1]), options.variants, options.tasks,
+            options.assigned,
+        )  # fmt: skip
         with options.results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         solved = sum(run["score"] for run in row["runs"])
@@ -221,11 +230,11 @@ def main() -> None:
     if options.tune_single:
         return tune_single(options.workflow, options.variants, options.results)
     if options.measure:
-        measure_missing(options.workflow, options.arms, options.variants, options.results)
+        measure_missing(options.workflow, options.arms, options.variants, options.results, assigned=options.assigned)
     arms = arms_of(options.workflow, read_rows(options.results))
     print(show(options.workflow, arms, against=(SINGLE, SHELF_SINGLE, FEW_SHOT, BY_HAND)))
     for arm in arms:
-        assignment = assignment_of(options.workflow, arm.name)
+        assignment = assignment_of(options.workflow, arm.name, options.assigned)
         if assignment is not None and arm.name != FEW_SHOT:
             roles = assignment.model_dump(
                 mode="json", exclude={"roles": {"__all__": {"reason"}}}, exclude_defaults=True
