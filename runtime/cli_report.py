@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 
 from ..agents.errors import ResumeError, SettingsError
+from ..specializers.shelf import Shelf
 from .report import render_html, render_markdown
+from .settings import load_settings
 from .store import RunStore
 from .workflow_run import list_batches, print_report
 
@@ -40,6 +42,13 @@ def report(
     probe: Annotated[
         Path | None, typer.Option(help="With --html or --markdown: a probe's folder, whose profiles are shown too.")
     ] = None,
+    curves: Annotated[
+        list[str] | None,
+        typer.Option(help="With --html or --markdown: a variant whose thinking was swept; may be repeated."),
+    ] = None,
+    variants: Annotated[
+        list[Path] | None, typer.Option(help="Folder of variants beside the shelf, for --curves; may be repeated.")
+    ] = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the batches there are.")] = False,
 ) -> None:
     """Report finished or broken runs, from the store alone: on the terminal, or in full as a page or Markdown."""
@@ -47,18 +56,20 @@ def report(
         list_batches(store)
         return
     if html is None and markdown is None:
-        if probe is not None:
-            raise SettingsError("--probe shows in the full report", expected="--html or --markdown beside it")
+        for option, given in (("--probe", probe), ("--curves", curves)):
+            if given:
+                raise SettingsError(f"{option} shows in the full report", expected="--html or --markdown beside it")
         print_report(store, batches or [])
         return
     if not store.exists():
         raise ResumeError(f"no run store {store}", expected="the --store of the run", remedy="Name it with --store.")
+    swept = [Shelf(load_settings().shelf, also=variants or []).get(name) for name in curves or []]
     with RunStore(store) as runs:
         named = _batches(runs, batches or [batch.id for batch in runs.batches()[-1:]])
         if html is not None:
-            _write(html, lambda: render_html(runs, named, probe))
+            _write(html, lambda: render_html(runs, named, probe, swept))
         if markdown is not None:
-            _write(markdown, lambda: render_markdown(runs, named, probe))
+            _write(markdown, lambda: render_markdown(runs, named, probe, swept))
 
 
 def _batches(store: RunStore, named: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ from ..specializers.thinking_curves import Saturation, ThinkingPoint, efficient_
 from ..specializers.variant import Variant
 from .figures import svg_figure
 
-__all__ = ["draw_thinking", "iso_accuracy", "thinking_of"]
+__all__ = ["draw_thinking", "iso_accuracy", "plot_thinking", "thinking_of"]
 
 LEVELS = 60
 
@@ -55,36 +55,44 @@ def draw_thinking(path: Path, points: Sequence[ThinkingPoint], curves: Mapping[s
     """
     with svg_figure(path, 10.0, 4.2) as figure:
         left, right = figure.subplots(1, 2)
-        for number, (name, curve) in enumerate(curves.items()):
-            own = [point for point in points if point.variant == name]
-            colour = f"C{number}"
-            errors = [
-                [max(p.quality - p.interval[0], 0.0) for p in own],
-                [max(p.interval[1] - p.quality, 0.0) for p in own],
-            ]
-            used = [p.used_tokens for p in own]
-            left.errorbar(
-                used, [p.quality for p in own], yerr=errors, fmt="o", ms=4, capsize=2, color=colour, label=name
-            )
-            line = [max(used) * n / LEVELS for n in range(LEVELS + 1)]
-            left.plot(line, [curve.accuracy(tokens) for tokens in line], "-", lw=1, color=colour)
-            levels = [n / LEVELS for n in range(LEVELS + 1)]
-            costs = [iso_accuracy(own, curve, level) if level >= curve.floor else math.nan for level in levels]
-            right.plot(
-                [c if math.isfinite(c) else math.nan for c in costs], levels, "-", lw=1, color=colour, label=name
-            )
-        front = efficient_points(points)
-        right.plot(
-            [p.cpu_ms for p in front], [p.quality for p in front], "ks", ms=5, mfc="none", label="frontier, measured"
-        )
-        for point in front:
-            right.annotate(str(point.budget_tokens), (point.cpu_ms, point.quality), fontsize="x-small", xytext=(3, -9),
-                           textcoords="offset points")  # fmt: skip
-        left.set_xlabel("thinking tokens used, mean of an ask")
-        right.set_xlabel("CPU milliseconds an ask (numbers: budget in tokens)")
+        plot_thinking(left, right, points, curves, [f"C{number}" for number in range(10)], "k")
         for axes in (left, right):
-            axes.set_ylabel("score")
-            axes.set_ylim(-0.02, 1.02)
-            axes.set_xlim(left=0.0)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize="small", loc="lower right")
+
+
+def plot_thinking(
+    left: Any,
+    right: Any,
+    points: Sequence[ThinkingPoint],
+    curves: Mapping[str, Saturation],
+    colours: Sequence[str],
+    ink: str,
+) -> None:
+    """Put both halves of the figure on two axes of matplotlib; variants take the colours in turn."""
+    for number, (name, curve) in enumerate(curves.items()):
+        own = [point for point in points if point.variant == name]
+        colour = colours[number % len(colours)]
+        errors = [
+            [max(p.quality - p.interval[0], 0.0) for p in own],
+            [max(p.interval[1] - p.quality, 0.0) for p in own],
+        ]
+        used = [p.used_tokens for p in own]
+        left.errorbar(used, [p.quality for p in own], yerr=errors, fmt="o", ms=4, capsize=2, color=colour, label=name)
+        line = [max(used) * n / LEVELS for n in range(LEVELS + 1)]
+        left.plot(line, [curve.accuracy(tokens) for tokens in line], "-", lw=1, color=colour)
+        levels = [n / LEVELS for n in range(LEVELS + 1)]
+        costs = [iso_accuracy(own, curve, level) if level >= curve.floor else math.nan for level in levels]
+        right.plot([c if math.isfinite(c) else math.nan for c in costs], levels, "-", lw=1, color=colour, label=name)
+    front = efficient_points(points)
+    costs, scores = [p.cpu_ms for p in front], [p.quality for p in front]
+    right.plot(costs, scores, "s", color=ink, ms=5, mfc="none", label="frontier, measured")
+    for point in front:
+        right.annotate(str(point.budget_tokens), (point.cpu_ms, point.quality), fontsize="x-small", xytext=(3, -9),
+                       textcoords="offset points", color=ink)  # fmt: skip
+    left.set_xlabel("thinking tokens used, mean of an ask")
+    right.set_xlabel("CPU milliseconds an ask (numbers: budget in tokens)")
+    for axes in (left, right):
+        axes.set_ylabel("score")
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlim(left=0.0)
+        axes.legend(fontsize="small", loc="lower right")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from ...agents.errors import ProfileError
 from ...router.profile import read_profiles
+from ...specializers.thinking_curves import Saturation, ThinkingPoint
+from ...specializers.variant import Variant
 from ..figures import FrontPoint
 from ..store import RunStore
+from ..thinking_figures import thinking_of
 from . import tables
 from .comparison import Comparison, compare
 from .costs import Cost, WorkflowFigures, by_role, percentile, workflow_figures
 from .ledger import Ledger, read_ledger
 from .tables import NOTHING, Table, count, number
 
-__all__ = ["BatchPart", "Document", "Probed", "Tile", "read_document", "role_costs"]
+__all__ = ["BatchPart", "Document", "Probed", "Thought", "Tile", "read_document", "role_costs"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,35 @@ class Probed:
 
 
 @dataclass(frozen=True)
+class Thought:
+    """What method `thinking` put on a variant's card: accuracy against budgets, measured and fitted."""
+
+    variant: str
+    role: str
+    points: tuple[ThinkingPoint, ...]
+    curves: Mapping[str, Saturation]
+
+    @classmethod
+    def of(cls, variant: Variant) -> Self:
+        """Read it from the card; raises VariantError when there is none."""
+        points, curves = thinking_of(variant)
+        return cls(variant.name, str(variant.card["role"]), tuple(points), curves)
+
+    @property
+    def table(self) -> Table:
+        """A row for every pair of variant and budget."""
+        heads = ("variant", "budget, tokens", "asks", "score", "95 % interval", "tokens thought", "CPU-ms an ask")
+        rows = [
+            (
+                p.variant, count(p.budget_tokens), count(p.asks), f"{p.quality:.3f}",
+                f"{p.interval[0]:.2f} to {p.interval[1]:.2f}", number(p.used_tokens), number(p.cpu_ms),
+            )
+            for p in self.points
+        ]  # fmt: skip
+        return Table(heads, tuple(rows))
+
+
+@dataclass(frozen=True)
 class Document:
     """A whole report."""
 
@@ -61,14 +94,19 @@ class Document:
     comparisons: tuple[tuple[Comparison, Table], ...]
     parts: tuple[BatchPart, ...]
     probed: Probed | None = None
+    thought: tuple[Thought, ...] = ()
     reading: tuple[str, ...] = field(default=())
 
 
-def read_document(store: RunStore, batches: Sequence[str], probe: Path | None = None) -> Document:
+def read_document(
+    store: RunStore, batches: Sequence[str], probe: Path | None = None, curves: Sequence[Variant] = ()
+) -> Document:
     """Read everything the report of these batches says; the first one is the baseline of comparisons.
 
-    `probe` is a folder of `metier probe`, whose profiles and front are shown too.
-    Raises: ResumeError for a batch that is not there, ProfileError for a folder that is no probe's.
+    `probe` is a folder of `metier probe`, whose profiles and front are shown too, and `curves` are variants that
+    method `thinking` made.
+    Raises: ResumeError for a batch that is not there, ProfileError for a folder that is no probe's, VariantError for a
+    variant without thinking curves.
     """
     ledgers = [read_ledger(store, batch) for batch in dict.fromkeys(batches)]
     names = _names(ledgers)
@@ -88,6 +126,7 @@ def read_document(store: RunStore, batches: Sequence[str], probe: Path | None = 
         comparisons=tuple(comparisons),
         parts=parts,
         probed=None if probe is None else _probed(probe),
+        thought=tuple(Thought.of(variant) for variant in curves),
         reading=_READING,
     )
 

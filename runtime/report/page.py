@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from ...specializers.variant import Variant
 from ..store import RunStore
 from .document import BatchPart, Document, read_document, role_costs
 from .graph_picture import draw_workflow
@@ -20,13 +21,15 @@ __all__ = ["render_html", "render_markdown"]
 HERE = Path(__file__).parent
 
 
-def render_html(store: RunStore, batches: Sequence[str], probe: Path | None = None) -> str:
+def render_html(
+    store: RunStore, batches: Sequence[str], probe: Path | None = None, curves: Sequence[Variant] = ()
+) -> str:
     """One page with everything in it: no script, no font and no picture from elsewhere.
 
-    Raises: SettingsError without matplotlib; ResumeError and ProfileError as `read_document`.
+    Raises: SettingsError without matplotlib; the others as `read_document`.
     """
     plots = Plots()
-    document = read_document(store, batches, probe)
+    document = read_document(store, batches, probe, curves)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -43,12 +46,15 @@ def render_html(store: RunStore, batches: Sequence[str], probe: Path | None = No
         comparisons=[(found, table, Markup(plots.comparison(found))) for found, table in document.comparisons],
         pictures=[_pictures(part, plots, number) for number, part in enumerate(document.parts)],
         front=Markup(plots.front(probed.front, probed.measured)) if probed and probed.front else "",
+        thought=[(one, Markup(plots.thinking(one.variant, one.points, one.curves))) for one in document.thought],
     )
 
 
-def render_markdown(store: RunStore, batches: Sequence[str], probe: Path | None = None) -> str:
+def render_markdown(
+    store: RunStore, batches: Sequence[str], probe: Path | None = None, curves: Sequence[Variant] = ()
+) -> str:
     """The same tables as Markdown, the workflow as Mermaid text; figures are the page's alone."""
-    document = read_document(store, batches, probe)
+    document = read_document(store, batches, probe, curves)
     lines = [f"# {document.title}", "", *document.summary.markdown()]
     for found, table in document.comparisons:
         lines += ["", f"## {found.other} against {found.baseline}", "", _paired(document, found.pairs), ""]
@@ -63,6 +69,8 @@ def render_markdown(store: RunStore, batches: Sequence[str], probe: Path | None 
         lines += ["", "## Workflow", "", "```mermaid", picture, "```"]
     if document.probed is not None:
         lines += ["", "## Profiles", "", *document.probed.profiles.markdown()]
+    for one in document.thought:
+        lines += ["", f"## Thinking of {one.role}: {one.variant}", "", *one.table.markdown()]
     return "\n".join([*lines, "", "## How to read it", "", *(f"- {line}" for line in document.reading), ""])
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from ...agents.errors import SettingsError
+from ...specializers.thinking_curves import Saturation, ThinkingPoint
 from ..figures import FrontPoint
+from ..thinking_figures import plot_thinking
 from .comparison import Comparison
 from .costs import Cost
 from .slot_timeline import EngineTimeline
@@ -195,6 +197,16 @@ class Plots:
         self._plain(axes, "both")
         axes.legend(loc="lower right", frameon=False, fontsize=8)
         return self._svg(figure, "Predicted front of cost and quality")
+
+    def thinking(self, name: str, points: Sequence[ThinkingPoint], curves: Mapping[str, Saturation]) -> str:
+        """Accuracy against thinking, and what an accuracy costs on each variant, from the card of one."""
+        figure = self._figure(9.6, 3.6)
+        left, right = figure.subplots(1, 2)
+        plot_thinking(left, right, points, curves, (ACCENT, TINT, MUTED, WARN), INK)
+        for axes in (left, right):
+            self._plain(axes, "both")
+            axes.legend(loc="lower right", frameon=False, fontsize=8)
+        return self._svg(figure, f"Thinking curves of {name}")
 
     # --- style --------------------------------------------------------------------------------------------
 

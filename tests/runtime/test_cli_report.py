@@ -39,6 +39,7 @@ def test_a_run_is_reported_as_a_page_and_as_markdown(tmp_path: Path, monkeypatch
     [
         ("report --html r.html", "no run store runs/runs.db"),
         ("report --probe x", "--probe shows in the full report; expected --html or --markdown"),
+        ("report --curves x", "--curves shows in the full report; expected --html or --markdown"),
         ("bench", "neither or both of a trace and a synthetic mix"),
         ("bench nope.db", "no trace nope.db"),
         ("bench --synthetic 4 --concurrency x", "--concurrency 'x'"),

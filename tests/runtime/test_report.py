@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metier.agents import Message, ProfileError, SettingsError, Task, TaskGraph
+from metier.agents.errors import VariantError
 from metier.agents.messages import Usage
 from metier.runtime import RunStore
 from metier.runtime.batches import new_batch
@@ -29,6 +31,8 @@ from metier.runtime.report.ledger import read_ledger, round_of
 from metier.runtime.report.slot_timeline import engine_timelines, merged, without_pauses
 from metier.runtime.store_records import AskRecord, StepRecord
 from metier.runtime.workflow_shape import StepShape, workflow_shape
+from metier.specializers.thinking_curves import Saturation, ThinkingPoint
+from metier.specializers.variant import EngineSpec, Variant
 
 from ..agents.workflow import Puzzle, critic, planner, solver
 
@@ -265,6 +269,21 @@ def test_a_probes_folder_is_shown_or_refused(store: RunStore, tmp_path: Path) ->
     (tmp_path / "front.json").write_text("{}")
     with pytest.raises(ProfileError, match="front.json cannot be read"):
         render_html(store, [batch], tmp_path)
+
+
+def test_thinking_curves_of_a_card_are_shown_or_refused(store: RunStore) -> None:
+    batch = record(store)
+    curve = Saturation(0.1, 0.9, 10.0, 1.0, 0.0)
+    points = [ThinkingPoint("solver", b, curve.accuracy(b), (0.0, 1.0), float(b), 20.0 + b, 50) for b in (0, 8, 32)]
+    card = {"role": "solver", "thinking": {"points": [asdict(p) for p in points], "curves": {"solver": asdict(curve)}}}
+    swept = Variant(id="0" * 16, name="tuned", base="b", prompt_layout=1, engine=EngineSpec(base="b"), card=card)
+    page = render_html(store, [batch], curves=[swept])
+    parsed(page)
+    assert "Thinking of solver: tuned" in page and "Thinking curves of tuned" in page
+    text = render_markdown(store, [batch], curves=[swept])
+    assert "| solver | 32 | 50 | 0.867 | 0.00 to 1.00 | 32.0 | 52.0 |" in text
+    with pytest.raises(VariantError, match="no thinking curves on its card"):
+        render_markdown(store, [batch], curves=[swept.model_copy(update={"card": {}})])
 
 
 def test_without_matplotlib_the_page_is_refused_and_markdown_is_not(
