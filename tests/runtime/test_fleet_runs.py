@@ -125,14 +125,17 @@ def test_the_command_line_runs_on_two_servers_and_on_those_of_the_settings(tmp_p
 
 
 class Mortal:
-    """`metier serve` on a port of its own, which dies (-9) at an ask and is started again, `kills` times in all."""
+    """`metier serve` on a port of its own, which dies (-9) at an ask and is started again, `kills` times in all.
 
-    def __init__(self, port: int, kills: Iterator[int], store: Path) -> None:
+    Whenever it is up, `ups` is released.
+    """
+
+    def __init__(self, port: int, kills: Iterator[int], store: Path, ups: threading.Semaphore) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.deaths = 0
         self._words = ["serve", workflow_for_cli.__file__, "--engine", "scripted", "--port", str(port)]
         self._words += ["--store", str(store)]
-        self._kills = kills
+        self._kills, self._ups = kills, ups
         self._over = False
         self.start()
         self._thread = threading.Thread(target=self._raise_again)
@@ -147,6 +150,7 @@ class Mortal:
         while b"serving" not in said[-1]:
             said.append(self._process.stderr.readline())
             assert said[-1], b"".join(said).decode()
+        self._ups.release()
 
     def watch(self) -> None:
         """Start it again whenever it dies."""
@@ -166,7 +170,7 @@ class Mortal:
 
 
 @contextmanager
-def mortals(tmp_path: Path, kills: Iterator[int]) -> Iterator[list[Mortal]]:
+def mortals(tmp_path: Path, kills: Iterator[int], ups: threading.Semaphore) -> Iterator[list[Mortal]]:
     with ExitStack() as stack, ExitStack() as ports:
         sockets = [ports.enter_context(socket.socket()) for _ in range(2)]
         for number in sockets:
@@ -175,7 +179,7 @@ def mortals(tmp_path: Path, kills: Iterator[int]) -> Iterator[list[Mortal]]:
         ports.close()
         servers = []
         for index, port in enumerate(free):
-            mortal = Mortal(port, kills, tmp_path / f"server{index}.db")
+            mortal = Mortal(port, kills, tmp_path / f"server{index}.db", ups)
             mortal.watch()
             stack.callback(mortal.close)
             servers.append(mortal)
@@ -187,7 +191,8 @@ def test_ten_kills_of_servers_lose_nothing(tmp_path: Path) -> None:
     chance = random.Random(11)
     kills = iter([chance.randint(5, 25) for _ in range(KILLS)])
     file = load_workflow(workflow_for_cli.__file__)
-    with mortals(tmp_path, kills) as servers:
+    ups = threading.Semaphore(0)
+    with mortals(tmp_path, kills, ups) as servers:
 
         async def drive() -> None:
             engine = ",".join(mortal.url for mortal in servers)
@@ -196,6 +201,8 @@ def test_ten_kills_of_servers_lose_nothing(tmp_path: Path) -> None:
                 assert [result.error for result in results] == [None] * TASKS
 
         anyio.run(drive)
+        # The runs may have ended on one server while the other was still getting up.
+        assert all(ups.acquire(timeout=120) for _ in range(KILLS + len(servers)))
         deaths = sum(mortal.deaths for mortal in servers)
         assert all(httpx.get(f"{mortal.url}/health").status_code == 200 for mortal in servers)
     assert deaths == KILLS
