@@ -32,21 +32,22 @@ class Steps:
 
 STUDIES = {
     "ledger": Steps(
-        ("ledger_single", "ledger_single_w8a8", "ledger_accountant"),
-        ("base", "ledger-single@0", "ledger-single@32", "ledger-single@48", "ledger-single-w8a8@0",
-         "ledger-single-w8a8@32", "ledger-single-w8a8@48", "ledger-accountant@48"),
+        ("ledger_single", "ledger_single_w8a8", "ledger_shallow"),
+        ("base", "ledger-single@0", "ledger-single@48", "ledger-single-w8a8@0", "ledger-single-w8a8@48",
+         "ledger-shallow@0", "ledger-shallow@32", "ledger-shallow@48"),
         "ledger_single_assignment.yaml",
     ),
     "gift_card": Steps(
-        ("gift_card_single", "gift_card_single_w8a8", "gift_card_short", "gift_card_short_w8a8"),
+        ("gift_card_single", "gift_card_single_w8a8", "gift_card_short", "gift_card_short_w8a8", "gift_card_shallow"),
         ("base", "gift-card-single@0", "gift-card-single@64", "gift-card-single-w8a8@0", "gift-card-single-w8a8@64",
-         "gift-card-short-w8a8@0", "gift-card-short-w8a8@64"),
+         "gift-card-short-w8a8@64", "gift-card-shallow@0", "gift-card-shallow@64"),
         "gift_card_single_assignment.yaml",
         split_rounds=True,
     ),
     "solve_and_check": Steps(
-        ("puzzles_single", "puzzles_single_w8a8", "pat", "solver_w8a8"),
-        ("base", "puzzles-single", "puzzles-single-w8a8", "planner", "solver", "critic", "planner-448", "solver-w8a8"),
+        ("puzzles_single", "puzzles_single_w8a8", "puzzles_shallow", "solver_w8a8"),
+        ("base", "puzzles-single", "puzzles-single-w8a8", "puzzles-shallow", "planner", "solver", "critic",
+         "solver-w8a8"),
         "solve_and_check_single_assignment.yaml",
     ),
 }  # fmt: skip
