@@ -38,9 +38,9 @@ STUDIES = {
         "ledger_single_assignment.yaml",
     ),
     "gift_card": Steps(
-        ("gift_card_single", "gift_card_single_w8a8", "gift_card_short", "gift_card_short_w8a8", "gift_card_shallow"),
+        ("gift_card_single", "gift_card_single_w8a8", "gift_card_shallow"),
         ("base", "gift-card-single@0", "gift-card-single@64", "gift-card-single-w8a8@0", "gift-card-single-w8a8@64",
-         "gift-card-short-w8a8@64", "gift-card-shallow@0", "gift-card-shallow@64"),
+         "gift-card-shallow@0", "gift-card-shallow@64"),
         "gift_card_single_assignment.yaml",
         split_rounds=True,
     ),

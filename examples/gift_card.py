@@ -144,12 +144,16 @@ OFF_SHARE = 0.2
 
 
 def think_about(puzzle: Puzzle, rng: random.Random) -> str:
-    """For each price what is missing to the card, until that is on the list; a third of the time at length."""
+    """For every price what is missing to the card, a third of the time at length.
+
+    It does not stop at the one that is on the list: whoever stops there learns that what is missing is always listed.
+    """
     card = sum(puzzle.pair)
-    tried = puzzle.prices[: puzzle.prices.index(puzzle.pair[0]) + 1]
-    steps = [f"{card}-{price}={card - price}" for price in tried]
-    if rng.random() < 1 / 3:
-        return "; ".join([f"{step} no" for step in steps[:-1]] + [f"{steps[-1]} yes"])
+    at_length = rng.random() < 1 / 3
+    steps = []
+    for price in puzzle.prices:
+        listed = card - price in puzzle.prices and card != 2 * price
+        steps.append(f"{card}-{price}={card - price}" + (" yes;" if listed else " no;") * at_length)
     return " ".join(steps)
 
 
@@ -198,17 +202,19 @@ def wrong_pair(puzzle: Puzzle, rng: random.Random) -> tuple[int, int]:
     """Two prices with another sum, or a price and a rest that is not on the list."""
     while True:
         first, second = rng.sample(puzzle.prices, 2)
-        if rng.random() < 0.4:
+        if rng.random() < 0.15:
             second = sum(puzzle.pair) - first
         if not check_of(puzzle, (first, second)).correct and second > 0:
             return first, second
 
 
 def mixed_rows(size: int, seed: int) -> Iterator[TrafficRow]:
-    """Rows of all roles in turn, for one adapter that plays all of them."""
-    teachers = [rows(-(-size // 3), seed) for rows in (reader_rows, finder_rows, checker_rows)]
-    for turn in zip(*teachers, strict=True):
-        yield from turn
+    """Rows of all roles, as many of each as its own recipe has steps, for one adapter that plays all of them."""
+    turns = (finder_rows, checker_rows) * 3 + (finder_rows, finder_rows, finder_rows, reader_rows)
+    each = -(-size // len(turns))
+    rows = {teacher: teacher(each * turns.count(teacher), seed) for teacher in set(turns)}
+    for _ in range(each):
+        yield from (next(rows[teacher]) for teacher in turns)
 
 
 def shorten_rows(size: int, seed: int) -> Iterator[TrafficRow]:
