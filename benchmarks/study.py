@@ -33,8 +33,8 @@ class Steps:
 STUDIES = {
     "ledger": Steps(
         ("ledger_single", "ledger_single_w8a8", "ledger_shallow"),
-        ("base", "ledger-single@0", "ledger-single@48", "ledger-single-w8a8@0", "ledger-single-w8a8@48",
-         "ledger-shallow@0", "ledger-shallow@32", "ledger-shallow@48"),
+        ("base", "ledger-single@48", "ledger-single-w8a8@0", "ledger-single-w8a8@48", "ledger-shallow@0",
+         "ledger-shallow@48"),
         "ledger_single_assignment.yaml",
     ),
     "gift_card": Steps(

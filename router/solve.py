@@ -69,16 +69,16 @@ class SolverSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Solution:
-    """A choice, what is expected of it, and whether it is proved to be the best."""
+    """A choice, what is expected of it, and how it was found; `measured` is one that ran cheaper than the best did."""
 
     choices: dict[Part, Candidate]
     prediction: Prediction
-    method: Literal["milp", "local search", "brute force"]
+    method: Literal["milp", "local search", "brute force", "measured"]
 
     @property
     def exact(self) -> bool:
         """Whether no other choice can be better, by prediction."""
-        return self.method != "local search"
+        return self.method in ("milp", "brute force")
 
 
 def solve(

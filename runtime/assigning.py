@@ -112,7 +112,10 @@ def _print(result: Assigned, problem: Problem, settings: AssignSettings) -> None
     console.print(_contenders(result.table))
     console.print(f"Pareto front of CPU-seconds and quality, predicted ({len(result.front)} points):", markup=False)
     console.print(_points(result.front, problem))
-    proof = "proved best by prediction" if result.solution.exact else "found by local search, not proved best"
+    proof = {
+        "measured": "ran cheaper than the best by prediction",
+        "local search": "not proved best",
+    }.get(result.solution.method, "proved best by prediction")
     console.print(f"Chosen ({result.solution.method}, {proof}), minimising {settings.minimise}:", markup=False)
     for part, reason in result.reasons.items():
         console.print(f"  {part}: {result.solution.choices[part]}: {reason}", markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ from metier.router.assign import ORACLE, Assigned, AssignSettings, Measured, ass
 from metier.router.coupling import Prediction, Problem, make_problem
 from metier.router.evaluator import Evaluator
 from metier.router.outcomes import Journal, Outcome
+from metier.router.profile import Footprint
 from metier.router.solve import Limits, SolverSettings
 from metier.router.space import Candidate, Part
 from tests.router.table import TableRun, profile, space, task_ids
@@ -128,6 +129,49 @@ async def test_cost_of_pass_is_weighed_along_the_front() -> None:
     costs = {c.name: c.prediction.cost_of_pass for c in result.table if c.prediction}
     assert costs["assigned"] == min(costs.values()) and result.measured is None
     assert named(result) == {role: "dear" for role in ROLES}
+
+
+async def test_the_best_on_one_checkpoint_is_run_too_and_taken_where_it_costs_less() -> None:
+    place = {"dear": Footprint(checkpoint_mib=100), "cheap": Footprint(checkpoint="eight bits", checkpoint_mib=50)}
+    given = [
+        # Alone on its engine, the cheap one looked dear.
+        profile(Part(role), v, INCUMBENT, cpu_s={"dear": 0.1, "cheap": 0.12}[v], footprint=place[v])
+        for role in ROLES
+        for v in ("dear", "cheap")
+    ]
+    wrong = make_problem(given, [Part(role) for role in ROLES])
+    result = await assign(wrong, check=check(TableRun))
+    assert named(result) == dict.fromkeys(ROLES, "cheap") and result.solution.method == "measured"
+    assert result.measured is not None and result.measured.cpu_s == pytest.approx(0.15)
+    assert all(why.endswith("ran cheaper than the best by prediction") for why in result.reasons.values())
+    lines = {contender.name: contender for contender in result.table}
+    assert set((lines["best by prediction"].choices or {}).values()) == {Candidate("dear")}
+    believed = await assign(wrong, AssignSettings(rivals=False), check=check(TableRun))
+    assert named(believed) == dict.fromkeys(ROLES, "dear")
+    smallest = await assign(wrong, AssignSettings(minimise="memory_mib"), check=check(TableRun))
+    assert smallest.solution.method != "measured"
+
+
+class Worse(TableRun):
+    """Whatever is cheap fails."""
+
+    async def __call__(self, assignment, tasks, on_outcome):  # type: ignore[no-untyped-def]
+        cheap = any(given.variant == "cheap" for given in assignment.roles.values())
+        self.skill = {key: 0.0 if cheap else 1.0 for key in self.skill}
+        await super().__call__(assignment, tasks, on_outcome)
+
+
+async def test_a_rival_that_does_not_hold_is_shown_and_not_taken() -> None:
+    given = [
+        profile(Part(role), v, INCUMBENT, cpu_s=0.1, footprint=Footprint(checkpoint=v, checkpoint_mib=100))
+        for role in ROLES
+        for v in ("dear", "cheap")
+    ]
+    result = await assign(
+        make_problem(given, [Part(role) for role in ROLES]), AssignSettings(checks=20), check=check(Worse)
+    )
+    assert named(result) == dict.fromkeys(ROLES, "dear")
+    assert all("below the incumbent" in c.note for c in result.table if c.name == "on one checkpoint")
 
 
 async def test_no_other_candidate_left_is_a_reason_too() -> None:
