@@ -63,7 +63,9 @@ class Study:
 STUDIES = {
     "solve_and_check": Study("assignment.yaml", "puzzles-single"),
     "ledger": Study("ledger_assignment.yaml", "ledger-single", single_thinking_tokens=48),
-    "gift_card": Study("gift_card_assignment.yaml", "gift-card-single", budgets=(0, 32, 64, 96)),
+    "gift_card": Study(
+        "gift_card_assignment.yaml", "gift-card-single", single_thinking_tokens=64, budgets=(0, 32, 64, 96)
+    ),
 }
 FEW_SHOT, SINGLE, SHELF_SINGLE, BY_HAND, ASSIGNED, EQUAL = (
     "base, few-shot",
