@@ -217,11 +217,6 @@ def mixed_rows(size: int, seed: int) -> Iterator[TrafficRow]:
         yield from (next(rows[teacher]) for teacher in turns)
 
 
-def shorten_rows(size: int, seed: int) -> Iterator[TrafficRow]:
-    """The finder's rows, to be thought about briefly, and the others' without thought, lest they be forgotten."""
-    return (row for row in mixed_rows(size, seed) if row.role == finder.name or not row.thinking)
-
-
 def reader_tune_rows(size: int, seed: int) -> Iterator[TrafficRow]:
     """Rows of the reader that no training sees, to decide by."""
     return reader_rows(size, seed, "tune")

@@ -211,11 +211,6 @@ def mixed_rows(size: int, seed: int) -> Iterator[TrafficRow]:
         yield from turn
 
 
-def shorten_rows(size: int, seed: int) -> Iterator[TrafficRow]:
-    """The accountant's rows, to be thought about briefly, and the others' without thought, lest they be forgotten."""
-    return (row for row in mixed_rows(size, seed) if row.role == accountant.name or not row.thinking)
-
-
 def reader_tune_rows(size: int, seed: int) -> Iterator[TrafficRow]:
     """Rows of the reader that no training sees, to decide by."""
     return reader_rows(size, seed, "tune")
