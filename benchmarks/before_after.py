@@ -129,8 +129,7 @@ async def measure(
     assignment = assignment_of(name, arm, assigned)
     assert assignment is not None
     shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
-    rank = max((shelf.get(variant).ask.rank for variant in assignment.variants()), default=0)
-    overrides = {"engine.threads": THREADS} | ({"engine.slot_rank": 32} if rank > 16 else {})
+    overrides = {"engine.threads": THREADS}
     row = {
         "workflow": name,
         "arm": arm,

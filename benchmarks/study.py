@@ -57,13 +57,13 @@ def commands(name: str, folder: Path) -> list[list[str]]:
     """The commands of a study, in order; paths are relative to the repository where they can be."""
     steps = STUDIES[name]
     folders = [str(folder / "shelf"), "examples/variants"]
-    settings = ["--set", "engine.threads=1", "--set", "engine.slot_rank=32"]
     found = [["metier", "make", f"examples/recipes/{recipe}.yaml", "--variants", "examples/variants"]
              for recipe in steps.recipes]  # fmt: skip
     found.append([
         "metier", "probe", f"examples/{name}.py", "--tasks", "tune:48", *(w for f in folders for w in ("--also", f)),
         "--incumbent", f"examples/{steps.incumbent}", "--variants", ",".join(steps.candidates),
-        "--split-rounds" if steps.split_rounds else "--no-split-rounds", "--out", str(folder / "probe"), *settings,
+        "--split-rounds" if steps.split_rounds else "--no-split-rounds", "--out", str(folder / "probe"),
+        "--set", "engine.threads=1",
     ])  # fmt: skip
     assigned = str(folder / "assigned.yaml")
     found.append(

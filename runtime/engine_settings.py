@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Literal
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,12 +25,13 @@ class EngineSettings(BaseModel):
     `max_batch_tokens` the tokens of one step, `max_running` the asks of one step. `block_tokens` is the unit
     of the prefix cache: vLLM's own 128 on CPU would never let a short prompt hit.
 
-    Adapters: at most `adapter_slots` are resident, each with room for `slot_rank` rows (vLLM's list of ranks).
-    While asks wait for a slot, at most `adapter_pass_asks` others may overtake the first of them with adapters
-    that are already resident. With `foresight` the slots know from the graph what the runs will ask for within
-    `foresight_asks` asks: the adapter needed last is evicted, one needed within `pin_asks` asks is kept if anything
-    else will do, one needed within `prefetch_asks` asks is loaded ahead into a slot that nobody needs, and asks of
-    one adapter run together. Keep `foresight_asks` above the asks of a loop's round, or its adapters look alike.
+    Adapters: at most `adapter_slots` are resident, each with room for `slot_rank` rows (vLLM's list of ranks);
+    where nobody set it, for the widest adapter that is known when the engines start. While asks wait for a slot, at
+    most `adapter_pass_asks` others may overtake the first of them with adapters that are already resident. With
+    `foresight` the slots know from the graph what the runs will ask for within `foresight_asks` asks: the adapter
+    needed last is evicted, one needed within `pin_asks` asks is kept if anything else will do, one needed within
+    `prefetch_asks` asks is loaded ahead into a slot that nobody needs, and asks of one adapter run together. Keep
+    `foresight_asks` above the asks of a loop's round, or its adapters look alike.
 
     Bounds: `ask_queue_limit` asks are inside one engine at a time, the rest wait in the pool in order.
     A supervised engine has `start_timeout_s` to become ready and `close_timeout_s` to go; one that dies is
@@ -77,6 +79,14 @@ class EngineSettings(BaseModel):
     eager: bool | None = None
     tensor_parallel: int = Field(default=1, ge=1)
     data_parallel: int = Field(default=1, ge=1)
+
+    def with_room_for(self, ranks: Iterable[int]) -> EngineSettings:
+        """These settings with slots wide enough for adapters of these ranks, unless `slot_rank` was set by somebody."""
+        if "slot_rank" in self.model_fields_set:
+            return self
+        known: tuple[int, ...] = get_args(SlotRank)
+        wanted = min(max([self.slot_rank, *ranks]), known[-1])
+        return self.model_copy(update={"slot_rank": next(rank for rank in known if rank >= wanted)})
 
     @property
     def one_process(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..specializers.adapter_check import SLOT_RANKS
 from ..specializers.recipe import load_recipe
 from ..specializers.shelf import Shelf
 from ..specializers.variant import Variant
-from .engine_settings import EngineSettings
 from .settings import load_settings
 
 if TYPE_CHECKING:
     from .pool import EnginePool
 
-__all__ = ["draw_variant", "list_variants", "make_variant", "show_variants", "with_room_for"]
+__all__ = ["draw_variant", "list_variants", "make_variant", "show_variants"]
 
 console = Console(stderr=True)
 WIDE = 140
@@ -97,16 +95,8 @@ def _engines(base: str, shelf: Shelf) -> EnginePool:
     return EnginePool(
         find_base(base),
         lambda name: (shelf.get(name), shelf.path(name)),
-        with_room_for(adapted, load_settings().engine),
+        load_settings().engine.with_room_for(variant.ask.rank for variant in adapted),
         adapters={variant.checkpoint for variant in adapted},
-    )
-
-
-def with_room_for(variants: Iterable[Variant], engine: EngineSettings) -> EngineSettings:
-    """The settings with slots wide enough for every one of these variants' adapters, and no narrower than they were."""
-    widest = max((variant.ask.rank for variant in variants), default=0)
-    return engine.model_copy(
-        update={"slot_rank": next(r for r in SLOT_RANKS if r >= min(max(widest, engine.slot_rank), SLOT_RANKS[-1]))}
     )
 
 

@@ -172,6 +172,7 @@ async def _open_pool(
 
     fingerprint = await to_thread.run_sync(base_fingerprint, folder)
     adapters = {variant.checkpoint for variant in wanted.values() if variant.ask.adapter}
+    engines = settings.engine.with_room_for(variant.ask.rank for variant in wanted.values())
     if engine == RAY:
         from .ray.backend import RayBackend
 
@@ -179,7 +180,7 @@ async def _open_pool(
             folder,
             resolve,
             settings.ray,
-            settings.engine,
+            engines,
             adapters=adapters,
             on_event=on_event,
             on_abandoned=on_abandoned,
@@ -190,7 +191,7 @@ async def _open_pool(
     pool = EnginePool(
         folder,
         resolve,
-        settings.engine,
+        engines,
         supervised=engine == "supervised",
         adapters=adapters,
         on_event=on_event,

@@ -28,6 +28,9 @@ from ..router.probe import ProbeResult, ProbeSettings, probe
 from ..router.profile import Footprint, Profile, write_profiles
 from ..router.route import Router
 from ..router.space import Candidate, Space, role_rounds, space_of
+from ..specializers.shelf import Shelf
+from ..specializers.variant import Variant
+from .engine_settings import EngineSettings
 from .replayed import RecordedReply, ReplayedBackend
 from .session import RunResult, Session
 from .settings import Settings, load_settings
@@ -183,7 +186,11 @@ async def open_bench(options: ProbeOptions, folder: Path) -> AsyncGenerator[Benc
         if options.engine == "scripted":
             opened = _scripted(file)
         else:
-            opened = _engines(options, settings, names)
+            shelf = Shelf(settings.shelf, also=[Path(folder) for folder in options.also])
+            wanted = {name: shelf.get(name) for name in names}
+            engine = settings.engine.with_room_for(variant.ask.rank for variant in wanted.values())
+            settings = settings.model_copy(update={"engine": engine})
+            opened = _engines(options, engine, shelf, wanted)
         async with opened as (backend, variants, footprints, totals):
             identity = content_key(base=variants.get(BASE, BASE), engine=options.engine == "scripted")
             replayed = ReplayedBackend(
@@ -244,15 +251,14 @@ async def _scripted(file: WorkflowFile) -> AsyncGenerator[Opened]:
 
 
 @asynccontextmanager
-async def _engines(options: ProbeOptions, settings: Settings, names: Sequence[str]) -> AsyncGenerator[Opened]:
+async def _engines(
+    options: ProbeOptions, settings: EngineSettings, shelf: Shelf, wanted: Mapping[str, Variant]
+) -> AsyncGenerator[Opened]:
     # Imported here: a scripted probe needs none of it.
     from ..specializers.base_model import base_fingerprint, find_base
-    from ..specializers.shelf import Shelf
     from .footprints import footprints
     from .pool import EnginePool
 
-    shelf = Shelf(settings.shelf, also=[Path(folder) for folder in options.also])
-    wanted = {name: shelf.get(name) for name in names}
     base = await to_thread.run_sync(partial(find_base, options.base))
     ids = {BASE: base_fingerprint(base), **{name: variant.id for name, variant in wanted.items()}}
 
@@ -262,13 +268,13 @@ async def _engines(options: ProbeOptions, settings: Settings, names: Sequence[st
     pool = EnginePool(
         base,
         lambda name: (shelf.get(name), shelf.path(name)),
-        settings.engine,
+        settings,
         supervised=options.engine == "supervised",
         adapters={variant.checkpoint for variant in wanted.values() if variant.ask.adapter},
     )
     async with pool:
-        await pool.warm([None, *names])
-        yield pool, ids, footprints(wanted, checkpoint, settings.engine), pool.checkpoint_totals
+        await pool.warm([None, *wanted])
+        yield pool, ids, footprints(wanted, checkpoint, settings), pool.checkpoint_totals
 
 
 def _serving(bench: Bench) -> dict[str, Any]:

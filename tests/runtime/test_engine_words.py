@@ -21,6 +21,7 @@ from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.host_protocol import Answered, Begin, Failed, Load, Swapped, from_host, to_host, to_line
 from metier.runtime.loop_mailbox import LoopMailbox, Promise
 from metier.runtime.scheduled_rows import ScheduledRows
+from metier.runtime.settings import load_settings
 from metier.runtime.vllm_environment import engine_environment
 
 MakeAsk = Callable[..., Ask]
@@ -32,6 +33,16 @@ MakeAsk = Callable[..., Ask]
 def test_settings_refuse_what_they_do_not_know(field: str, value: int) -> None:
     with pytest.raises(ValidationError, match=field):
         EngineSettings.model_validate({field: value})
+
+
+@pytest.mark.parametrize(("ranks", "given"), [([], 16), ([8, 24], 32), ([8], 16), ([600], 512)])
+def test_slots_are_as_wide_as_the_widest_known_adapter(ranks: list[int], given: int) -> None:
+    assert EngineSettings(threads=1).with_room_for(ranks).slot_rank == given
+
+
+def test_a_slot_rank_that_somebody_set_stays() -> None:
+    assert load_settings(None, {"engine.slot_rank": 8}).engine.with_room_for([24]).slot_rank == 8
+    assert load_settings(None, {"engine.threads": 1}).engine.with_room_for([24]).slot_rank == 32
 
 
 def test_environment_keeps_a_users_tuning_but_not_what_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
