@@ -69,20 +69,10 @@ def commands(name: str, folder: Path) -> list[list[str]]:
         "--set", "engine.threads=1",
     ])  # fmt: skip
     assigned = str(folder / "assigned.yaml")
-    found.append(
-        [
-            "metier",
-            "assign",
-            "--probe",
-            str(folder / "probe"),
-            "--minimise",
-            "cost_of_pass",
-            "--check",
-            CHECK,
-            "--out",
-            assigned,
-        ]
-    )
+    found.append([
+        "metier", "assign", "--probe", str(folder / "probe"), "--minimise", "cost_of_pass", "--check", CHECK,
+        "--out", assigned,
+    ])  # fmt: skip
     found.append([
         "python", "benchmarks/before_after.py", name, "--measure", *(f"--variants={f}" for f in folders),
         "--assigned", assigned, "--results", str(folder / "before_after.jsonl"),
