@@ -107,8 +107,11 @@ def assignment_of(name: str, arm: str, assigned: Path | None = None) -> Assignme
     if study.single_thinking_tokens is None:  # nobody thinks: the arm would be the assigned one again
         return None
     thinks = {"thinking": study.single_thinking_tokens, "thinking_rounds": {}}
-    given = {role: {**part.model_dump(exclude_defaults=True), **thinks} for role, part in assignment.roles.items()}
-    return Assignment.model_validate({"roles": given, "default": assignment.default})
+    given = {
+        role: RoleAssignment.model_validate({**part.model_dump(exclude_defaults=True), **thinks})
+        for role, part in assignment.roles.items()
+    }
+    return assignment.model_copy(update={"roles": given})  # a default that was not written starts no engine
 
 
 def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf, tasks: str = TASKS) -> str:

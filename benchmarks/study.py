@@ -3,8 +3,9 @@
     python benchmarks/study.py ledger               # hours on two cores, nearly all of it training
     python benchmarks/study.py gift_card --dry-run  # the commands, to run by hand
 
-Every command goes on where it was stopped, and what is already there is not made again; so does the whole. Variants,
-journals, Pareto front and assignment are left in runs/studies/NAME.
+It probes twice, the second time around what the first assignment chose: replacing one role at a time says little far
+from where it starts. Every command goes on where it was stopped, and what is already there is not made again; so does
+the whole. Variants, journals, Pareto fronts and assignments are left in runs/studies/NAME.
 """
 
 from __future__ import annotations
@@ -62,17 +63,20 @@ def commands(name: str, folder: Path) -> list[list[str]]:
     folders = [str(folder / "shelf"), "examples/variants"]
     found = [["metier", "make", f"examples/recipes/{recipe}.yaml", "--variants", "examples/variants"]
              for recipe in steps.recipes]  # fmt: skip
-    found.append([
-        "metier", "probe", f"examples/{name}.py", "--tasks", "tune:48", *(w for f in folders for w in ("--also", f)),
-        "--incumbent", f"examples/{steps.incumbent}", "--variants", ",".join(steps.candidates),
-        "--split-rounds" if steps.split_rounds else "--no-split-rounds", "--out", str(folder / "probe"),
-        "--set", "engine.threads=1",
-    ])  # fmt: skip
-    assigned = str(folder / "assigned.yaml")
-    found.append([
-        "metier", "assign", "--probe", str(folder / "probe"), "--minimise", "cost_of_pass", "--check", CHECK,
-        "--out", assigned,
-    ])  # fmt: skip
+    first, assigned = str(folder / "assigned_first.yaml"), str(folder / "assigned.yaml")
+    rounds = "--split-rounds" if steps.split_rounds else "--no-split-rounds"
+    for incumbent, probe, out in (
+        (f"examples/{steps.incumbent}", str(folder / "probe"), first),
+        (first, str(folder / "probe_second"), assigned),
+    ):
+        found.append([
+            "metier", "probe", f"examples/{name}.py", "--tasks", "tune:48",
+            *(w for f in folders for w in ("--also", f)), "--incumbent", incumbent,
+            "--variants", ",".join(steps.candidates), rounds, "--out", probe, "--set", "engine.threads=1",
+        ])  # fmt: skip
+        found.append([
+            "metier", "assign", "--probe", probe, "--minimise", "cost_of_pass", "--check", CHECK, "--out", out,
+        ])  # fmt: skip
     found.append([
         "python", "benchmarks/before_after.py", name, "--measure", *(f"--variants={f}" for f in folders),
         "--assigned", assigned, "--results", str(folder / "before_after.jsonl"),

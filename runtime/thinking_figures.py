@@ -95,4 +95,4 @@ def plot_thinking(
         axes.set_ylabel("score")
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(left=0.0)
-        axes.legend(fontsize="small", loc="lower right")
+        axes.legend(fontsize="small", loc="upper left")
