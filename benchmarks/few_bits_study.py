@@ -83,7 +83,7 @@ def make(arm: str, base: str, shelf: Shelf) -> Path:
     def say(progress: Progress) -> None:
         if progress.step % 8 == 0:
             print(
-                f"{arm}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}, "
+                f"{arm}: step {progress.step} of {progress.steps}, loss {progress.value:.3f}, "
                 f"{progress.eta_s:.0f} s left"
             )
 

@@ -87,7 +87,7 @@ def train(arm: str, seed: int, folder: Path) -> None:
 def show(progress: Progress) -> None:
     """A line now and then."""
     if progress.step % 20 == 0:
-        print(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f}, {progress.eta_s:.0f} s", flush=True)
+        print(f"step {progress.step}/{progress.steps} loss {progress.value:.3f}, {progress.eta_s:.0f} s", flush=True)
 
 
 async def measure(arm: str, seed: int, folder: Path, results: Path) -> None:

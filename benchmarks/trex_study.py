@@ -116,7 +116,7 @@ def train(arms: Iterable[str], seed: int, folder: Path) -> None:
 def show(progress: Progress) -> None:
     """A line now and then."""
     if progress.step % 25 == 0:
-        print(f"step {progress.step}/{progress.steps} loss {progress.loss:.3f}, {progress.eta_s:.0f} s", flush=True)
+        print(f"step {progress.step}/{progress.steps} loss {progress.value:.3f}, {progress.eta_s:.0f} s", flush=True)
 
 
 def progressive_loss(arm: str, settings: dict[str, Any], seed: int, folder: Path, last: int = 16) -> float:

@@ -50,12 +50,13 @@ def make_variant(
                 bar,
                 total=progress.steps,
                 completed=progress.step,
-                description=f"making {loaded.name}, loss {progress.loss:.3f}",
+                description=f"making {loaded.name}, {progress.measured} {progress.value:.3f}",
             )
             if not console.is_terminal and progress.step % max(1, progress.steps // LINES) == 0:
-                left = f", {progress.eta_s:.0f} s left" if progress.eta_s else ""  # sweeps do not say
+                left = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s left"
                 console.print(
-                    f"{loaded.name}: step {progress.step} of {progress.steps}, loss {progress.loss:.3f}{left}",
+                    f"{loaded.name}: step {progress.step} of {progress.steps}, "
+                    f"{progress.measured} {progress.value:.3f}{left}",
                     markup=False,
                 )
 

@@ -142,7 +142,7 @@ def _least_loss(count: int, job: Job, model: Any, rows: Sequence[EncodedRow]) ->
         worst = min(losses, key=lambda layer: (losses[layer], layer))
         kept.remove(worst)
         if job.on_progress is not None:
-            job.on_progress(Progress(len(blocks) - len(kept), steps, losses[worst], 0.0, 0.0))
+            job.on_progress(Progress(len(blocks) - len(kept), steps, losses[worst]))
     _put_blocks(model, blocks, range(len(blocks)))
     return kept
 

@@ -114,7 +114,7 @@ async def _measure(
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"budget": budget, **asdict(found[budget])}) + "\n")
             if job.on_progress is not None:
-                job.on_progress(Progress(done + 1, len(arms), 1.0 - found[budget].mean, 0.0, 0.0))
+                job.on_progress(Progress(done + 1, len(arms), found[budget].mean, "score"))
     return {budget: found[budget] for budget in arms}
 
 

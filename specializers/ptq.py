@@ -155,14 +155,14 @@ def _prepare(settings: PtqSettings, job: Job) -> RoundingWork:
 
 
 def _with_progress(rounded: Iterable[Rounded], work: RoundingWork, job: Job) -> Iterator[Rounded]:
-    """Pass on layers, saying how many are done; the `loss` beside is the relative error of the weights so far."""
+    """Pass on layers, saying how many are done, and the relative error of the weights so far."""
     began_s = time.monotonic()
     for layer in rounded:
         yield layer
         if job.on_progress is not None:
             done, layers = work.errors.layers, len(work.plan)
             left_s = (time.monotonic() - began_s) / done * (layers - done)
-            job.on_progress(Progress(done, layers, work.errors.relative, 0.0, left_s))
+            job.on_progress(Progress(done, layers, work.errors.relative, "relative error", left_s))
 
 
 def _perplexities(settings: PtqSettings, job: Job, weights: Path, merged: LoraDeltas | None) -> dict[str, Any]:

@@ -17,19 +17,23 @@ from .bundled_model import MANIFEST
 from .fier_settings import FierSettings
 from .methods import Job, Made, find_method
 from .recipe import Recipe
+from .training import Progress
 from .variant import AskSpec
 
 __all__ = ["TRAINING_LOG", "Stage", "apply_methods", "stage_results"]
 
 TRAINING_LOG = "training_log.jsonl"
-DONE = "made.json"
+DONE, SPENT = "made.json", "cpu_s"
 # A checkpoint's own files; whatever else lies beside them (tokenizer, chat template) goes with every variant of it.
 _OWN_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf", MANIFEST)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One method of a recipe that is done: its name, its folder, what it returned, and its CPU-seconds."""
+    """One method of a recipe that is done: its name, its folder, what it returned, and its CPU-seconds.
+
+    `cpu_s` counts every process that worked on it, up to the last progress that one killed had made known.
+    """
 
     name: str
     out: Path
@@ -86,8 +90,14 @@ def _apply(name: str, settings: Any, folder: Path, job: Job) -> Stage:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    began_s = time.process_time()
-    made = find_method(name).make(settings, replace(job, out=out, work_dir=folder))
+    spent = _CpuClock(folder / SPENT)
+
+    def note(progress: Progress) -> None:
+        spent.write()
+        if job.on_progress is not None:
+            job.on_progress(progress)
+
+    made = find_method(name).make(settings, replace(job, out=out, work_dir=folder, on_progress=note))
     if (out / "weights").is_dir():
         _add_companions(job.model, out / "weights")
         check_base(out / "weights")
@@ -97,14 +107,33 @@ def _apply(name: str, settings: Any, folder: Path, job: Job) -> Stage:
             f"{'an' if (out / 'adapter').is_dir() else 'no'} adapter folder",
             expected="both or neither",
         )
-    stage = Stage(name, out, made, round(time.process_time() - began_s, 1))
+    stage = Stage(name, out, made, round(spent.seconds(), 1))
     record = {"ask": made.ask.model_dump(), "card": made.card, "log": made.log, "cpu_s": stage.cpu_s}
     if made.fier is not None:
         record["fier"] = made.fier.model_dump()
-    part = folder / f"{DONE}.part"
-    part.write_text(json.dumps(record), encoding="utf-8")
-    part.replace(folder / DONE)
+    _replace_text(folder / DONE, json.dumps(record))
     return stage
+
+
+class _CpuClock:
+    """CPU-seconds of this process since now, on top of those that processes before it left in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        before_s = float(path.read_text(encoding="utf-8")) if path.is_file() else 0.0
+        self._began_s = time.process_time() - before_s
+
+    def seconds(self) -> float:
+        return time.process_time() - self._began_s
+
+    def write(self) -> None:
+        _replace_text(self._path, f"{self.seconds():.1f}")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def _read_done(name: str, folder: Path) -> Stage | None:

@@ -111,7 +111,7 @@ async def _sweep(
                         file.write(json.dumps(asdict(point)) + "\n")
                 done += 1
                 if job.on_progress is not None:
-                    job.on_progress(Progress(done, steps, 1.0 - known[name, budget].quality, 0.0, 0.0))
+                    job.on_progress(Progress(done, steps, known[name, budget].quality, "score"))
     return [known[name, budget] for name in variants for budget in settings.budgets]
 
 

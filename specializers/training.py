@@ -62,13 +62,17 @@ class TrainingSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training run is; `loss` is nats per answer token of this step, `eta_s` an estimate in seconds."""
+    """Where a method is: the step it has done, and the `value` of what it measures there.
+
+    `measured` names that value: by default the loss, in nats per answer token. `eta_s` is an estimate in seconds,
+    None where a method cannot say.
+    """
 
     step: int
     steps: int
-    loss: float
-    learning_rate: float
-    eta_s: float
+    value: float
+    measured: str = "loss"
+    eta_s: float | None = None
 
 
 def learning_rate_at(step: int, settings: TrainingSettings) -> float:
@@ -252,7 +256,7 @@ def train(
             _save_checkpoint(checkpoint, job, names, parameters, optimizer, state, log)
         if on_progress is not None:
             per_step = (time.monotonic() - began) / (step + 1 - first)
-            on_progress(Progress(step + 1, settings.steps, loss, rate, per_step * (settings.steps - step - 1)))
+            on_progress(Progress(step + 1, settings.steps, loss, eta_s=per_step * (settings.steps - step - 1)))
     optimizer.zero_grad(set_to_none=True)
     give_back_freed_memory()
     return log

@@ -178,9 +178,13 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(tmp_path: Path, fo
     )
     assert killed.returncode == -signal.SIGKILL
     assert shelf.list() == []
+    (spent,) = (shelf.folder / ".work").rglob("cpu_s")
+    assert float(spent.read_text()) > 0
+    spent.write_text("1000.0")  # far more than this test takes, to be seen in the sum
     seen: list[int] = []
     variant = produce(wanted, shelf=shelf, base=tiny_base, on_progress=lambda p: seen.append(p.step))
     assert seen == [3, 4]  # the last checkpoint was after step 2
+    assert 1000 < variant.card["cpu_s"] < 2000
     whole = produce(wanted, shelf=Shelf(tmp_path / "whole"), base=tiny_base)
     assert variant.id == whole.id
     assert not list((shelf.folder / ".work").iterdir())
