@@ -26,7 +26,7 @@ from metier.runtime.probing import ProbeOptions, open_bench
 WORKFLOW = Path(__file__).parents[1] / "examples" / "gift_card.py"
 WHOLE, EIGHT_BIT = "gift-card-single", "gift-card-single-w8a8"
 THINKS, GUESSES = Candidate(WHOLE, 64), Candidate(WHOLE, 0)
-OTHERS = {Part("reader"): GUESSES, Part("checker"): GUESSES}
+OTHERS = {Part("reader"): GUESSES, Part("checker", "first"): GUESSES, Part("checker", "later"): GUESSES}
 ARMS: Mapping[str, tuple[Candidate, Candidate]] = {
     "thinks in every round": (THINKS, THINKS),
     "never thinks": (GUESSES, GUESSES),
