@@ -42,7 +42,8 @@ class AssignSettings(BaseModel):
     The check runs the choice and the incumbent on held-out tasks: the choice holds when its mean score is not below
     the incumbent's by more than `quality_loss`, and not below `limits.min_quality` where that is given. At most
     `checks` choices are tried. With `rivals` the best choice on each checkpoint alone is run too, and taken where it
-    holds and costs less. With `measure_baselines` the baselines are run on the same tasks.
+    holds and costs less; also one that is predicted to miss the quality by up to `rival_shortfall`, which is what
+    profiles on some fifty tasks may be off by. With `measure_baselines` the baselines are run on the same tasks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class AssignSettings(BaseModel):
     quality_loss: float = Field(default=0.02, ge=0, le=1)
     checks: int = Field(default=8, ge=1)
     rivals: bool = True
+    rival_shortfall: float = Field(default=0.1, ge=0, le=1)
     measure_baselines: bool = False
     solver: SolverSettings = SolverSettings()
     seed: int = 0
@@ -324,12 +326,21 @@ def _greedy(problem: Problem, limits: Limits) -> dict[Part, Candidate]:
 
 
 def _rivals(problem: Problem, limits: Limits, settings: AssignSettings, known: list[Choices]) -> Iterator[Solution]:
-    """The best on each checkpoint that keeps the limits by prediction, but those that are known; none for memory."""
+    """The best on each checkpoint that keeps the limits by prediction, but those that are known; none for memory.
+
+    One that misses the quality floor by no more than `rival_shortfall` is held to its own best less the loss allowed.
+    """
     if settings.minimise == "memory_mib":  # which is not measured, and well predicted
         return
+    floor = limits.min_quality or 0.0
     for narrowed in on_one_checkpoint(problem):
         with suppress(InfeasibleError):
-            found = choose(narrowed, limits, settings, ())
+            free = limits.model_copy(update={"min_quality": None})
+            best = solve(narrowed, free, "quality", settings=settings.solver).prediction.quality
+            if best < floor - settings.rival_shortfall:
+                continue
+            held = floor if best >= floor else max(best - settings.quality_loss, 0.0)
+            found = choose(narrowed, limits.model_copy(update={"min_quality": held}), settings, ())
             if not is_excluded(found.choices, known):
                 yield found
 

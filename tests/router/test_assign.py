@@ -152,6 +152,20 @@ async def test_the_best_on_one_checkpoint_is_run_too_and_taken_where_it_costs_le
     assert smallest.solution.method != "measured"
 
 
+async def test_a_checkpoint_that_looked_a_little_too_weak_is_run_as_a_whole() -> None:
+    place = {"dear": Footprint(checkpoint_mib=100), "cheap": Footprint(checkpoint="pruned", checkpoint_mib=50)}
+    given = [
+        profile(Part(role), v, INCUMBENT, quality=QUALITY[v], gain=QUALITY[v] - 0.8, footprint=place[v])
+        for role in ROLES
+        for v in ("dear", "cheap")
+    ]
+    weak = make_problem(given, [Part(role) for role in ROLES])  # all on "cheap" is predicted at 0.74, the floor 0.78
+    result = await assign(weak, check=check(TableRun))
+    assert named(result) == dict.fromkeys(ROLES, "cheap") and result.solution.method == "measured"
+    believed = await assign(weak, AssignSettings(rival_shortfall=0.03), check=check(TableRun))
+    assert "on one checkpoint" not in [c.name for c in believed.table]
+
+
 class Worse(TableRun):
     """Whatever is cheap fails."""
 
