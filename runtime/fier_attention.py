@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadataBuilder,
+)
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
 from ..specializers.fier_settings import FierSettings
@@ -25,8 +29,11 @@ __all__ = ["FierAttention", "FierBackend", "install"]
 
 log = logging.getLogger(__name__)
 
-# The cache layout whose values lie token by token.
 ROW_LAYOUT = "vec"
+"""The cache layout whose values lie token by token."""
+
+TILED_LAYOUT = "amx"
+"""What vLLM takes instead where the processor has AMX tiles: the same shape, its values woven for the tiles."""
 
 
 class FierBackend(CPUAttentionBackend):  # type: ignore[misc]
@@ -36,6 +43,20 @@ class FierBackend(CPUAttentionBackend):  # type: ignore[misc]
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:
         """FIER's implementation where the engine's configuration has its settings, else vLLM's own."""
         return FierAttention if FIER_KEY in get_current_vllm_config().additional_config else CPUAttentionBackendImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
+        """The builder that keeps values token by token in engines that retrieve."""
+        return FierMetadataBuilder
+
+
+class FierMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+    """vLLM's builder; an engine that retrieves reads values by token, so AMX's weave is no use to it."""
+
+    def _set_isa_to_layers(self, layer_names: list[str]) -> None:
+        if self.isa == TILED_LAYOUT and FIER_KEY in self.vllm_config.additional_config:
+            self.isa = ROW_LAYOUT
+        super()._set_isa_to_layers(layer_names)
 
 
 class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]

@@ -182,6 +182,8 @@ THINKING_METHODS: dict[str, tuple[str, ...]] = {
 FIER_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.v1.attention.backends.registry:register_backend": ("backend", "class_path", "is_mamba"),
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend.get_impl_cls": (),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend.get_builder_cls": (),
+    "vllm.v1.attention.backends.cpu_attn:CPUAttentionMetadataBuilder._set_isa_to_layers": ("self", "layer_names"),
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": (
         "self",
         "layer",
