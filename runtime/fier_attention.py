@@ -53,6 +53,8 @@ class FierBackend(CPUAttentionBackend):  # type: ignore[misc]
 class FierMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
     """vLLM's builder; an engine that retrieves reads values by token, so AMX's weave is no use to it."""
 
+    isa: str
+
     def _set_isa_to_layers(self, layer_names: list[str]) -> None:
         if self.isa == TILED_LAYOUT and FIER_KEY in self.vllm_config.additional_config:
             self.isa = ROW_LAYOUT
