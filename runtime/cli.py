@@ -280,7 +280,7 @@ def main() -> None:
     except SystemExit as done:
         if done.code == EXIT_INTERRUPTED:
             errors.print(
-                "Stopped. What was recorded is kept: go on with `metier resume` (a probe: the same command; "
+                "Stopped. What was recorded is kept: go on with `metier resume` (make, probe: the same command; "
                 "a benchmark: the levels that are missing).",
                 markup=False,
             )

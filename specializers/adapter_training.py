@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..agents.errors import RecipeError
 from .methods import Job
 from .training import TrainingSettings, multiplies_bfloat16
+from .training_speed import hold_frozen_weights_in_bfloat16, register_float32_attention
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +49,15 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
     autocast = settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
     # Mixed precision on CPU keeps the residual stream in float32; a GPU holds bigger models, so saves memory.
     dtype = torch.bfloat16 if autocast and device == "cuda" else torch.float32
+    mixed_on_cpu = autocast and device == "cpu"
     quantised = "quantization_config" in json.loads((job.model / "config.json").read_text(encoding="utf-8"))
     if quantised:
         model = load_dense_model(job.model, dtype).to(device)
     else:
-        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype).to(device)
+        attention = {"attn_implementation": register_float32_attention()} if mixed_on_cpu else {}
+        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, **attention).to(device)
+    if mixed_on_cpu:
+        hold_frozen_weights_in_bfloat16(model)
     return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
 
 

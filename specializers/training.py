@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..agents.errors import TrainingError
 from .training_batches import EncodedRow, passes, plan_batches, shared_start
+from .training_speed import kept_pages
 
 if TYPE_CHECKING:
     import torch
@@ -183,6 +184,7 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"))
 
 
+@kept_pages()
 def train(
     model: Any,
     rows: Sequence[EncodedRow],

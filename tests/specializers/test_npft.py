@@ -305,7 +305,8 @@ def test_noise_flattens_the_loss_where_it_lies_and_rounding_hurts_less(
 
     from metier.specializers.quantisers import dequantise, round_to_nearest
 
-    trained = AutoModelForCausalLM.from_pretrained(tiny_base)
+    # In float64, because in float32 the rounding of one processor or another decides which minimum training ends in.
+    trained = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float64)
     first = TrainingSettings(steps=80, batch_rows=8, learning_rate=3e-3, checkpoint_steps=80, dtype="float32")
     train(trained, encoded, first, seed=0, pad_token=0, checkpoint=tmp_path / "base", job="base")
     trained.save_pretrained(tmp_path / "model")
@@ -329,7 +330,7 @@ def test_noise_flattens_the_loss_where_it_lies_and_rounding_hurts_less(
                 weight.copy_(dequantise(*round_to_nearest(weight.detach(), bits=3)))
             rounded = Objective(merged, pad_token=0).loss(encoded).item()
         found[noise] = (plain, trace, rounded - plain)
-    # Seen: a trace of 12.5 against 40.5, and 0.045 nats lost to rounding against 0.061.
+    # Seen: a trace of 8.7 against 17.5, and 0.028 nats lost to rounding against 0.093.
     assert found["range"][1] < 0.6 * found["none"][1]
     assert found["range"][2] < 0.95 * found["none"][2]
     assert found["range"][0] < found["none"][0] + 0.1
