@@ -125,12 +125,15 @@ async def assign(
     excluded: list[Contender] = []
     beaten: list[Contender] = []
     barred: list[Choices] = []
-    before = None if check is None else await check.outcomes(problem.incumbent, list(check.tasks))
+    before: list[Outcome] | None = None
     while True:
         solution = choose(problem, limits, settings, barred)
-        if check is None or before is None:
+        if check is None:
             measured = None
             break
+        if before is None:  # not sooner: limits that cannot be met are said before anything runs
+            tell(f"running the incumbent on {len(check.tasks)} held-out tasks")
+            before = list(await check.outcomes(problem.incumbent, list(check.tasks)))
         tell(f"checking on {len(check.tasks)} held-out tasks: {_named(solution.choices)}")
         outcomes = await check.outcomes(solution.choices, list(check.tasks))
         measured = _measure(outcomes, before)

@@ -123,6 +123,14 @@ async def test_a_quality_asked_for_is_held_end_to_end() -> None:
         await assign(problem(), AssignSettings(limits=Limits(min_quality=0.95)), check=None)
 
 
+async def test_limits_that_cannot_be_met_are_said_before_anything_runs() -> None:
+    run = TableRun({(role, v): 1.0 for role in ROLES for v in VARIANTS}, CPU_S)
+    evaluator = Evaluator(space(ROLES, VARIANTS), task_ids(8), run, Journal(None, Outcome))
+    with pytest.raises(InfeasibleError, match="cpu_s=0.01"):
+        await assign(problem(), AssignSettings(limits=Limits(cpu_s=0.01)), check=evaluator)
+    assert run.calls == []
+
+
 async def test_cost_of_pass_is_weighed_along_the_front() -> None:
     settings = AssignSettings(minimise="cost_of_pass", limits=Limits(min_quality=0.1))
     result = await assign(problem({"base": 0.3, "cheap": 0.2, "dear": 0.8}), settings, check=None)
