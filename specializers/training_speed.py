@@ -56,7 +56,7 @@ def kept_pages() -> Iterator[None]:
     """Within, memory that a step frees stays with the process for the next (glibc; elsewhere nothing changes).
 
     glibc otherwise gives a step's activations back to the system when they are freed, and the next step pays for
-    every page again: about a fifth of its time. What the process needs at most stays as it was.
+    every page again.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

@@ -330,7 +330,8 @@ def test_noise_flattens_the_loss_where_it_lies_and_rounding_hurts_less(
                 weight.copy_(dequantise(*round_to_nearest(weight.detach(), bits=3)))
             rounded = Objective(merged, pad_token=0).loss(encoded).item()
         found[noise] = (plain, trace, rounded - plain)
-    # Seen: a trace of 8.7 against 17.5, and 0.028 nats lost to rounding against 0.093.
+    # Seen: a trace of 8.7 against 17.5, and 0.028 nats lost to rounding against 0.093. An example, not a law: with
+    # seed 1 the trace falls from 11.6 to 11.0 only, which would miss the first bar.
     assert found["range"][1] < 0.6 * found["none"][1]
     assert found["range"][2] < 0.95 * found["none"][2]
     assert found["range"][0] < found["none"][0] + 0.1
