@@ -5,6 +5,7 @@ Nothing here imports torch or vllm, reads a file or opens a connection, except w
 
 from .answers import parse_answer
 from .backend import Backend, ScriptedBackend
+from .drafts import FieldRef, StepRef
 from .errors import (
     AdapterError,
     AnswerError,
@@ -34,14 +35,14 @@ from .errors import (
     UnknownVariantError,
     VariantError,
 )
-from .graph import FieldRef, StepRef, TaskGraph
+from .graph import TaskGraph
 from .messages import Ask, Message, Reply, Usage
 from .nodes import BuiltGraph
 from .pictures import write_picture
-from .prompts import PROMPT_LAYOUT, render_prompt
+from .prompts import PROMPT_LAYOUT, TASK_TEXT_RULE, render_prompt, task_text
+from .reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
 from .roles import Role
-from .task_text import TASK_TEXT_RULE, task_text
-from .tasksets import Task, TaskSet
+from .tasksets import Drawn, Split, Task, TaskSet, draw_tasks
 from .thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
 from .traffic import TrafficRow, read_traffic, write_traffic
 
@@ -57,6 +58,7 @@ __all__ = [
     "Backend",
     "BaseModelError",
     "BuiltGraph",
+    "Drawn",
     "EngineDeadError",
     "EngineError",
     "FieldRef",
@@ -77,6 +79,7 @@ __all__ = [
     "ScriptedBackend",
     "ServerError",
     "SettingsError",
+    "Split",
     "StepError",
     "StepRef",
     "StepTimeoutError",
@@ -92,8 +95,11 @@ __all__ = [
     "UnknownVariantError",
     "Usage",
     "VariantError",
+    "draw_tasks",
+    "mix_tasks",
     "parse_answer",
     "read_traffic",
+    "reasoning_gym_tasks",
     "render_prompt",
     "task_text",
     "write_picture",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from inspect import isawaitable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -14,7 +14,7 @@ from .answers import split_thinking
 from .errors import AskRejectedError
 from .messages import Ask, Reply, Usage
 
-__all__ = ["Backend", "ScriptedBackend"]
+__all__ = ["Backend", "ForeseeingBackend", "Prefetch", "ResumedText", "ScriptedBackend", "Upcoming"]
 
 OnText = Callable[[str], None]
 Script = Callable[[Ask], Any] | Iterable[Any]
@@ -113,3 +113,50 @@ def _as_text(said: Any) -> str:
     if isinstance(said, BaseModel):
         return said.model_dump_json()
     return TypeAdapter(Any).dump_json(said).decode()
+
+
+Upcoming = tuple[tuple[str | None, int], ...]
+"""Variants (None is the base) and how many asks ahead each is at the earliest, nearest first: 0 is the step that
+begins now, 1 the next ask. Beyond the `foresight_asks` of the settings are guesses."""
+
+
+Prefetch = Callable[[], Coroutine[Any, Any, None]]
+"""Brings in what was announced; awaited in a task beside the run."""
+
+
+@runtime_checkable
+class ForeseeingBackend(Protocol):
+    """What a backend has beside `reply` when it wants to know who runs next."""
+
+    def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
+        """Learn what a run may ask for from now on; replaces what was said of it before. Must not raise."""
+        ...
+
+    def forget(self, run_id: str) -> None:
+        """Learn that a run has ended, however it ended."""
+        ...
+
+
+class ResumedText:
+    """Streams an ask's text once, although a failed engine may write its beginning again.
+
+    What was already passed on is held back from the second attempt. That attempt may differ from what was
+    streamed when it is sampled, or at a near tie in another batch; the reply's own text is what counts.
+    """
+
+    def __init__(self, on_text: OnText) -> None:
+        self._on_text = on_text
+        self._passed = 0
+        self._written = 0
+
+    def restart(self) -> None:
+        """The text begins anew."""
+        self._written = 0
+
+    def __call__(self, piece: str) -> None:
+        """Pass on what of `piece` was not passed on before."""
+        self._written += len(piece)
+        fresh = self._written - self._passed
+        if fresh > 0:
+            self._passed = self._written
+            self._on_text(piece[-fresh:])

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, get_type_hints
-
 import networkx as nx
 
+from .drafts import Draft, GraphDraft, LoopDraft, PersonDraft, Reference, function_types, gives_of, item_type
 from .errors import GraphError
-from .graph import Draft, LoopDraft, PersonDraft, Reference, TaskGraph, gives_of, item_type
 from .nodes import (
     BuiltBody,
     BuiltGraph,
@@ -27,10 +22,10 @@ from .nodes import (
 from .roles import InputType, Role, name_inputs, type_name
 from .sources import Level, candidates, find, fits, is_previous_round, locate, pin, source_of
 
-__all__ = ["build_graph", "function_types"]
+__all__ = ["build_graph"]
 
 
-def build_graph(graph: TaskGraph) -> BuiltGraph:
+def build_graph(graph: GraphDraft) -> BuiltGraph:
     """Check a declared workflow and freeze it; raises GraphError for everything that could not run."""
     if not graph.steps:
         raise GraphError(f"graph {graph.name!r} has no steps", remedy="Add one: graph.step(role).")
@@ -39,31 +34,7 @@ def build_graph(graph: TaskGraph) -> BuiltGraph:
     return BuiltGraph(graph.name, graph.takes, graph.gives, body, _graph_output(level))
 
 
-def function_types(function: Callable[..., Any]) -> tuple[dict[str, InputType], Any]:
-    """Input and output types of a function step from its annotations; raises GraphError when one is missing."""
-    name = getattr(function, "__name__", repr(function))
-    if not callable(function):
-        raise GraphError(f"{function!r} cannot be a step", expected="a Role, a function or a TaskGraph")
-    try:
-        hints = get_type_hints(function)
-        parameters = inspect.signature(function).parameters
-    except Exception as error:
-        raise GraphError(f"the annotations of {name!r} cannot be read: {error}") from error
-    missing = [p for p in parameters if p not in hints] + ([] if "return" in hints else ["return"])
-    if missing:
-        raise GraphError(
-            f"function step {name!r} has no annotation for {', '.join(missing)}",
-            expected="a type for every parameter and for the result",
-            remedy=f"Write def {name}(puzzle: Puzzle) -> Verdict.",
-        )
-    inputs = name_inputs({p: hints[p] for p in parameters}, f"function {name!r}") if parameters else {}
-    for parameter in parameters.values():
-        if parameter.default is not inspect.Parameter.empty:
-            inputs[parameter.name] = replace(inputs[parameter.name], optional=True)
-    return inputs, hints["return"]
-
-
-def _level(graph: TaskGraph, drafts: list[Draft], prefix: tuple[str, ...], outer: Level | None) -> Level:
+def _level(graph: GraphDraft, drafts: list[Draft], prefix: tuple[str, ...], outer: Level | None) -> Level:
     edges = nx.DiGraph()
     level = Level(graph, {draft.name: draft for draft in drafts}, prefix, edges, outer)
     edges.add_nodes_from(level.drafts)
@@ -134,8 +105,8 @@ def _build_work(level: Level, draft: Draft) -> tuple[Work, dict[str, InputType]]
         return RoleWork(work), dict(work.inputs)
     if isinstance(work, PersonDraft):
         return PersonWork(work.question), name_inputs(work.takes, f"question {draft.name!r}")
-    if isinstance(work, TaskGraph):
-        return GraphWork(work.build()), name_inputs(work.takes, f"graph {work.name!r}")
+    if isinstance(work, GraphDraft):
+        return GraphWork(build_graph(work)), name_inputs(work.takes, f"graph {work.name!r}")
     if isinstance(work, LoopDraft):
         if not work.body:
             raise GraphError(f"loop {draft.name!r} has no steps", remedy="Write them inside its `with` block.")

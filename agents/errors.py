@@ -33,6 +33,9 @@ MetierError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "AdapterError",
     "AnswerError",
@@ -63,6 +66,7 @@ __all__ = [
     "TrainingError",
     "UnknownVariantError",
     "VariantError",
+    "first_error",
 ]
 
 
@@ -210,3 +214,15 @@ class StoreError(MetierError):
 
 class ResumeError(StoreError):
     """A run cannot be resumed as asked."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {close[0]!r}?" if close else ""
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error of a task group to show: one that was not made on purpose hides behind no other."""
+    errors = group.exceptions
+    worst = next((e for e in errors if not isinstance(e, MetierError | BaseExceptionGroup)), errors[0])
+    return first_error(worst) if isinstance(worst, BaseExceptionGroup) else worst

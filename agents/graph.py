@@ -4,92 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from .build import build_graph
+from .drafts import Draft, FieldRef, GraphDraft, LoopDraft, PersonDraft, Reference, StepRef, gives_of
 from .errors import GraphError
 from .nodes import BuiltGraph, Condition
-from .roles import Role, type_name
+from .pictures import to_mermaid
+from .roles import Role
 
-__all__ = ["FieldRef", "Reference", "StepRef", "TaskGraph"]
+__all__ = ["TaskGraph"]
 
 MAX_ROUNDS_LIMIT = 1000
 """No loop may be declared longer than this many rounds."""
 
 
-@dataclass(frozen=True)
-class StepRef:
-    """A step as other steps name it: in `after`, in `inputs`, and in conditions (`s[check].correct`)."""
-
-    path: tuple[str, ...]
-    gives: Any
-    graph: str
-
-    @property
-    def name(self) -> str:
-        """The step's own name."""
-        return self.path[-1]
-
-    def field(self, name: str) -> FieldRef:
-        """One field of this step's output, for `inputs` and `over`; raises GraphError when there is none."""
-        fields = getattr(self.gives, "model_fields", {})
-        if name not in fields:
-            raise GraphError(
-                f"step {self.name!r} gives {type_name(self.gives)}, which has no field {name!r}",
-                expected=f"one of {', '.join(fields) or 'no fields'}",
-            )
-        return FieldRef(self, name, fields[name].annotation)
-
-
-@dataclass(frozen=True)
-class FieldRef:
-    """One field of a step's output."""
-
-    step: StepRef
-    field: str
-    gives: Any
-
-
-Reference = StepRef | FieldRef | str
-"""How a step is named; a string may name a step that is declared later."""
-
-
-@dataclass
-class Draft:
-    """A step as declared, before the graph is built."""
-
-    name: str
-    work: Role | Callable[..., Any] | TaskGraph | LoopDraft | PersonDraft
-    after: tuple[Reference, ...]
-    inputs: Mapping[str, Reference | tuple[Reference, ...]]
-    when: Condition | None = None
-    over: Reference | None = None
-    timeout_s: float | None = None
-    retries: int = 1
-
-
-@dataclass
-class LoopDraft:
-    """A loop as declared; the steps written inside its `with` block are its body."""
-
-    max_rounds: int
-    until: Condition | None
-    on_limit: Literal["continue", "fail"]
-    body: list[Draft] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class PersonDraft:
-    """A question to a person as declared."""
-
-    takes: Any
-    gives: type[BaseModel]
-    question: str
-
-
-class TaskGraph:
+class TaskGraph(GraphDraft):
     """A workflow under construction: steps over one typed input, with loops, fan-out and conditions.
 
     Inputs are found by type among the graph's input, the step's ancestors and, inside a loop, the previous
@@ -98,15 +30,9 @@ class TaskGraph:
     """
 
     def __init__(self, name: str, *, takes: type[BaseModel], gives: Any) -> None:
-        self.name = name
-        self.takes = takes
-        self.gives = gives
-        self.steps: list[Draft] = []
-        self.output: Reference | tuple[Reference, ...] | None = None
+        super().__init__(name, takes=takes, gives=gives)
         self._open: list[tuple[str, list[Draft]]] = []
         self._built: BuiltGraph | None = None
-        if not (isinstance(takes, type) and issubclass(takes, BaseModel)):
-            raise GraphError(f"graph {name!r} takes {takes!r}", expected="a pydantic model")
 
     def step(
         self,
@@ -218,15 +144,11 @@ class TaskGraph:
         input, a cycle outside a loop, an empty loop, a step the input does not reach.
         """
         if self._built is None:
-            from .build import build_graph
-
             self._built = build_graph(self)
         return self._built
 
     def to_mermaid(self) -> str:
         """The workflow as Mermaid text."""
-        from .pictures import to_mermaid
-
         return to_mermaid(self.build())
 
     def _add(self, draft: Draft) -> StepRef:
@@ -248,25 +170,6 @@ class TaskGraph:
         body.append(draft)
         path = (*(name for name, _ in self._open), draft.name)
         return StepRef(path, gives_of(draft), self.name)
-
-
-def gives_of(draft: Draft) -> Any:
-    """Output type of a declared step; a fan-out gives a list, a loop gives nothing by itself."""
-    work = draft.work
-    if isinstance(work, LoopDraft):
-        return None
-    if isinstance(work, Role | TaskGraph | PersonDraft):
-        gives = work.gives
-    else:
-        from .build import function_types
-
-        gives = function_types(work)[1]
-    return list[gives] if draft.over is not None else gives  # type: ignore[valid-type]
-
-
-def item_type(declared: Any) -> Any | None:
-    """Type of a list's items, None when it is no list."""
-    return get_args(declared)[0] if get_origin(declared) is list and get_args(declared) else None
 
 
 def _as_tuple(after: Reference | Sequence[Reference]) -> tuple[Reference, ...]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .thinking import ThinkingProfile
 
-__all__ = ["Ask", "Message", "Reply", "Usage"]
+__all__ = ["Ask", "Message", "Reply", "Usage", "add_usage"]
 
 
 class Message(BaseModel):
@@ -119,3 +119,8 @@ class Reply(BaseModel):
     variant: str | None = None
     engine: str = ""
     placement: str = ""
+
+
+def add_usage(usage: Usage, **more: float) -> Usage:
+    """`usage` with amounts added to some of its fields."""
+    return usage.model_copy(update={name: getattr(usage, name) + value for name, value in more.items()})

@@ -1,4 +1,4 @@
-"""The prompt layout: how a role and its inputs become messages.
+"""The prompt layout: how a role and its inputs become messages, and how a run's input becomes the task's text.
 
 The layout is fixed and versioned, because an adapter is only good at the layout it was trained with. What
 roles and rounds share comes first and the role's own text last, so that prompts share prefixes in the
@@ -7,6 +7,7 @@ engine's cache.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
@@ -15,9 +16,11 @@ from pydantic import BaseModel, TypeAdapter
 from .messages import Message
 from .roles import Role, type_name
 
-__all__ = ["PROMPT_LAYOUT", "render_prompt", "render_value"]
+__all__ = ["PROMPT_LAYOUT", "TASK_TEXT_RULE", "render_prompt", "render_value", "task_text", "task_text_of_json"]
 
 PROMPT_LAYOUT = 1
+TASK_TEXT_RULE = "task-input/1"
+"""Name of `task_text`'s rule. An adapter stores the rule it was trained with; another rule gets another name."""
 SYSTEM = "You are one specialist in a team. Do only your own step."
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -62,3 +65,18 @@ def _json_word(annotation: Any) -> str:
     if get_origin(annotation) is list:
         return f"[{_json_word(get_args(annotation)[0])}, …]"
     return words.get(annotation, type_name(annotation))
+
+
+def task_text(value: BaseModel) -> str:
+    """A run's typed input as text: the one field of a model that has a single text field, else its compact JSON."""
+    return task_text_of_json(value.model_dump_json())
+
+
+def task_text_of_json(text: str) -> str:
+    """The same for an input that is kept as JSON, as the run store keeps it."""
+    data = json.loads(text)
+    if isinstance(data, dict) and len(data) == 1:
+        (only,) = data.values()
+        if isinstance(only, str):
+            return only
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"))

@@ -8,8 +8,8 @@ from typing import Any
 
 import networkx as nx
 
+from .drafts import Draft, FieldRef, GraphDraft, LoopDraft, Reference, StepRef, gives_of
 from .errors import GraphError
-from .graph import Draft, FieldRef, LoopDraft, Reference, StepRef, TaskGraph, gives_of
 from .nodes import Alternatives, GraphInput, PreviousRound, Source, StepOutput
 from .roles import InputType, type_name
 
@@ -20,7 +20,7 @@ __all__ = ["Level", "candidates", "find", "fits", "is_previous_round", "locate",
 class Level:
     """One body while it is checked: its steps, its edges, and the level around it."""
 
-    graph: TaskGraph
+    graph: GraphDraft
     drafts: dict[str, Draft]
     prefix: tuple[str, ...]
     edges: nx.DiGraph

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +12,7 @@ from pydantic import BaseModel
 
 from .errors import TaskSetError
 
-__all__ = ["Split", "Task", "TaskSet"]
+__all__ = ["SEEDS_PER_SET", "Drawn", "Split", "Task", "TaskSet", "draw_tasks", "seed_range", "split_of"]
 
 Split = Literal["train", "tune", "test"]
 
@@ -69,3 +71,79 @@ class TaskSet:
                 expected="a number from 0 to 1",
             )
         return score
+
+
+# Ten content buckets: 80 % of the texts train, 10 % tune, 10 % test.
+_SPLIT_OF_BUCKET: tuple[Split, ...] = ("train",) * 8 + ("tune", "test")
+_FIRST_SEED: dict[Split, int] = {"train": 0, "tune": 100_000_000, "test": 200_000_000}
+SEEDS_PER_SET = 100_000
+_SEED_LIMIT = 1_000
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a program draws with one random generator: the run's input, and the key that a scorer judges answers by.
+
+    `content` is the core of the task as text: it decides the split, and no two tasks of a set have the same.
+    """
+
+    content: str
+    input: BaseModel
+    key: Any = None
+
+
+def draw_tasks(
+    name: str,
+    draw: Callable[[random.Random], Drawn],
+    scorer: Callable[[Task, Any], float],
+    *,
+    split: Split,
+    size: int,
+    seed: int = 0,
+) -> TaskSet:
+    """Draw `size` different tasks of one split; `scorer(task, output)` gives 0.0 to 1.0.
+
+    `draw` gets a generator of its own for every task, so that a task depends on its seed alone. Splits are disjoint
+    twice: each has a range of seeds of its own, and keeps only tasks whose content falls in it (about 80/10/10).
+
+    Raises: TaskSetError when size or seed is out of range, or `draw` runs out of different tasks.
+    """
+    first, limit = seed_range(name, split, size, seed)
+    tasks: list[Task] = []
+    seen: set[str] = set()
+    drawn = 0
+    while len(tasks) < size and drawn < limit:
+        one = draw(random.Random(first + drawn))
+        drawn += 1
+        if one.content in seen or split_of(one.content) != split:
+            continue
+        seen.add(one.content)
+        tasks.append(Task(id=f"{name}-{first + drawn - 1}", input=one.input, key=one.key))
+    if len(tasks) < size:
+        raise TaskSetError(
+            f"{name!r} drew only {len(tasks)} different tasks of split {split!r}",
+            expected=f"{size}",
+            remedy="Ask for fewer, or let `draw` vary more.",
+        )
+    return TaskSet(name, split, tuple(tasks), scorer, (first, first + drawn))
+
+
+def seed_range(name: str, split: Split, size: int, seed: int) -> tuple[int, int]:
+    """The first seed of a set, and how many may be tried for its tasks.
+
+    Raises: TaskSetError when size or seed is out of range.
+    """
+    if size < 1 or not 0 <= seed < _SEED_LIMIT:
+        raise TaskSetError(
+            f"{name!r} was asked for size={size}, seed={seed}",
+            expected=f"size of at least 1 and a seed from 0 to {_SEED_LIMIT - 1}",
+        )
+    return _FIRST_SEED[split] + seed * SEEDS_PER_SET, min(SEEDS_PER_SET, 200 * size + 2_000)
+
+
+def split_of(text: str) -> Split:
+    """Say which split a text belongs to, by its content alone (about 80/10/10).
+
+    Seeds alone do not keep splits apart: a small generator repeats itself under different seeds.
+    """
+    return _SPLIT_OF_BUCKET[hashlib.sha256(text.strip().encode()).digest()[0] % len(_SPLIT_OF_BUCKET)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from .errors import TaskSetError
 from .messages import Message
 from .prompts import PROMPT_LAYOUT
 
-__all__ = ["TrafficRow", "read_traffic", "write_traffic"]
+__all__ = ["TrafficRow", "data_fingerprint", "read_traffic", "write_traffic"]
 
 
 class TrafficRow(BaseModel):
@@ -61,3 +62,18 @@ def read_traffic(path: Path) -> Iterator[TrafficRow]:
                     expected="JSON with role, messages and reply, as `metier run --export-traffic` writes it",
                     remedy="Export the traffic again, or remove the line.",
                 ) from error
+
+
+def data_fingerprint(rows: Iterable[TrafficRow]) -> str:
+    """Name of training data by content: 16 hex digits over what is trained on, in order; empty for no rows."""
+    rows = list(rows)
+    if not rows:
+        return ""
+    digest = hashlib.sha256()
+    for row in rows:
+        # Rows without a task or thinking keep the name they had before these were recorded.
+        fields = {"role", "messages", "reply", "prompt_layout"}
+        fields |= {name for name, unsaid in (("task", ""), ("thinking", None)) if getattr(row, name) != unsaid}
+        digest.update(row.model_dump_json(include=fields).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]

@@ -25,13 +25,13 @@ from cost_of_pass import Arm, show
 from measured_run import measured_run
 
 from metier.agents.errors import InfeasibleError
+from metier.agents.workflow_file import load_workflow
 from metier.router.assignment import load_assignment
 from metier.router.coupling import Problem, make_problem, predict
 from metier.router.profile import read_profiles
 from metier.router.solve import Limits, solve
 from metier.runtime.assigning import serving_of
 from metier.runtime.probing import PROFILES, Bench, open_bench, read_options
-from metier.runtime.workflow_file import load_workflow
 
 TASKS, BLOCK_TASKS, QUALITY_LOSS = "test:200:8", 100, 0.02
 COUPLED, UNCOUPLED = "coupled", "uncoupled"

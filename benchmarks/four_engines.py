@@ -26,9 +26,9 @@ import anyio
 import psutil
 
 from metier.agents.tasksets import TaskSet
+from metier.agents.workflow_file import load_workflow
 from metier.runtime import open_session
 from metier.runtime.settings import load_settings
-from metier.runtime.workflow_file import load_workflow
 from metier.specializers.base_model import find_base
 
 ROOT = Path(__file__).parents[1]

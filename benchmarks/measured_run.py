@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metier.agents.tasksets import TaskSet
+from metier.agents.workflow_file import WorkflowFile
 from metier.router.assignment import Assignment
 from metier.runtime.opening import open_session
 from metier.runtime.settings import load_settings
 from metier.runtime.store import RunStore
-from metier.runtime.workflow_file import WorkflowFile
 
 WARM_UP = "tune:8:99"
 MIB = 2**20

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metier.agents.reasoning import mix_tasks, reasoning_gym_tasks
-from metier.agents.task_text import task_text
+from metier.agents.prompts import task_text
+from metier.agents.reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
 from metier.agents.tasksets import Split, TaskSet
 from metier.specializers.semantic_map import SemanticMap
 from metier.specializers.text_embedding import DEFAULT_EMBEDDING, TextEmbedding, find_embedding

@@ -25,10 +25,10 @@ from programs import graph as programs_graph
 from pydantic import BaseModel
 
 from metier.agents import TaskGraph
+from metier.agents.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, load_settings, open_session
 from metier.runtime.engine_settings import SlotRank
-from metier.runtime.workflow_file import load_workflow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORKLOADS = ("puzzles", "programs")

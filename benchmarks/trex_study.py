@@ -28,7 +28,7 @@ import numpy as np
 from metier.agents import Ask, render_prompt
 from metier.agents.answers import answer_schema, parse_answer
 from metier.agents.errors import AnswerError
-from metier.agents.task_text import task_text
+from metier.agents.prompts import task_text
 from metier.agents.tasksets import Task
 from metier.agents.traffic import write_traffic
 from metier.runtime.engine_settings import EngineSettings

@@ -31,9 +31,7 @@ from puzzles import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from metier.agents import Message, Role, render_prompt
-from metier.agents.answers import parse_answer
-from metier.agents.errors import AnswerError
+from metier.agents import AnswerError, Message, Role, parse_answer, render_prompt
 from metier.specializers import Shelf, find_base
 
 ROLES: dict[str, tuple[Role, Callable[..., Any], Callable[[Any], Any]]] = {

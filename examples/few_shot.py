@@ -10,8 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from metier.agents import Message, Role
-from metier.agents.traffic import TrafficRow
+from metier.agents import Message, Role, TrafficRow
 
 SHOWN_ROWS = 4
 

@@ -18,11 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from metier.agents import Role, TaskGraph
-from metier.agents.drawing import Drawn, draw_tasks
-from metier.agents.prompts import render_prompt
-from metier.agents.tasksets import Split, Task, TaskSet
-from metier.agents.traffic import TrafficRow
+from metier.agents import Drawn, Role, Split, Task, TaskGraph, TaskSet, TrafficRow, draw_tasks, render_prompt
 
 
 class Ledger(BaseModel):

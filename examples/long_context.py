@@ -23,11 +23,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from metier.agents import Role, TaskGraph
-from metier.agents.drawing import Drawn, draw_tasks
-from metier.agents.prompts import render_prompt
-from metier.agents.tasksets import Split, Task, TaskSet
-from metier.agents.traffic import TrafficRow
+from metier.agents import Drawn, Role, Split, Task, TaskGraph, TaskSet, TrafficRow, draw_tasks, render_prompt
 
 
 class Report(BaseModel):
@@ -111,7 +107,7 @@ FROM asks JOIN runs ON runs.id = asks.run WHERE runs.batch = ? GROUP BY asks.rol
 
 async def compare(base: str, size: int, budget: int, folder: Path, settings: Any) -> None:
     """Run the same tasks with and without a variant that retrieves, one at a time, and print what it changes."""
-    from metier.router.assignment import Assignment
+    from metier.router import Assignment
     from metier.runtime import open_session
     from metier.specializers import Recipe, Shelf, produce
 
@@ -139,7 +135,7 @@ def main() -> None:
     """Parse the command line and compare."""
     import anyio
 
-    from metier.runtime.settings import load_settings
+    from metier.runtime import load_settings
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")

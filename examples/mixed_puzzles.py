@@ -12,12 +12,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from metier.agents import Role
-from metier.agents.prompts import render_prompt
-from metier.agents.reasoning import mix_tasks, reasoning_gym_tasks
-from metier.agents.task_text import task_text
-from metier.agents.tasksets import Split, Task, TaskSet
-from metier.agents.traffic import TrafficRow
+from metier.agents import (
+    Role,
+    Split,
+    Task,
+    TaskSet,
+    TrafficRow,
+    mix_tasks,
+    reasoning_gym_tasks,
+    render_prompt,
+    task_text,
+)
 
 
 class Puzzle(BaseModel):

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from metier.agents.traffic import TrafficRow
+from metier.agents import TrafficRow
 
 # About 250 tokens of SmolLM2: enough context, and a step of a few rows fits into two cores' patience.
 ROW_CHARACTERS = 1000

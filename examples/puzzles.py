@@ -15,11 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from metier.agents import Role
-from metier.agents.prompts import render_prompt
-from metier.agents.reasoning import mix_tasks, reasoning_gym_tasks
-from metier.agents.tasksets import Split, TaskSet
-from metier.agents.traffic import TrafficRow
+from metier.agents import Role, Split, TaskSet, TrafficRow, mix_tasks, reasoning_gym_tasks, render_prompt
 
 
 class Puzzle(BaseModel):

@@ -16,7 +16,7 @@ from .evaluator import Evaluator
 from .intervals import bootstrap_interval, mean
 from .outcomes import Outcome
 from .rivals import on_one_checkpoint
-from .solve import (
+from .solve import (  # fmt: skip
     Amount,
     Limits,
     Solution,
@@ -27,7 +27,7 @@ from .solve import (
     is_excluded,
     objective,
     solve,
-)  # fmt: skip
+)
 from .space import Candidate, Choices, Part
 
 __all__ = ["AssignSettings", "Assigned", "Contender", "Goal", "Measured", "assign", "baselines", "corrected", "oracle"]

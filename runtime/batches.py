@@ -14,9 +14,9 @@ from ..agents.errors import AnswerError, ResumeError, RunError, RunInterrupted
 from ..agents.nodes import BuiltGraph, PersonWork
 from ..agents.pictures import to_mermaid
 from ..agents.tasksets import Task
+from ..agents.workflow_shape import workflow_shape
 from .store import RunStore
 from .store_records import BatchRecord, RunRecord
-from .workflow_shape import workflow_shape
 
 __all__ = ["check_resumable", "keep_answer", "new_batch", "waiting_for_person"]
 

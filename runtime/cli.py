@@ -242,7 +242,7 @@ def graph(
 ) -> None:
     """Draw a workflow: Mermaid text on the terminal, or a picture."""
     from ..agents.pictures import to_mermaid, write_picture
-    from .workflow_file import load_workflow
+    from ..agents.workflow_file import load_workflow
 
     built = load_workflow(workflow).graph
     if out is None:

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 
 from ..agents.errors import ServerError, SettingsError
+from ..agents.workflow_file import WorkflowFile, load_workflow
 from ..router.assignment import Assignment, load_assignment
 from .cli_router import overrides
 from .opening import open_session
 from .settings import load_settings
-from .workflow_file import WorkflowFile, load_workflow
 from .workflow_run import RunOptions
 
 __all__ = ["add_serve_command"]

@@ -9,13 +9,13 @@ from rich.console import Console
 
 from ..agents.errors import SettingsError
 from ..agents.tasksets import TaskSet
+from ..agents.workflow_file import WorkflowFile, load_workflow
 from ..router.assignment import Assignment, load_assignment
 from .events import Event
 from .live import LiveView
 from .opening import EngineForm, open_session
 from .report import render_report
 from .store import RunStore
-from .workflow_file import WorkflowFile, load_workflow
 from .workflow_run import show_report
 
 __all__ = ["run_demo"]

@@ -23,9 +23,7 @@ __all__ = [
     "EngineRequest",
     "LoadedAdapter",
     "OnAbandoned",
-    "ResumedText",
     "SwapCost",
-    "add_usage",
     "added_up",
     "engine_arguments",
     "finish_reason",
@@ -133,31 +131,6 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Abort what runs and free what can be freed; closing twice is harmless."""
         ...
-
-
-class ResumedText:
-    """Streams an ask's text once, although a failed engine may write its beginning again.
-
-    What was already passed on is held back from the second attempt. That attempt may differ from what was
-    streamed when it is sampled, or at a near tie in another batch; the reply's own text is what counts.
-    """
-
-    def __init__(self, on_text: OnText) -> None:
-        self._on_text = on_text
-        self._passed = 0
-        self._written = 0
-
-    def restart(self) -> None:
-        """The text begins anew."""
-        self._written = 0
-
-    def __call__(self, piece: str) -> None:
-        """Pass on what of `piece` was not passed on before."""
-        self._written += len(piece)
-        fresh = self._written - self._passed
-        if fresh > 0:
-            self._passed = self._written
-            self._on_text(piece[-fresh:])
 
 
 def added_up(counters: Iterable[EngineCounters]) -> dict[str, dict[str, Any]]:
@@ -366,8 +339,3 @@ def stopwatch_usage(
         decode_s=max(stats.last_token_ts - stats.first_token_ts, 0.0),
         cpu_s=cpu_s,
     )
-
-
-def add_usage(usage: Usage, **more: float) -> Usage:
-    """`usage` with amounts added to some of its fields."""
-    return usage.model_copy(update={name: getattr(usage, name) + value for name, value in more.items()})

@@ -8,8 +8,8 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
+from ..agents.drafts import StepRef
 from ..agents.errors import GraphError, LoopLimitError
-from ..agents.graph import StepRef
 from ..agents.nodes import (
     Alternatives,
     BuiltBody,

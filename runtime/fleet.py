@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from ..agents.backend import OnText
+from ..agents.backend import OnText, ResumedText
 from ..agents.errors import (
     AskRejectedError,
     EngineDeadError,
@@ -21,7 +21,6 @@ from ..agents.errors import (
 )
 from ..agents.messages import Ask, Reply
 from ..router.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
-from .engine import ResumedText
 from .events import OnEvent
 from .fleet_server import ServerSeat
 from .fleet_settings import FleetSettings

@@ -12,15 +12,16 @@ import anyio
 
 from ..agents.backend import OnText
 from ..agents.errors import EngineDeadError, EngineError
-from ..agents.messages import Ask, Reply
+from ..agents.messages import Ask, Reply, add_usage
 from ..router.placement import PlacedAsk
 from ..router.replica_account import ReplicaAccount
-from .adapter_slots import AdapterLease, AdapterSlots
+from .adapter_slots import AdapterSlots
 from .circuit_breaker import CircuitBreaker
-from .engine import LoadedAdapter, SwapCost, add_usage
+from .engine import LoadedAdapter, SwapCost
 from .events import Event, EventKind, OnEvent
 from .fleet_settings import FleetServer, FleetSettings
 from .remote_backend import RemoteBackend, Resolve
+from .slot_table import AdapterLease
 
 __all__ = ["ServerCounters", "ServerSeat"]
 

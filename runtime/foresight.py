@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
+from ..agents.backend import ForeseeingBackend, Prefetch, Upcoming
 from ..agents.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
 
-__all__ = ["ForeseeingBackend", "Foresight", "Prefetch", "RunForesight", "Upcoming", "VariantOf"]
+__all__ = ["Foresight", "RunForesight", "VariantOf"]
 
-Upcoming = tuple[tuple[str | None, int], ...]
-"""Variants (None is the base) and how many asks ahead each is at the earliest, nearest first: 0 is the step that
-begins now, 1 the next ask. Beyond the `foresight_asks` of the settings are guesses."""
-
-Prefetch = Callable[[], Coroutine[Any, Any, None]]
-"""Brings in what was announced; awaited in a task beside the run."""
 
 VariantOf = Callable[[str, int], str | None]
 """The variant that serves a role in a round."""
@@ -26,19 +21,6 @@ PLACES_LIMIT = 2000
 
 KNOWN_LIMIT = 10_000
 """Places whose answer is kept; only very long loops have more."""
-
-
-@runtime_checkable
-class ForeseeingBackend(Protocol):
-    """What a backend has beside `reply` when it wants to know who runs next."""
-
-    def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
-        """Learn what a run may ask for from now on; replaces what was said of it before. Must not raise."""
-        ...
-
-    def forget(self, run_id: str) -> None:
-        """Learn that a run has ended, however it ended."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,10 +15,10 @@ from typing import TypeVar
 import anyio
 import anyio.to_thread
 
-from ..agents.backend import OnText
+from ..agents.backend import OnText, ResumedText
 from ..agents.errors import EngineError, MetierError
 from ..agents.messages import Reply
-from .engine import EngineCounters, EngineRequest, LoadedAdapter, ResumedText, SwapCost
+from .engine import EngineCounters, EngineRequest, LoadedAdapter, SwapCost
 from .engine_settings import EngineSettings
 from .loop_mailbox import LoopMailbox, Promise
 from .pending_ask import PendingAsk

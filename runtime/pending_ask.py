@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from ..agents.backend import ResumedText
 from ..agents.messages import Reply, Usage
-from .engine import EngineRequest, ResumedText
+from .engine import EngineRequest
 from .loop_mailbox import LoopMailbox, Promise
 from .thinking_asks import ReplyReader
 

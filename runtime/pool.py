@@ -13,24 +13,15 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from ..agents.backend import OnText
+from ..agents.backend import OnText, Prefetch, ResumedText, Upcoming
 from ..agents.errors import EngineDeadError, EngineError
 from ..agents.messages import Ask, Reply
 from .adapter_slots import OnAdapterUse
 from .announced_uses import AnnouncedUses
 from .answer_check import check_answers
-from .engine import (
-    Engine,
-    EngineCounters,
-    LoadedAdapter,
-    OnAbandoned,
-    ResumedText,
-    SwapCost,
-    added_up,
-)
+from .engine import Engine, EngineCounters, LoadedAdapter, OnAbandoned, SwapCost, added_up
 from .engine_settings import EngineSettings
 from .events import Event, EventKind, OnEvent
-from .foresight import Prefetch, Upcoming
 from .running_engine import RunningEngine
 from .variant_targets import EngineStart, Resolve, VariantTargets
 

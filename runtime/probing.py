@@ -20,6 +20,7 @@ from ..agents.answers import parse_answer
 from ..agents.backend import Backend
 from ..agents.errors import AnswerError, AskRejectedError, ProfileError, RunError, RunInterrupted, SettingsError
 from ..agents.tasksets import Task, TaskSet
+from ..agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ..router.assignment import BASE, Assignment, load_assignment
 from ..router.engine_work import EngineWork
 from ..router.evaluator import Evaluator, OnOutcome
@@ -36,7 +37,6 @@ from .session import RunResult, Session
 from .settings import Settings, load_settings
 from .store import RunStore
 from .work_meter import WorkMeter
-from .workflow_file import Verifier, WorkflowFile, load_workflow
 from .workflow_run import AnyEngine
 
 __all__ = ["Bench", "ProbeOptions", "SessionRunner", "open_bench", "read_options", "run_probe"]

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from ..agents.backend import Backend, OnText
+from ..agents.backend import Backend, ForeseeingBackend, OnText, Prefetch, Upcoming
 from ..agents.messages import Ask, Reply
 from ..router.assignment import BASE
 from ..router.outcomes import AskCost, Journal, content_key
-from .foresight import ForeseeingBackend, Prefetch, Upcoming
 
 __all__ = ["RecordedReply", "ReplayedBackend", "RunRecord", "common_prefix"]
 

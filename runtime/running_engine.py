@@ -9,22 +9,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from ..agents.backend import Prefetch, ResumedText
 from ..agents.errors import AdapterError
-from ..agents.messages import Ask, Reply, Usage
-from .adapter_slots import AdapterLease, AdapterSlots, OnAdapterMove, OnAdapterUse
+from ..agents.messages import Ask, Reply, Usage, add_usage
+from .adapter_slots import AdapterSlots, OnAdapterMove, OnAdapterUse
 from .announced_uses import AnnouncedUses
-from .engine import (
-    Engine,
-    EngineCounters,
-    EngineRequest,
-    LoadedAdapter,
-    OnAbandoned,
-    ResumedText,
-    SwapCost,
-    add_usage,
-)
+from .engine import Engine, EngineCounters, EngineRequest, LoadedAdapter, OnAbandoned, SwapCost
 from .engine_settings import EngineSettings
-from .foresight import Prefetch
+from .slot_table import AdapterLease
 from .variant_targets import VariantTarget
 
 __all__ = ["RunningEngine"]

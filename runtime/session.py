@@ -15,13 +15,12 @@ from typing import Any, Literal, cast
 import anyio
 from pydantic import BaseModel, TypeAdapter
 
-from ..agents.backend import Backend, OnText
-from ..agents.error_groups import first_error
-from ..agents.errors import LimitError, MetierError, ResumeError, RunInterrupted
+from ..agents.backend import Backend, ForeseeingBackend, OnText
+from ..agents.errors import LimitError, MetierError, ResumeError, RunInterrupted, first_error
 from ..agents.graph import TaskGraph
 from ..agents.messages import Ask, Reply
 from ..agents.nodes import BuiltGraph
-from ..agents.task_text import task_text
+from ..agents.prompts import task_text
 from ..agents.tasksets import Task, TaskSet
 from ..router.assignment import Assignment
 from ..router.route import Router
@@ -29,7 +28,7 @@ from .batches import check_resumable, keep_answer, new_batch, waiting_for_person
 from .energy import EnergyMeter
 from .events import Event, OnEvent
 from .executor import Executor
-from .foresight import ForeseeingBackend, Foresight, RunForesight
+from .foresight import Foresight, RunForesight
 from .remaining_path import RemainingPath
 from .report import render_report
 from .run_priority import AttainedService, RunPriority

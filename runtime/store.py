@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from ..agents.errors import ResumeError, StoreError
 from ..agents.messages import Ask, Message, Usage
-from ..agents.task_text import task_text_of_json
+from ..agents.prompts import task_text_of_json
 from ..agents.traffic import TrafficRow
 from .energy import Energy
 from .run_claims import RunClaims

@@ -16,6 +16,7 @@ from ..agents.errors import ResumeError, RunError, RunInterrupted, SettingsError
 from ..agents.nodes import BuiltGraph
 from ..agents.tasksets import TaskSet
 from ..agents.traffic import write_traffic
+from ..agents.workflow_file import WorkflowFile, load_workflow
 from ..router.assignment import Assignment, load_assignment
 from .live import LiveView
 from .opening import open_session
@@ -25,7 +26,6 @@ from .settings import load_settings
 from .steps import RunLimits
 from .store import RunStore
 from .store_records import BatchRecord
-from .workflow_file import WorkflowFile, load_workflow
 
 __all__ = ["AnyEngine", "RunOptions", "list_batches", "print_report", "resume_run", "run_workflow", "show_report"]
 

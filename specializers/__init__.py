@@ -3,7 +3,8 @@
 Importing this loads neither torch nor transformers; training and conversion import them when they start.
 """
 
-from .adapter_check import AdapterFacts, check_adapter, check_variant
+from .adapter_check import check_adapter, check_variant
+from .adapter_files import AdapterFacts
 from .base_model import base_fingerprint, cache_folder, check_base, check_weights, find_base
 from .produce import produce
 from .recipe import ProgramData, Recipe, TrafficData, load_recipe

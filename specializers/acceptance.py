@@ -14,7 +14,9 @@ import anyio
 
 from ..agents.backend import Backend
 from ..agents.errors import RecipeError
-from .recipe import Acceptance, Recipe, data_fingerprint, load_named, load_role, read_rows
+from ..agents.traffic import data_fingerprint
+from ..agents.user_code import load_named
+from .recipe import Acceptance, Recipe, load_role, read_rows
 from .role_quality import RoleQuality, Score, measure_role, paired_interval, same_answer
 from .shelf import Shelf
 from .variant import Variant

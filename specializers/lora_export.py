@@ -8,12 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..agents.errors import VariantError
-from ..agents.traffic import TrafficRow
+from ..agents.traffic import TrafficRow, data_fingerprint
 from .adapter_check import SLOT_RANKS, check_adapter, check_variant
 from .adoption import new_staging
 from .base_model import find_base
 from .frozen_gate import FrozenCluster, FrozenGateSettings, freeze_gate
-from .recipe import data_fingerprint
 from .shelf import Shelf
 from .variant import Variant
 

@@ -12,15 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from ..agents.errors import TrainingError
 from .curvature import fisher_traces, hutchinson_traces
 from .msq_bits import average_bits, bit_units, bits_to_drop, drop_bits, drop_to_target, rank_bits
-from .msq_quantiser import (
-    freeze_scale,
-    inside_range,
-    lsb_distance,
-    nonzero_share,
-    spread_scale,
-    step_size,
-    to_values,
-)
+from .msq_quantiser import freeze_scale, inside_range, lsb_distance, nonzero_share, spread_scale, step_size, to_values
 from .training import Objective, TrainingSettings, answer_loss
 from .training_batches import EncodedRow
 from .weight_swap import with_values

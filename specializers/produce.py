@@ -16,12 +16,13 @@ from typing import Any
 from ..agents.backend import Backend
 from ..agents.errors import QualityError, RecipeError, TrainingError, VariantError
 from ..agents.prompts import PROMPT_LAYOUT
+from ..agents.traffic import data_fingerprint
 from .acceptance import Judge, OpenBackend
 from .base_model import base_fingerprint, find_base
 from .bundled_model import BUNDLED
 from .file_lock import exclusive
 from .methods import Job, Made, find_method
-from .recipe import Recipe, data_fingerprint, read_rows
+from .recipe import Recipe, read_rows
 from .self_check import make_self_check
 from .shelf import Shelf
 from .stages import TRAINING_LOG, Stage, apply_methods, stage_results

@@ -21,12 +21,8 @@ Paths are relative to the recipe's folder.
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib.util
-import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
@@ -43,22 +39,13 @@ from pydantic import (
     model_validator,
 )
 
-from ..agents.errors import RecipeError, TaskSetError
+from ..agents.errors import RecipeError, TaskSetError, did_you_mean
 from ..agents.roles import Role
 from ..agents.traffic import TrafficRow, read_traffic
+from ..agents.user_code import load_named
 from .methods import find_method
 
-__all__ = [
-    "Acceptance",
-    "ProgramData",
-    "Recipe",
-    "TrafficData",
-    "data_fingerprint",
-    "load_named",
-    "load_recipe",
-    "load_role",
-    "read_rows",
-]
+__all__ = ["Acceptance", "ProgramData", "Recipe", "TrafficData", "load_recipe", "load_role", "read_rows"]
 
 _NAMED = r"^[^:]+\.py:[A-Za-z_]\w*$"
 
@@ -188,21 +175,6 @@ def read_rows(recipe: Recipe, data: TrafficData | ProgramData | None = None) -> 
     return rows
 
 
-def data_fingerprint(rows: Iterable[TrafficRow]) -> str:
-    """Name of training data by content: 16 hex digits over what is trained on, in order; empty for no rows."""
-    rows = list(rows)
-    if not rows:
-        return ""
-    digest = hashlib.sha256()
-    for row in rows:
-        # Rows without a task or thinking keep the name they had before these were recorded.
-        fields = {"role", "messages", "reply", "prompt_layout"}
-        fields |= {name for name, unsaid in (("task", ""), ("thinking", None)) if getattr(row, name) != unsaid}
-        digest.update(row.model_dump_json(include=fields).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()[:16]
-
-
 def _traffic_rows(recipe: Recipe, data: TrafficData) -> list[TrafficRow]:
     path = recipe.folder / data.traffic
     if not path.is_file():
@@ -249,37 +221,6 @@ def load_role(recipe: Recipe, named: str) -> Role:
     return role
 
 
-def load_named(folder: Path, named: str, where: str, what: str, fits: Callable[[Any], bool]) -> Any:
-    """What a `file.py:name` relative to `folder` names; `where` and `what` go into errors.
-
-    Raises: RecipeError when there is no such file, it cannot be imported, or it has nothing of that name that fits.
-    """
-    file, _, name = named.partition(":")
-    path = folder / file
-    if not path.is_file():
-        raise RecipeError(f"{where}: no such file", expected=f"a Python file at {path}")
-    spec = importlib.util.spec_from_file_location(f"metier_recipe_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise RecipeError(
-            f"{where} raised {type(error).__name__}: {error}",
-            expected="a file that can be imported",
-            remedy="Correct the program, or install what it needs.",
-        ) from error
-    found = getattr(module, name, None)
-    if found is None or not fits(found):
-        own = [n for n, v in vars(module).items() if fits(v) and not n.startswith("_") and not inspect.isclass(v)]
-        raise RecipeError(
-            f"{where}: {file} has no {what} {name!r}",
-            expected=f"one of {', '.join(own) or 'none'}",
-            remedy=_did_you_mean(name, own) or "Correct the name.",
-        )
-    return found
-
-
 def _method_settings(method: Any, where: str) -> BaseModel:
     if isinstance(method, BaseModel):
         return method
@@ -305,7 +246,7 @@ def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str
         return RecipeError(
             f"{prefix}{path}: unknown field with value {first['input']!r}",
             expected=f"one of {', '.join(known)}",
-            remedy=_did_you_mean(str(location[-1]), known) or "Remove it.",
+            remedy=did_you_mean(str(location[-1]), known) or "Remove it.",
         )
     if first["type"] == "missing":
         return RecipeError(f"{prefix}{path}: missing", expected="a value", remedy="Add the field.")
@@ -330,8 +271,3 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Annotated, Union, types.UnionType):
         return [model for inner in get_args(annotation) for model in _models(inner)]
     return []
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]!r}?" if close else ""

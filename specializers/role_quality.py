@@ -10,8 +10,7 @@ import anyio
 
 from ..agents.answers import answer_schema, parse_answer
 from ..agents.backend import Backend
-from ..agents.error_groups import first_error
-from ..agents.errors import AnswerError, RecipeError
+from ..agents.errors import AnswerError, RecipeError, first_error
 from ..agents.messages import Ask, Reply
 from ..agents.roles import Role
 from ..agents.thinking import ThinkingProfile

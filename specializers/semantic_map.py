@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..agents.errors import AdapterError, RecipeError
-from ..agents.task_text import TASK_TEXT_RULE
+from ..agents.prompts import TASK_TEXT_RULE
 from .tensor_files import CorruptFileError, read_header
 from .text_embedding import DEFAULT_EMBEDDING, TextEmbedding, find_embedding
 

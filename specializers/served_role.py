@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..agents.backend import Backend
 from ..agents.errors import RecipeError
 from ..agents.roles import Role
+from ..agents.user_code import load_named
 from .methods import Job
-from .recipe import load_named
 from .role_quality import Score, same_answer
 
 __all__ = ["NAMED", "RoleSettings", "ServedRole", "served_role"]

@@ -15,8 +15,7 @@ from pydantic import Field
 
 from ..agents.answers import answer_schema
 from ..agents.backend import Backend
-from ..agents.error_groups import first_error
-from ..agents.errors import RecipeError, TrainingError
+from ..agents.errors import RecipeError, TrainingError, first_error
 from ..agents.messages import Ask, Reply
 from ..agents.thinking import ThinkingProfile
 from ..agents.traffic import TrafficRow, read_traffic, write_traffic

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.errors import AdapterError
-from ..agents.task_text import TASK_TEXT_RULE
+from ..agents.prompts import TASK_TEXT_RULE
 from .adapter_files import CONFIG, PEFT_PREFIX, WEIGHTS, AdapterFacts, linear_shape
 from .semantic_map import CENTER_KEY, CENTROIDS_KEY
 from .tensor_files import TensorInfo, read_values

@@ -28,7 +28,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..agents.errors import AdapterError, RecipeError
-from ..agents.task_text import TASK_TEXT_RULE
+from ..agents.prompts import TASK_TEXT_RULE
 from .peft_registration import register_tuner
 from .semantic_map import CENTER_KEY, CENTROIDS_KEY, SemanticMap
 from .text_embedding import DEFAULT_EMBEDDING, TextEmbedding

@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...agents.errors import TaskSetError
 from ...agents.messages import Ask, Message
-from ...agents.prompts import PROMPT_LAYOUT
-from ...agents.task_text import task_text_of_json
+from ...agents.prompts import PROMPT_LAYOUT, task_text_of_json
 from ...agents.thinking import ThinkingProfile
 from ...agents.traffic import TrafficRow, read_traffic
 from ..store import RunStore

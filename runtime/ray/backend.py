@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from ...agents.backend import OnText
+from ...agents.backend import OnText, ResumedText
 from ...agents.errors import EngineDeadError, EngineError
 from ...agents.messages import Ask, Reply
 from ...router.placement import place
 from ...router.replica_account import ReplicaAccount
 from ..announced_uses import AnnouncedUses
-from ..engine import OnAbandoned, ResumedText, added_up
+from ..engine import OnAbandoned, added_up
 from ..engine_settings import EngineSettings
 from ..events import Event, EventKind, OnEvent
 from ..running_engine import RunningEngine

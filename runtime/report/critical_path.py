@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..workflow_shape import StepShape
+from ...agents.workflow_shape import StepShape
 from .ledger import Ledger
 
 __all__ = ["critical_path_s", "longest_chain_s"]

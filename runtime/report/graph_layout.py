@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..workflow_shape import StepShape
+from ...agents.workflow_shape import StepShape
 
 __all__ = ["Box", "Drawing", "Line", "lay_out"]
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
 
-from ..workflow_shape import StepShape, WorkflowShape
+from ...agents.workflow_shape import StepShape, WorkflowShape
 from .costs import Cost
 from .graph_layout import Box, Drawing, Line, lay_out
 from .ledger import Ledger

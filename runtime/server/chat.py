@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from ...agents.backend import OnText
 from ...agents.errors import RunError, RunInterrupted
 from ...agents.messages import Ask, Message, Usage
-from ...agents.prompts import PROMPT_LAYOUT, render_prompt
-from ...agents.task_text import task_text
+from ...agents.prompts import PROMPT_LAYOUT, render_prompt, task_text
 from ..events import Event
 from ..session import Session
 from ..step_values import schema_of, type_adapter

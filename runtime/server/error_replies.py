@@ -10,7 +10,6 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.responses import JSONResponse
 
-from ...agents.error_groups import first_error
 from ...agents.errors import (
     AskRejectedError,
     EngineDeadError,
@@ -22,6 +21,7 @@ from ...agents.errors import (
     ServerError,
     StoreError,
     UnknownVariantError,
+    first_error,
 )
 
 __all__ = ["RequestRefused", "error_body", "error_response", "refuse_validation"]

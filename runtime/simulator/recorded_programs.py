@@ -12,11 +12,11 @@ from pathlib import Path
 from statistics import median
 
 from ...agents.errors import ResumeError, StoreError, TaskSetError
+from ...agents.workflow_shape import StepShape
 from ..engine_settings import EngineSettings
 from ..report.ledger import AskEntry, Ledger, read_ledger
 from ..settings import load_settings
 from ..store import RunStore
-from ..workflow_shape import StepShape
 
 __all__ = ["Program", "ProgramAsk", "ProgramStep", "RecordedBatch", "prompt_blocks", "read_programs", "step_order"]
 

@@ -8,8 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from metier.agents import TaskSetError
-from metier.agents.drawing import Drawn, draw_tasks, split_of
-from metier.agents.tasksets import Split, Task, TaskSet
+from metier.agents.tasksets import Drawn, Split, Task, TaskSet, draw_tasks, split_of
 
 SPLITS: tuple[Split, ...] = ("train", "tune", "test")
 

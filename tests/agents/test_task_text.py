@@ -3,7 +3,7 @@
 from pydantic import BaseModel
 
 from metier.agents import task_text
-from metier.agents.task_text import task_text_of_json
+from metier.agents.prompts import task_text_of_json
 
 
 class Puzzle(BaseModel):

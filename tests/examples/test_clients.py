@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from metier.agents import ScriptedBackend
+from metier.agents.workflow_file import load_workflow
 from metier.runtime.server.served_models import ServedWorkflow
-from metier.runtime.workflow_file import load_workflow
 
 from ..runtime.served import server
 

@@ -11,11 +11,12 @@ import pytest
 
 from metier.agents import PROMPT_LAYOUT, Ask, ScriptedBackend
 from metier.agents.answers import parse_answer
-from metier.agents.task_text import task_text
+from metier.agents.prompts import task_text
+from metier.agents.traffic import data_fingerprint
 from metier.router import load_assignment
 from metier.runtime import open_session
 from metier.specializers import Shelf, load_recipe
-from metier.specializers.recipe import data_fingerprint, read_rows
+from metier.specializers.recipe import read_rows
 
 pytest.importorskip("reasoning_gym")
 EXAMPLES = Path(__file__).parents[2] / "examples"

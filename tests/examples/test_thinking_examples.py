@@ -12,7 +12,7 @@ import pytest
 
 from metier.agents.answers import parse_answer
 from metier.agents.tasksets import Split
-from metier.runtime.workflow_file import load_workflow
+from metier.agents.workflow_file import load_workflow
 from metier.specializers import load_recipe
 from metier.specializers.recipe import read_rows
 

@@ -14,9 +14,10 @@ import anyio
 import pytest
 from pydantic import ValidationError
 
+from metier.agents.backend import ResumedText
 from metier.agents.errors import EngineDeadError, EngineError, MetierError, PluginError
 from metier.agents.messages import Ask, Reply
-from metier.runtime.engine import EngineCounters, LoadedAdapter, ResumedText, SwapCost, finish_reason
+from metier.runtime.engine import EngineCounters, LoadedAdapter, SwapCost, finish_reason
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.host_protocol import Answered, Begin, Failed, Load, Swapped, from_host, to_host, to_line
 from metier.runtime.loop_mailbox import LoopMailbox, Promise

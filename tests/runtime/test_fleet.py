@@ -13,13 +13,7 @@ import httpx
 import pytest
 
 from metier.agents import Ask, Message
-from metier.agents.errors import (
-    AskRejectedError,
-    EngineDeadError,
-    EngineError,
-    SettingsError,
-    UnknownVariantError,
-)
+from metier.agents.errors import AskRejectedError, EngineDeadError, EngineError, SettingsError, UnknownVariantError
 from metier.router.placement import PlacedAsk, Placement, ReplicaState
 from metier.runtime.events import Event
 from metier.runtime.fleet import Fleet

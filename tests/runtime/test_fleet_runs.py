@@ -19,10 +19,10 @@ import pytest
 
 from metier.agents import Ask, ScriptedBackend
 from metier.agents.errors import EngineDeadError, UnknownVariantError
+from metier.agents.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Settings, open_session
 from metier.runtime.settings import load_settings
-from metier.runtime.workflow_file import load_workflow
 from metier.runtime.workflow_run import RunOptions, run_workflow
 
 from .. import workflow_for_cli

@@ -11,9 +11,10 @@ import pytest
 from pydantic import BaseModel
 
 from metier.agents import Ask, Reply, Role, RunInterrupted, ScriptedBackend, StepError, TaskGraph
+from metier.agents.backend import Prefetch, Upcoming
 from metier.router import Assignment, RoleAssignment, Router
 from metier.runtime import RunStore, load_settings, open_session
-from metier.runtime.foresight import Foresight, Prefetch, Upcoming
+from metier.runtime.foresight import Foresight
 
 
 class Text(BaseModel):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from metier.agents import Message, ProfileError, SettingsError, Task, TaskGraph
 from metier.agents.errors import VariantError
 from metier.agents.messages import Usage
+from metier.agents.workflow_shape import StepShape, workflow_shape
 from metier.runtime import RunStore
 from metier.runtime.batches import new_batch
 from metier.runtime.energy import Energy
@@ -30,7 +31,6 @@ from metier.runtime.report.graph_layout import lay_out
 from metier.runtime.report.ledger import read_ledger, round_of
 from metier.runtime.report.slot_timeline import engine_timelines, merged, without_pauses
 from metier.runtime.store_records import AskRecord, StepRecord
-from metier.runtime.workflow_shape import StepShape, workflow_shape
 from metier.specializers.thinking_curves import Saturation, ThinkingPoint
 from metier.specializers.variant import EngineSpec, Variant
 

@@ -18,8 +18,8 @@ from metier.specializers.msq import served_schemes
 from metier.specializers.msq_bits import bit_units
 from metier.specializers.msq_quantiser import inside_range, lsb_distance, to_values
 from metier.specializers.msq_tuning import MsqObjective, MsqSettings
-from metier.specializers.produce import TRAINING_LOG
 from metier.specializers.quantisation_plan import Scheme
+from metier.specializers.stages import TRAINING_LOG
 from metier.specializers.training import Objective
 from metier.specializers.training_batches import EncodedRow, encode_rows
 

@@ -23,7 +23,7 @@ from metier.agents import (
 )
 from metier.specializers import AskSpec, Recipe, Shelf, base_fingerprint, check_variant, produce
 from metier.specializers.file_lock import exclusive
-from metier.specializers.produce import TRAINING_LOG
+from metier.specializers.stages import TRAINING_LOG
 from tests.tiny_model import write_tiny_llama
 
 

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from metier.agents import RecipeError, TrafficRow, write_traffic
+from metier.agents.traffic import data_fingerprint
 from metier.specializers import ProgramData, Recipe, TrafficData, load_recipe
 from metier.specializers.lora import LoraSettings
-from metier.specializers.recipe import data_fingerprint, read_rows
+from metier.specializers.recipe import read_rows
 
 GOOD: dict[str, Any] = {
     "name": "solver",

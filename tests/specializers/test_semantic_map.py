@@ -16,12 +16,7 @@ from hypothesis import strategies as st
 
 from metier.agents import AdapterError, RecipeError
 from metier.specializers.semantic_map import CENTER_KEY, CENTROIDS_KEY, SemanticMap
-from metier.specializers.text_embedding import (
-    DEFAULT_EMBEDDING,
-    HashedNgrams,
-    find_embedding,
-    register_embedding,
-)
+from metier.specializers.text_embedding import DEFAULT_EMBEDDING, HashedNgrams, find_embedding, register_embedding
 
 KINDS = (
     "How many legs do {n} dogs and {m} spiders have in total?",

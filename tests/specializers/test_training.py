@@ -11,14 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metier.agents import TrafficRow, TrainingError
-from metier.specializers.training import (
-    Objective,
-    Progress,
-    TrainingSettings,
-    answer_loss,
-    learning_rate_at,
-    train,
-)
+from metier.specializers.training import Objective, Progress, TrainingSettings, answer_loss, learning_rate_at, train
 from metier.specializers.training_batches import EncodedRow, encode_rows, passes, plan_batches, shared_start
 
 SETTINGS = TrainingSettings(steps=6, batch_rows=4, warmup_steps=2, checkpoint_steps=2, dtype="float32")

@@ -12,11 +12,7 @@ import torch
 from metier.agents import TrafficRow
 from metier.specializers.training import answer_loss
 from metier.specializers.training_batches import EncodedRow, encode_rows
-from metier.specializers.training_speed import (
-    hold_frozen_weights_in_bfloat16,
-    kept_pages,
-    register_float32_attention,
-)
+from metier.specializers.training_speed import hold_frozen_weights_in_bfloat16, kept_pages, register_float32_attention
 
 
 @pytest.fixture(scope="module")

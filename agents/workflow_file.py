@@ -10,11 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..agents.backend import ScriptedBackend
-from ..agents.errors import GraphError, TaskSetError
-from ..agents.graph import TaskGraph
-from ..agents.nodes import BuiltGraph
-from ..agents.tasksets import Task, TaskSet
+from .backend import ScriptedBackend
+from .errors import GraphError, TaskSetError
+from .graph import TaskGraph
+from .nodes import BuiltGraph
+from .tasksets import Task, TaskSet
 
 __all__ = ["Verifier", "WorkflowFile", "load_workflow"]
 

@@ -8,9 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from metier.agents import TaskSetError
-from metier.agents.drawing import split_of
-from metier.agents.reasoning import mix_tasks, reasoning_gym_tasks
-from metier.agents.tasksets import Split
+from metier.agents.reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
+from metier.agents.tasksets import Split, split_of
 
 pytest.importorskip("reasoning_gym")
 

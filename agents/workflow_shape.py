@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..agents.nodes import (
+from .nodes import (
     Alternatives,
     BuiltBody,
     BuiltGraph,
@@ -20,7 +20,7 @@ from ..agents.nodes import (
     RoleWork,
     Source,
 )
-from ..agents.roles import type_name
+from .roles import type_name
 
 __all__ = ["StepShape", "WorkflowShape", "read_shape", "workflow_shape"]
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .drawing import SEEDS_PER_SET, seed_range, split_of
 from .errors import TaskSetError
-from .tasksets import Split, Task, TaskSet
+from .tasksets import SEEDS_PER_SET, Split, Task, TaskSet, seed_range, split_of
 
 __all__ = ["mix_tasks", "reasoning_gym_tasks"]
 
