@@ -33,7 +33,7 @@ from measured_run import measured_run
 from metier.agents.errors import VariantError
 from metier.agents.workflow_file import load_workflow
 from metier.router.assignment import BASE, Assignment, RoleAssignment, load_assignment
-from metier.router.outcomes import content_key
+from metier.router.probing.journal import content_key
 from metier.runtime.settings import load_settings
 from metier.specializers.shelf import Shelf
 

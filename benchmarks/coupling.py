@@ -27,9 +27,10 @@ from measured_run import measured_run
 from metier.agents.errors import InfeasibleError
 from metier.agents.workflow_file import load_workflow
 from metier.router.assignment import load_assignment
-from metier.router.coupling import Problem, make_problem, predict
-from metier.router.profile import read_profiles
-from metier.router.solve import Limits, solve
+from metier.router.probing.profile import read_profiles
+from metier.router.solving.coupling import Problem, make_problem, predict
+from metier.router.solving.limits import Limits
+from metier.router.solving.solve import solve
 from metier.runtime.assigning import serving_of
 from metier.runtime.probing import PROFILES, Bench, open_bench, read_options
 

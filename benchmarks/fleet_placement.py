@@ -29,7 +29,7 @@ from statistics import median
 import anyio
 
 from metier.agents import PROMPT_LAYOUT, Ask, Message
-from metier.router.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
+from metier.router.placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
 from metier.runtime.fleet import Fleet
 from metier.runtime.fleet_settings import FleetServer, FleetSettings
 from metier.specializers.base_model import base_fingerprint, find_base

@@ -26,7 +26,7 @@ import anyio
 from orchestration import Plan, Puzzle, Verdict, graph
 
 from metier.agents import Ask, Reply
-from metier.router.placement import PlacedAsk, ReplicaState
+from metier.router.placement.placement import PlacedAsk, ReplicaState
 from metier.runtime import RunStore, open_session
 from metier.runtime.figures import svg_figure
 from metier.runtime.simulator import Outcome, ServiceModel, ServingPlan, fit_service, read_programs, simulate

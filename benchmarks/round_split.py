@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 from thinking_budgets import TEST_SEED, TEST_TASKS, arm_row
 
-from metier.router.outcomes import Outcome
+from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
 from metier.runtime.probing import ProbeOptions, open_bench
 

@@ -9,8 +9,8 @@ import anyio
 from outcome_table import Cast, Meter, Table
 
 from metier.router import Assignment, Candidate, Evaluator, Journal, Outcome, Part, Space
-from metier.router.evaluator import OnOutcome
-from metier.router.search import SearchSettings, explore, find_best
+from metier.router.probing.evaluator import OnOutcome
+from metier.router.probing.search import SearchSettings, explore, find_best
 
 CLOSE = 0.99
 Method = Callable[[Table, Meter, int], Cast]

@@ -25,7 +25,7 @@ import anyio
 import numpy as np
 
 from metier.agents import Role, ThinkingProfile
-from metier.router.outcomes import Outcome
+from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
 from metier.runtime.probing import Bench, ProbeOptions, open_bench
 from metier.specializers.role_quality import Score, measure_role, paired_interval, same_answer

@@ -1,17 +1,20 @@
 """Which variant serves whom: measures, decides, executes nothing itself."""
 
-from .assign import Assigned, AssignSettings, assign
 from .assignment import Assignment, RoleAssignment, load_assignment
-from .coupling import Prediction, Problem, Serving, make_problem, predict
 from .escalation import NO_SETBACKS, Rung, Setbacks
-from .evaluator import Evaluator, RunTasks
-from .outcomes import AskCost, Journal, Outcome
-from .placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
+from .placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
 from .priority import PrioritySettings
-from .probe import ProbeResult, ProbeSettings, probe
-from .profile import Footprint, Profile, read_profiles, write_profiles
+from .probing.evaluator import Evaluator, RunTasks
+from .probing.journal import Journal
+from .probing.outcomes import AskCost, Outcome
+from .probing.probe import ProbeResult, ProbeSettings, probe
+from .probing.profile import Footprint, Profile, read_profiles, write_profiles
 from .route import Route, Router
-from .solve import Limits, Solution, SolverSettings, front, solve
+from .solving.assign import assign
+from .solving.assigned import Assigned, AssignSettings
+from .solving.coupling import Prediction, Problem, Serving, make_problem, predict
+from .solving.limits import Limits
+from .solving.solve import Solution, SolverSettings, front, solve
 from .space import Candidate, Part, Space, space_of
 
 __all__ = [

@@ -13,10 +13,11 @@ from rich.table import Table
 
 from ..agents.errors import ProfileError, SettingsError
 from ..agents.tasksets import TaskSet
-from ..router.assign import Assigned, AssignSettings, Contender, assign
-from ..router.coupling import Problem, Serving, ask_seconds, make_problem
-from ..router.profile import read_profiles
-from ..router.solve import Solution
+from ..router.probing.profile import read_profiles
+from ..router.solving.assign import assign
+from ..router.solving.assigned import Assigned, AssignSettings, Contender
+from ..router.solving.coupling import Problem, Serving, ask_seconds, make_problem
+from ..router.solving.solve import Solution
 from ..router.space import Candidate, Part, Space
 from .figures import FrontPoint, draw_front
 from .probing import PROFILES, Bench, ProbeOptions, open_bench, read_options, wide_console

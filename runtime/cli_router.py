@@ -11,9 +11,9 @@ import yaml
 from pydantic import ValidationError
 
 from ..agents.errors import SettingsError
-from ..router.assign import AssignSettings, Goal
-from ..router.probe import ProbeSettings
-from ..router.solve import Limits
+from ..router.probing.probe import ProbeSettings
+from ..router.solving.assigned import AssignSettings, Goal
+from ..router.solving.limits import Limits
 from .workflow_run import AnyEngine
 
 __all__ = ["add_router_commands", "overrides"]

@@ -20,14 +20,14 @@ from ..agents.errors import (
     UnknownVariantError,
 )
 from ..agents.messages import Ask, Reply
-from ..router.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
+from ..router.placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
+from ..router.placement.token_estimates import TokenEstimates
 from .events import OnEvent
 from .fleet_server import ServerSeat
 from .fleet_settings import FleetSettings
 from .remote_backend import RemoteBackend, Resolve
 from .remote_settings import RemoteSettings
 from .server_calls import ServerBusyError
-from .token_estimates import TokenEstimates
 
 if TYPE_CHECKING:
     from pathlib import Path

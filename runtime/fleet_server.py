@@ -13,8 +13,8 @@ import anyio
 from ..agents.backend import OnText
 from ..agents.errors import EngineDeadError, EngineError
 from ..agents.messages import Ask, Reply, add_usage
-from ..router.placement import PlacedAsk
-from ..router.replica_account import ReplicaAccount
+from ..router.placement.placement import PlacedAsk
+from ..router.placement.replica_account import ReplicaAccount
 from .adapter_slots import AdapterSlots
 from .circuit_breaker import CircuitBreaker
 from .engine import LoadedAdapter, SwapCost

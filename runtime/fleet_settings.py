@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..agents.errors import SettingsError
-from ..router.placement import PlacementCosts
+from ..router.placement.placement import PlacementCosts
 
 __all__ = ["FleetServer", "FleetSettings"]
 

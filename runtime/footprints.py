@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..router.assignment import BASE
-from ..router.profile import Footprint
+from ..router.probing.profile import Footprint
 from ..specializers.variant import Variant
 from .engine_settings import EngineSettings
 

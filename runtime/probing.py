@@ -22,12 +22,13 @@ from ..agents.errors import AnswerError, AskRejectedError, ProfileError, RunErro
 from ..agents.tasksets import Task, TaskSet
 from ..agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ..router.assignment import BASE, Assignment, load_assignment
-from ..router.engine_work import EngineWork
-from ..router.evaluator import Evaluator, OnOutcome
-from ..router.outcomes import Journal, Outcome, content_key
-from ..router.probe import ProbeResult, ProbeSettings, probe
-from ..router.profile import Footprint, Profile, write_profiles
+from ..router.probing.evaluator import Evaluator, OnOutcome
+from ..router.probing.journal import Journal, content_key
+from ..router.probing.outcomes import Outcome
+from ..router.probing.probe import ProbeResult, ProbeSettings, probe
+from ..router.probing.profile import Footprint, Profile, write_profiles
 from ..router.route import Router
+from ..router.solving.engine_work import EngineWork
 from ..router.space import Candidate, Space, role_rounds, space_of
 from ..specializers.shelf import Shelf
 from ..specializers.variant import Variant

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from ..agents.backend import Backend, ForeseeingBackend, OnText, Prefetch, Upcoming
 from ..agents.messages import Ask, Reply
 from ..router.assignment import BASE
-from ..router.outcomes import AskCost, Journal, content_key
+from ..router.probing.journal import Journal, content_key
+from ..router.probing.outcomes import AskCost
 
 __all__ = ["RecordedReply", "ReplayedBackend", "RunRecord", "common_prefix"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..router.engine_work import EngineWork, busy_seconds_per_cpu_s, fit_engine_cost
-from ..router.outcomes import Journal, content_key
-from ..router.profile import TokenCost
+from ..router.probing.journal import Journal, content_key
+from ..router.probing.profile import TokenCost
+from ..router.solving.engine_work import EngineWork, busy_seconds_per_cpu_s, fit_engine_cost
 
 __all__ = ["WorkMeter"]
 

@@ -16,14 +16,14 @@ import anyio
 from ...agents.backend import OnText, ResumedText
 from ...agents.errors import EngineDeadError, EngineError
 from ...agents.messages import Ask, Reply
-from ...router.placement import place
-from ...router.replica_account import ReplicaAccount
+from ...router.placement.placement import place
+from ...router.placement.replica_account import ReplicaAccount
+from ...router.placement.token_estimates import TokenEstimates
 from ..announced_uses import AnnouncedUses
 from ..engine import OnAbandoned, added_up
 from ..engine_settings import EngineSettings
 from ..events import Event, EventKind, OnEvent
 from ..running_engine import RunningEngine
-from ..token_estimates import TokenEstimates
 from ..variant_targets import EngineStart, Resolve, VariantTarget, VariantTargets
 from .cluster import import_ray, open_ray
 from .deployment import EngineDeployment, ReplicaSeat

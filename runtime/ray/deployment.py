@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from ...agents.errors import EngineDeadError, EngineError
-from ...router.replica_account import ReplicaAccount
+from ...router.placement.replica_account import ReplicaAccount
 from ..answer_check import check_answers
 from ..engine import EngineCounters
 from ..engine_settings import EngineSettings

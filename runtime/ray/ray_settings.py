@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...router.placement import PlacementCosts
+from ...router.placement.placement import PlacementCosts
 
 __all__ = ["RaySettings"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from ...agents.errors import ProfileError
-from ...router.profile import read_profiles
+from ...router.probing.profile import read_profiles
 from ...specializers.thinking_curves import Saturation, ThinkingPoint
 from ...specializers.variant import Variant
 from ..figures import FrontPoint

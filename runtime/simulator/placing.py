@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ...router.placement import PlacedAsk, PlacementCosts, ReplicaState, place
+from ...router.placement.placement import PlacedAsk, PlacementCosts, ReplicaState, place
 from .service_model import ServiceModel
 
 __all__ = ["PLACEMENTS", "Chooser", "PlacementName", "costs_of", "make_chooser"]

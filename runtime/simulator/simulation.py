@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...router.placement import PlacedAsk, ReplicaState
+from ...router.placement.placement import PlacedAsk, ReplicaState
 from ...router.priority import PrioritySettings, order_key_s
 from ..announced_uses import AnnouncedUses
 from ..report.ledger import BASE

@@ -14,7 +14,7 @@ import pytest
 
 from metier.agents import Ask, Message
 from metier.agents.errors import AskRejectedError, EngineDeadError, EngineError, SettingsError, UnknownVariantError
-from metier.router.placement import PlacedAsk, Placement, ReplicaState
+from metier.router.placement.placement import PlacedAsk, Placement, ReplicaState
 from metier.runtime.events import Event
 from metier.runtime.fleet import Fleet
 from metier.runtime.fleet_settings import FleetServer, FleetSettings

@@ -9,8 +9,8 @@ import pytest
 
 from metier.agents import PROMPT_LAYOUT
 from metier.router import load_assignment, read_profiles
-from metier.router.assign import AssignSettings
-from metier.router.probe import ProbeSettings
+from metier.router.probing.probe import ProbeSettings
+from metier.router.solving.assigned import AssignSettings
 from metier.runtime import RunStore
 from metier.runtime.assigning import run_assign
 from metier.runtime.engine_settings import EngineSettings

@@ -15,7 +15,7 @@ import pytest
 from metier.agents import Ask, Message, ScriptedBackend, Usage
 from metier.agents.messages import Reply
 from metier.router import Candidate, Journal, load_assignment, read_profiles
-from metier.router.outcomes import Outcome
+from metier.router.probing.outcomes import Outcome
 from metier.runtime.figures import FrontPoint, draw_front
 from metier.runtime.probing import ProbeOptions, open_bench, run_probe
 from metier.runtime.replayed import RecordedReply, ReplayedBackend, common_prefix

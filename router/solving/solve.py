@@ -11,43 +11,22 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..agents.errors import InfeasibleError
+from ...agents.errors import InfeasibleError
+from ..space import Candidate, Choices, Part
 from .coupling import Prediction, Problem, predict
-from .space import Candidate, Choices, Part
+from .integer_program import OutOfTime, integer_program
+from .limits import TOLERANCE, Amount, Limits
 
-__all__ = ["Amount", "Limits", "Solution", "SolverSettings", "all_choices", "brute_force", "explain_limits", "front",
-           "local_search", "solve"]  # fmt: skip
-
-Amount = Literal["cpu_s", "latency_s", "tokens", "memory_mib", "quality"]
-"""What may be minimised; quality is maximised."""
-
-TOLERANCE = 1e-9
-
-
-class Limits(BaseModel):
-    """What a choice must keep to; None is no limit. Amounts are a task, memory is that of all engines together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    min_quality: float | None = Field(default=None, ge=0, le=1)
-    cpu_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    latency_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    tokens: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    memory_mib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-
-    def given(self) -> dict[str, float]:
-        """The limits there are, by name."""
-        return {name: value for name, value in self.model_dump().items() if value is not None}
-
-    def excess(self, prediction: Prediction) -> float:
-        """By what share the limits are missed, added up; 0 when all are kept."""
-        total = 0.0
-        for name, limit in self.given().items():
-            if name == "min_quality":
-                total += max(limit - prediction.quality, 0.0) / max(limit, TOLERANCE)
-            else:
-                total += max(getattr(prediction, name) - limit, 0.0) / limit
-        return total if total > TOLERANCE else 0.0
+__all__ = [
+    "Solution",
+    "SolverSettings",
+    "all_choices",
+    "brute_force",
+    "explain_limits",
+    "front",
+    "local_search",
+    "solve",
+]
 
 
 class SolverSettings(BaseModel):
@@ -105,8 +84,6 @@ def find(
     """As `solve`, None where nothing is feasible (or local search finds nothing that is)."""
     pairs = sum(len(problem.rows[part]) for part in problem.parts)
     if pairs <= settings.exact_pairs:
-        from .integer_program import OutOfTime, integer_program
-
         try:
             choices = integer_program(problem, limits, minimise, exclude, time_s=settings.exact_time_s)
             return None if choices is None else Solution(choices, predict(problem, choices), "milp")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..agents.errors import EngineDeadError
+from ...agents.errors import EngineDeadError
 
 __all__ = ["PlacedAsk", "Placement", "PlacementCosts", "ReplicaState", "place"]
 

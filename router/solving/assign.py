@@ -2,108 +2,27 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ..agents.errors import InfeasibleError
-from .coupling import Prediction, Problem, Rejected, predict
-from .evaluator import Evaluator
-from .intervals import bootstrap_interval, mean
-from .outcomes import Outcome
-from .rivals import on_one_checkpoint
-from .solve import (  # fmt: skip
-    Amount,
-    Limits,
+from ...agents.errors import InfeasibleError
+from ..probing.evaluator import Evaluator
+from ..probing.outcomes import Outcome
+from ..space import Choices
+from .assigned import Assigned, AssignSettings, Contender, Goal, Measured, measure
+from .baselines import baselines, explain, oracle
+from .coupling import Prediction, Problem
+from .limits import Amount, Limits
+from .solve import (
     Solution,
-    SolverSettings,
-    brute_force,
     explain_limits,
     front,
     is_excluded,
-    objective,
     solve,
 )
-from .space import Candidate, Choices, Part
 
-__all__ = ["AssignSettings", "Assigned", "Contender", "Goal", "Measured", "assign", "baselines", "corrected", "oracle"]
-
-Goal = Literal["cpu_s", "cost_of_pass", "latency_s", "tokens", "memory_mib"]
-ORACLE = "oracle of the measured"
-
-
-class AssignSettings(BaseModel):
-    """What is minimised, within which limits, and how a choice is checked.
-
-    The check runs the choice and the incumbent on held-out tasks: the choice holds when its mean score is not below
-    the incumbent's by more than `quality_loss`, and not below `limits.min_quality` where that is given. At most
-    `checks` choices are tried. With `rivals` the best choice on each checkpoint alone is run too, and taken where it
-    holds and costs less; also one that is predicted to miss the quality by up to `rival_shortfall`, which is what
-    profiles on some fifty tasks may be off by. With `measure_baselines` the baselines are run on the same tasks.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    minimise: Goal = "cpu_s"
-    limits: Limits = Limits()
-    quality_loss: float = Field(default=0.02, ge=0, le=1)
-    checks: int = Field(default=8, ge=1)
-    rivals: bool = True
-    rival_shortfall: float = Field(default=0.1, ge=0, le=1)
-    measure_baselines: bool = False
-    solver: SolverSettings = SolverSettings()
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a choice came to on held-out tasks; `gain` is the paired difference to the incumbent, with intervals."""
-
-    n: int
-    quality: float
-    quality_interval: tuple[float, float]
-    gain: float
-    gain_interval: tuple[float, float]
-    cpu_s: float
-    seconds: float
-    tokens: float
-
-    @property
-    def cost_of_pass(self) -> float:
-        """CPU-seconds per solved task, failures counted."""
-        return self.cpu_s / self.quality if self.quality > 0 else float("inf")
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One line of the table: a choice by name, what was expected of it and what it came to; None where unknown."""
-
-    name: str
-    choices: Mapping[Part, Candidate] | None
-    prediction: Prediction | None
-    measured: Measured | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """The choice, why each part got its candidate, the table with the baselines, and what was rejected and why.
-
-    `expected` is what it will come to: its prediction, corrected by the check.
-    """
-
-    solution: Solution
-    measured: Measured | None
-    expected: Prediction
-    reasons: dict[Part, str]
-    front: list[Solution]
-    table: list[Contender]
-    rejected: list[Rejected]
-    excluded: list[Contender]
+__all__ = ["assign", "corrected", "on_one_checkpoint"]
 
 
 async def assign(
@@ -136,7 +55,7 @@ async def assign(
             before = list(await check.outcomes(problem.incumbent, list(check.tasks)))
         tell(f"checking on {len(check.tasks)} held-out tasks: {_named(solution.choices)}")
         outcomes = await check.outcomes(solution.choices, list(check.tasks))
-        measured = _measure(outcomes, before)
+        measured = measure(outcomes, before)
         missed = _missed(measured, settings)
         if not missed:
             break
@@ -157,7 +76,7 @@ async def assign(
     if check is not None and before is not None and measured is not None and settings.rivals:
         for rival in _rivals(problem, limits, settings, [*barred, solution.choices]):
             tell(f"running the best on one checkpoint: {_named(rival.choices)}")
-            found = _measure(await check.outcomes(rival.choices, list(check.tasks)), before)
+            found = measure(await check.outcomes(rival.choices, list(check.tasks)), before)
             missed = _missed(found, settings)
             loser = Contender("on one checkpoint", rival.choices, rival.prediction, found, missed)
             if not missed and _cost(found, settings.minimise) < _cost(measured, settings.minimise):
@@ -172,7 +91,7 @@ async def assign(
             if settings.measure_baselines or is_incumbent:
                 tell(f"measuring {contender.name}")
                 outcomes = await check.outcomes(contender.choices, list(check.tasks))
-                contender = replace(contender, measured=_measure(outcomes, before))
+                contender = replace(contender, measured=measure(outcomes, before))
         table.append(contender)
     if check is not None and before is not None:
         runs = [await check.outcomes(c.choices, list(check.tasks)) for c in table if c.measured and c.choices]
@@ -216,61 +135,6 @@ def choose(problem: Problem, limits: Limits, settings: AssignSettings, exclude: 
     return min(points, key=lambda point: point.prediction.cost_of_pass)
 
 
-def baselines(problem: Problem, limits: Limits, settings: AssignSettings) -> list[Contender]:
-    """What the choice is compared with: the incumbent, all on the base, one variant, chance, greed, brute force."""
-    amount: Amount = "cpu_s" if settings.minimise == "cost_of_pass" else settings.minimise
-    found: list[tuple[str, Choices | None, str]] = [("incumbent", problem.incumbent or None, "")]
-    uniform = [{p: c for p in problem.parts} for c in _everywhere(problem)]
-    base = {p: Candidate() for p in problem.parts}
-    found.append(("all on the base", base if base in uniform else None, "" if base in uniform else "not profiled"))
-    ranked = sorted(uniform, key=lambda choices: _rank(predict(problem, choices), amount))
-    found.append(
-        ("best single variant", ranked[0] if ranked else None, "" if ranked else "none is profiled everywhere")
-    )
-    rng = random.Random(settings.seed)
-    found.append(("random", {p: rng.choice(sorted(problem.rows[p])) for p in problem.parts}, f"seed {settings.seed}"))
-    found.append(("each role by itself", _greedy(problem, limits), "cheapest that holds alone"))
-    if problem.size <= settings.solver.all_choices_limit:
-        best = brute_force(problem, limits, amount)
-        found.append(("brute force", best.choices if best else None, f"of {problem.size}"))
-    else:
-        found.append(("brute force", None, f"{problem.size} assignments are too many"))
-    return [
-        Contender(name, choices, None if choices is None else predict(problem, choices), note=note)
-        for name, choices, note in found
-    ]
-
-
-def oracle(runs: Sequence[Sequence[Outcome]], before: Sequence[Outcome]) -> Contender:
-    """What a router could at best have made of the assignments measured: for each task the cheapest that solves it."""
-    per_task = [
-        min((o for o in task), key=lambda outcome: (-outcome.score, outcome.cpu_s)) for task in zip(*runs, strict=True)
-    ]
-    return Contender(ORACLE, None, None, _measure(per_task, before), "per task the cheapest that solves it")
-
-
-def explain(problem: Problem, solution: Solution, limits: Limits, amount: Amount) -> dict[Part, str]:
-    """For each part why its candidate: what the best other one would change, all other parts as chosen."""
-    reasons = {}
-    for part in problem.parts:
-        chosen, row = solution.choices[part], problem.rows[part][solution.choices[part]]
-        own = f"scores {row.quality:.3f} of {problem.quality:.3f} at {row.cpu_s:.3g} CPU-s a task"
-        others = [c for c in problem.rows[part] if c != chosen]
-        if not others:
-            reasons[part] = f"{own}; no other candidate is left"
-            continue
-        predictions = {c: predict(problem, {**solution.choices, part: c}) for c in others}
-        able = {c: p for c, p in predictions.items() if not limits.excess(p)}
-        if able:
-            second = min(able, key=lambda c: objective(able[c], amount))
-            here, there = objective(solution.prediction, amount), objective(able[second], amount)
-            reasons[part] = f"{own}; next is {second}: {amount} {there:.3g} instead of {here:.3g} in all"
-        else:
-            second = min(predictions, key=lambda c: limits.excess(predictions[c]))
-            reasons[part] = f"{own}; all others miss a limit, {second} by {limits.excess(predictions[second]):.0%}"
-    return reasons
-
-
 def _with_floor(problem: Problem, settings: AssignSettings) -> Limits:
     """The limits with a quality floor: what is asked for, and the incumbent's quality less the loss allowed."""
     floor = max(problem.quality - settings.quality_loss, 0.0)
@@ -288,44 +152,6 @@ def _missed(measured: Measured, settings: AssignSettings) -> str:
             f"{-measured.gain:.3f} ({-high:.3f} to {-low:.3f}) below the incumbent, {settings.quality_loss:g} allowed"
         )
     return ""
-
-
-def _measure(outcomes: Sequence[Outcome], before: Sequence[Outcome]) -> Measured:
-    scores = [outcome.score for outcome in outcomes]
-    gains = [a.score - b.score for a, b in zip(outcomes, before, strict=True)]
-    asks = [ask for outcome in outcomes for ask in outcome.asks]
-    n = len(outcomes)
-    return Measured(
-        n,
-        mean(scores),
-        bootstrap_interval(scores),
-        mean(gains),
-        bootstrap_interval(gains),
-        sum(ask.cpu_s for ask in asks) / n,
-        sum(ask.seconds + ask.swap_s for ask in asks) / n,
-        sum(ask.prompt_tokens + ask.output_tokens for ask in asks) / n,
-    )
-
-
-def _everywhere(problem: Problem) -> list[Candidate]:
-    first = problem.parts[0]
-    return [c for c in problem.rows[first] if all(c in problem.rows[part] for part in problem.parts)]
-
-
-def _rank(prediction: Prediction, amount: Amount) -> tuple[float, float]:
-    return -prediction.quality, objective(prediction, amount)
-
-
-def _greedy(problem: Problem, limits: Limits) -> dict[Part, Candidate]:
-    """For each part alone the cheapest candidate that keeps the quality with all others as the incumbent has them."""
-    floor = limits.min_quality or 0.0
-    chosen = {}
-    for part in problem.parts:
-        rows = problem.rows[part]
-        able = [c for c in rows if rows[c].quality >= floor]
-        best = max(rows, key=lambda c: (rows[c].quality, -rows[c].cpu_s))
-        chosen[part] = min(able, key=lambda c: rows[c].cpu_s) if able else best
-    return chosen
 
 
 def _rivals(problem: Problem, limits: Limits, settings: AssignSettings, known: list[Choices]) -> Iterator[Solution]:
@@ -354,3 +180,15 @@ def _cost(measured: Measured, goal: Goal) -> float:
 
 def _named(choices: Choices) -> str:
     return ", ".join(f"{part}={candidate}" for part, candidate in choices.items())
+
+
+def on_one_checkpoint(problem: Problem) -> Iterator[Problem]:
+    """The problem with the candidates of one checkpoint only, for every one that has some for each part."""
+    served = {row.footprint.checkpoint for rows in problem.rows.values() for row in rows.values()}
+    for checkpoint in sorted(served):
+        rows = {
+            part: {c: row for c, row in problem.rows[part].items() if row.footprint.checkpoint == checkpoint}
+            for part in problem.parts
+        }
+        if len(served) > 1 and all(rows.values()):
+            yield replace(problem, rows=rows)

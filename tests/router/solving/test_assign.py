@@ -8,14 +8,18 @@ from dataclasses import replace
 import pytest
 
 from metier.agents.errors import InfeasibleError
-from metier.router.assign import ORACLE, Assigned, AssignSettings, Measured, assign, baselines, corrected
-from metier.router.coupling import Prediction, Problem, make_problem
-from metier.router.evaluator import Evaluator
-from metier.router.outcomes import Journal, Outcome
-from metier.router.profile import Footprint
-from metier.router.solve import Limits, SolverSettings
+from metier.router.probing.evaluator import Evaluator
+from metier.router.probing.journal import Journal
+from metier.router.probing.outcomes import Outcome
+from metier.router.probing.profile import Footprint
+from metier.router.solving.assign import assign, corrected
+from metier.router.solving.assigned import Assigned, AssignSettings, Measured
+from metier.router.solving.baselines import ORACLE, baselines
+from metier.router.solving.coupling import Prediction, Problem, make_problem
+from metier.router.solving.limits import Limits
+from metier.router.solving.solve import SolverSettings
 from metier.router.space import Candidate, Part
-from tests.router.table import TableRun, profile, space, task_ids
+from tests.router.solving.table import TableRun, profile, space, task_ids
 
 pytestmark = pytest.mark.anyio
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..agents.errors import ProfileError
-from .assignment import BASE
+from ...agents.errors import ProfileError
+from ..assignment import BASE
+from ..space import Candidate, Part, RoundClass
 from .intervals import bootstrap_interval, mean
-from .outcomes import AskCost, Journal, Outcome
-from .space import Candidate, Part, RoundClass
+from .journal import Journal
+from .outcomes import AskCost, Outcome
 
 __all__ = ["Footprint", "Profile", "TokenCost", "fit_token_cost", "make_profile", "read_profiles", "write_profiles"]
 

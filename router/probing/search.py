@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..agents.errors import ProfileError
+from ...agents.errors import ProfileError
+from ..space import Candidate, Choices, Part, Space
 from .intervals import upper_bound
-from .space import Candidate, Choices, Part, Space
 
 __all__ = ["Duel", "Score", "SearchSettings", "explore", "find_best"]
 

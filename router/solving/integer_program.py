@@ -6,12 +6,10 @@ import math
 from collections.abc import Collection
 from typing import Any
 
-import numpy as np
-
+from ..probing.profile import Profile
+from ..space import Candidate, Choices, Part
 from .coupling import Problem, asks_per_load, shared, swap_share
-from .profile import Profile
-from .solve import Amount, Limits
-from .space import Candidate, Choices, Part
+from .limits import Amount, Limits
 
 __all__ = ["OutOfTime", "integer_program"]
 
@@ -49,6 +47,7 @@ class _Program:
 
     def solve(self, costs: dict[int, float], time_s: float) -> Any:
         """The values of the columns, None when there are none; raises OutOfTime."""
+        import numpy as np
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import coo_array
 

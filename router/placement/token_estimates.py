@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..agents.messages import Ask, Usage
-from ..router.placement import PlacedAsk
+from ...agents.messages import Ask, Usage
+from .placement import PlacedAsk
 
 __all__ = ["TokenEstimates"]
 

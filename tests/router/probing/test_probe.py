@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from metier.agents.errors import ProfileError
-from metier.router.evaluator import Evaluator
-from metier.router.outcomes import AskCost, Journal, Outcome
-from metier.router.probe import ProbeSettings, probe
-from metier.router.profile import Profile, fit_token_cost, read_profiles, write_profiles
-from metier.router.search import Duel, SearchSettings, explore, find_best
+from metier.router.probing.evaluator import Evaluator
+from metier.router.probing.journal import Journal
+from metier.router.probing.outcomes import AskCost, Outcome
+from metier.router.probing.probe import ProbeSettings, probe
+from metier.router.probing.profile import Profile, fit_token_cost, read_profiles, write_profiles
+from metier.router.probing.search import Duel, SearchSettings, explore, find_best
 from metier.router.space import Candidate, Part
-from tests.router.table import TableRun, chance, space, task_ids
+from tests.router.solving.table import TableRun, chance, space, task_ids
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ from statistics import median
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .profile import TokenCost
+from ..probing.profile import TokenCost
 
 __all__ = ["EngineWork", "busy_seconds_per_cpu_s", "engine_steps", "fit_engine_cost"]
 

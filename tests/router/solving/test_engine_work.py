@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from metier.router.engine_work import EngineWork, busy_seconds_per_cpu_s, engine_steps, fit_engine_cost
+from metier.router.solving.engine_work import EngineWork, busy_seconds_per_cpu_s, engine_steps, fit_engine_cost
 
 
 def stretch(number: int, noise: float = 0.0) -> EngineWork:

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from metier.router.placement import PlacedAsk
-from metier.router.replica_account import ReplicaAccount
+from metier.router.placement.placement import PlacedAsk
+from metier.router.placement.replica_account import ReplicaAccount
 
 
 def ask(adapter: str | None = "a", conversation: str = "run", prompt_tokens: int = 100) -> PlacedAsk:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from metier.router.intervals import bootstrap_interval, mean, upper_bound
+from metier.router.probing.intervals import bootstrap_interval, mean, upper_bound
 
 
 def refuted(values: list[float], m: float, alpha: float) -> bool:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..agents.errors import ProfileError
+from ...agents.errors import ProfileError
+from ..space import Candidate, Choices, Part
 from .evaluator import Evaluator
 from .intervals import mean, upper_bound
-from .outcomes import AskCost, Outcome, content_key
+from .journal import content_key
+from .outcomes import AskCost, Outcome
 from .profile import Footprint, Profile, TokenCost, fit_token_cost, make_profile
 from .search import SearchSettings, explore, find_best
-from .space import Candidate, Choices, Part
 
 __all__ = ["ProbeResult", "ProbeSettings", "probe"]
 

@@ -9,10 +9,10 @@ from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..agents.errors import ProfileError
+from ...agents.errors import ProfileError
+from ..probing.profile import Profile
+from ..space import Candidate, Choices, Part
 from .engine_work import engine_steps
-from .profile import Profile
-from .space import Candidate, Choices, Part
 
 __all__ = [
     "LoneCost",

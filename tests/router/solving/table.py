@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 from metier.router import Assignment
-from metier.router.evaluator import OnOutcome
-from metier.router.outcomes import AskCost, Outcome
-from metier.router.profile import Footprint, Profile, TokenCost
+from metier.router.probing.evaluator import OnOutcome
+from metier.router.probing.outcomes import AskCost, Outcome
+from metier.router.probing.profile import Footprint, Profile, TokenCost
 from metier.router.space import Candidate, Part, Space
 
 Works = Callable[[str, Mapping[str, str]], bool]

@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
     """The benchmark as a module; what it imports lies beside it."""
-    path = Path(__file__).parents[2] / "benchmarks" / "assignment_search.py"
+    path = Path(__file__).parents[3] / "benchmarks" / "assignment_search.py"
     spec = importlib.util.spec_from_file_location("assignment_search", path)
     assert spec is not None and spec.loader is not None
     sys.path.insert(0, str(path.parent))

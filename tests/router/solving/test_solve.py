@@ -11,11 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from metier.agents.errors import InfeasibleError, ProfileError
-from metier.router.coupling import Problem, Serving, ask_seconds, make_problem, predict, swap_share
-from metier.router.profile import Footprint, Profile, TokenCost
-from metier.router.solve import (
-    Amount,
-    Limits,
+from metier.router.probing.profile import Footprint, Profile, TokenCost
+from metier.router.solving.coupling import Problem, Serving, ask_seconds, make_problem, predict, swap_share
+from metier.router.solving.limits import Amount, Limits
+from metier.router.solving.solve import (
     Solution,
     SolverSettings,
     all_choices,
@@ -27,7 +26,7 @@ from metier.router.solve import (
     solve,
 )
 from metier.router.space import Candidate, Part
-from tests.router.table import profile
+from tests.router.solving.table import profile
 
 A, B, C = Part("a"), Part("b"), Part("c")
 BASE = "a=base, b=base, c=base"

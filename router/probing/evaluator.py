@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from .assignment import Assignment
-from .outcomes import Journal, Outcome, content_key
-from .space import Candidate, Choices, Space
+from ..assignment import Assignment
+from ..space import Candidate, Choices, Space
+from .journal import Journal, content_key
+from .outcomes import Outcome
 
 __all__ = ["Counts", "Evaluator", "OnOutcome", "RunTasks"]
 

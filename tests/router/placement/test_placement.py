@@ -7,7 +7,7 @@ import random
 import pytest
 
 from metier.agents.errors import EngineDeadError
-from metier.router.placement import PlacedAsk, PlacementCosts, ReplicaState, place
+from metier.router.placement.placement import PlacedAsk, PlacementCosts, ReplicaState, place
 
 COSTS = PlacementCosts(
     prompt_token_s=0.001,

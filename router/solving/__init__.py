@@ -1,0 +1,1 @@
+"""The cheapest assignment within limits: prediction, integer program, search, and the held-out check."""

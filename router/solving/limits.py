@@ -1,0 +1,44 @@
+"""What a choice must keep to, and the amounts that may be minimised."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .coupling import Prediction
+
+__all__ = ["TOLERANCE", "Amount", "Limits"]
+
+
+Amount = Literal["cpu_s", "latency_s", "tokens", "memory_mib", "quality"]
+"""What may be minimised; quality is maximised."""
+
+
+TOLERANCE = 1e-9
+
+
+class Limits(BaseModel):
+    """What a choice must keep to; None is no limit. Amounts are a task, memory is that of all engines together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_quality: float | None = Field(default=None, ge=0, le=1)
+    cpu_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    latency_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tokens: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    memory_mib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    def given(self) -> dict[str, float]:
+        """The limits there are, by name."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
+
+    def excess(self, prediction: Prediction) -> float:
+        """By what share the limits are missed, added up; 0 when all are kept."""
+        total = 0.0
+        for name, limit in self.given().items():
+            if name == "min_quality":
+                total += max(limit - prediction.quality, 0.0) / max(limit, TOLERANCE)
+            else:
+                total += max(getattr(prediction, name) - limit, 0.0) / limit
+        return total if total > TOLERANCE else 0.0
