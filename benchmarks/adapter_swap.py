@@ -31,9 +31,9 @@ from metier.runtime import RunStore, Session, load_settings, open_session
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.pool import EnginePool
 from metier.runtime.slot_trace import SlotTrace, fewest_loads
-from metier.specializers.base_model import base_fingerprint, find_base
-from metier.specializers.shelf import Shelf
-from metier.specializers.variant import AskSpec, EngineSpec
+from metier.specializers.shelf.base_model import base_fingerprint, find_base
+from metier.specializers.shelf.shelf import Shelf
+from metier.specializers.shelf.variant import AskSpec, EngineSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -35,7 +35,7 @@ from metier.agents.workflow_file import load_workflow
 from metier.router.assignment import BASE, Assignment, RoleAssignment, load_assignment
 from metier.router.probing.journal import content_key
 from metier.runtime.settings import load_settings
-from metier.specializers.shelf import Shelf
+from metier.specializers.shelf.shelf import Shelf
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("before_after.jsonl")

@@ -24,7 +24,7 @@ from metier.agents.messages import Message
 from metier.agents.traffic import TrafficRow, write_traffic
 from metier.runtime.bench.records import RequestRecord
 from metier.runtime.bench.summary import level_figures
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 TOKENS = 32

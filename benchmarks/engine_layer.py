@@ -21,7 +21,7 @@ from metier.agents.messages import Ask, Message
 from metier.runtime.engine import EngineRequest, prompt_token_ids, sampling_params
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 LAG_PERIOD_S = 0.005
 Way = Callable[[list[Ask]], Awaitable[int]]

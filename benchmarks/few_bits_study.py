@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from metier.specializers import Recipe, Shelf, find_base
-from metier.specializers.produce import produce
-from metier.specializers.training import Progress
+from metier.specializers.recipes.produce import produce
+from metier.specializers.training.loop import Progress
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "few_bits_study.jsonl"
@@ -98,9 +98,9 @@ def rounded(folder: Path, bits: int, group_size: int | None, target: Path) -> Pa
     import torch
     from safetensors.torch import save_file
 
-    from metier.specializers.checkpoint_files import CheckpointReader
-    from metier.specializers.compressed_tensors import linear_layers
-    from metier.specializers.quantisers import dequantise, round_to_nearest
+    from metier.specializers.checkpoints.checkpoint_files import CheckpointReader
+    from metier.specializers.checkpoints.compressed_tensors import linear_layers
+    from metier.specializers.checkpoints.quantisers import dequantise, round_to_nearest
 
     reader = CheckpointReader(folder)
     layers = linear_layers(reader)
@@ -121,7 +121,7 @@ def token_rows(base: str) -> dict[str, list[list[int]]]:
     """What perplexity is measured on, as tokens, by name of the text."""
     from transformers import AutoTokenizer
 
-    from metier.specializers.perplexity import offline_text, text_windows
+    from metier.specializers.checkpoints.perplexity import offline_text, text_windows
 
     sys.path.insert(0, str(ROOT / "examples"))
     from offline_text import held_out
@@ -135,7 +135,7 @@ def token_rows(base: str) -> dict[str, list[list[int]]]:
 
 def measure(arms: Sequence[str], base: str, folder: Path) -> None:
     """Make and measure what is missing, one line of results at a time."""
-    from metier.specializers.perplexity import measure_perplexity
+    from metier.specializers.checkpoints.perplexity import measure_perplexity
 
     shelf, texts = Shelf(folder / "shelf"), token_rows(base)
     done = {(row["arm"], row["rounding"]) for row in results()}

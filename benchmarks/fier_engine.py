@@ -24,9 +24,9 @@ from typing import Any
 
 from lora_decode import QUIET, Worker, add, measured, run_steps, spread
 
-from metier.specializers.base_model import find_base
-from metier.specializers.fier_settings import FierSettings
-from metier.specializers.perplexity import offline_text, text_windows
+from metier.specializers.checkpoints.perplexity import offline_text, text_windows
+from metier.specializers.shelf.base_model import find_base
+from metier.specializers.shelf.fier_settings import FierSettings
 
 # Context tokens and batch of each workload.
 WORKLOADS = {"long-1": (7500, 1), "long-4": (7500, 4), "short-1": (1000, 1), "short-4": (1000, 4)}

@@ -32,7 +32,7 @@ def steps(context: int, batch: int, budgets: list[int]) -> dict[str, Callable[[]
     from vllm import _custom_ops as ops
 
     from metier.runtime.fier_cpu import SideCache
-    from metier.specializers.fier_settings import FierSettings
+    from metier.specializers.shelf.fier_settings import FierSettings
 
     blocks = context // BLOCK * batch
     table = torch.randperm(blocks).int().view(batch, -1)

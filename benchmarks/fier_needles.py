@@ -17,7 +17,7 @@ from pathlib import Path
 
 from retrieval_arms import BLOCK, Arm, ArmEngine, prose
 
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 CONTEXTS = (1000, 2000, 4000, 7500)
 DEPTHS = tuple(range(0, 101, 10))

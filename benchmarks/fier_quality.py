@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from retrieval_arms import BLOCK, Arm, ArmEngine, prose
 
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 ARMS = ("full", "fier:128", "fier:256", "fier:440", "quest:256", "window:256")
 NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Frank", "Greta", "Henry", "Irene", "Jacob", "Laura", "Martin")

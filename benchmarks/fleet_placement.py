@@ -32,8 +32,8 @@ from metier.agents import PROMPT_LAYOUT, Ask, Message
 from metier.router.placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
 from metier.runtime.fleet import Fleet
 from metier.runtime.fleet_settings import FleetServer, FleetSettings
-from metier.specializers.base_model import base_fingerprint, find_base
-from metier.specializers.variant import AskSpec, EngineSpec, Variant
+from metier.specializers.shelf.base_model import base_fingerprint, find_base
+from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

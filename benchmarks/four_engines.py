@@ -29,7 +29,7 @@ from metier.agents.tasksets import TaskSet
 from metier.agents.workflow_file import load_workflow
 from metier.runtime import open_session
 from metier.runtime.settings import load_settings
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

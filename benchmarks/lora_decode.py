@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

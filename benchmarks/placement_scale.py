@@ -33,7 +33,7 @@ from metier.runtime.simulator import Outcome, ServiceModel, ServingPlan, fit_ser
 from metier.runtime.simulator.placing import PlacementName, costs_of, make_chooser
 from metier.runtime.simulator.recorded_programs import Program, ProgramAsk, ProgramStep
 from metier.runtime.simulator.simulation import quantile
-from metier.specializers.variant import AskSpec, EngineSpec, Variant
+from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 
 POLICIES: tuple[PlacementName, ...] = ("placed", "placed-sample", "least-loaded", "round-robin", "adapter-hash")
 ADAPTERS_A_REPLICA = 10

@@ -27,7 +27,7 @@ from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.inprocess_engine import InProcessEngine
 from metier.runtime.pool import EnginePool
 from metier.runtime.variant_targets import EngineStart
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 Order = Literal["first_come", "shortest_first"]
 ORDERS: tuple[Order, Order] = ("first_come", "shortest_first")

@@ -24,9 +24,9 @@ from pydantic import BaseModel
 from metier.agents import PROMPT_LAYOUT, Role, TaskGraph
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Session, load_settings, open_session
-from metier.specializers.base_model import base_fingerprint, find_base
-from metier.specializers.shelf import Shelf
-from metier.specializers.variant import AskSpec, EngineSpec
+from metier.specializers.shelf.base_model import base_fingerprint, find_base
+from metier.specializers.shelf.shelf import Shelf
+from metier.specializers.shelf.variant import AskSpec, EngineSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lora_decode import MEASURES, Sample, Worker, least_disturbed, paired_columns
 
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 WORKLOADS = {"decode-16": "decode, batch 16", "decode-1": "decode, batch 1", "prefill": "prefill of 900 tokens"}
 SHAPES: dict[str, dict[str, int]] = {
@@ -39,11 +39,11 @@ def write_shape(base: Path, folder: Path, shape: dict[str, int]) -> int:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from metier.specializers.dense_checkpoint import dense_tensors, write_dense
-    from metier.specializers.depth_pruning import renumber
-    from metier.specializers.pat_merge import merge_model, merged_config
-    from metier.specializers.pat_tuner import operator_sites
-    from metier.specializers.prunable_models import read_prunable
+    from metier.specializers.checkpoints.dense_checkpoint import dense_tensors, write_dense
+    from metier.specializers.checkpoints.prunable_models import read_prunable
+    from metier.specializers.methods.pat.merge import merge_model, merged_config
+    from metier.specializers.methods.pat.tuner import operator_sites
+    from metier.specializers.methods.pruning.depth import renumber
 
     facts = read_prunable(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)

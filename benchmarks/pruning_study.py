@@ -26,9 +26,9 @@ import numpy as np
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.pool import EnginePool
 from metier.specializers import Recipe, Shelf, find_base
-from metier.specializers.produce import produce
-from metier.specializers.role_quality import measure_role
-from metier.specializers.training import Progress
+from metier.specializers.methods.role_quality import measure_role
+from metier.specializers.recipes.produce import produce
+from metier.specializers.training.loop import Progress
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))

@@ -17,8 +17,15 @@ from typing import Any
 import torch
 
 from metier.runtime.fier_cpu import SideCache
-from metier.specializers.fier_settings import FierSettings
-from metier.specializers.key_retrieval import attend, page_bounds, page_scores, shared_query, top_tokens, window_tokens
+from metier.specializers.methods.fier.key_retrieval import (
+    attend,
+    page_bounds,
+    page_scores,
+    shared_query,
+    top_tokens,
+    window_tokens,
+)
+from metier.specializers.shelf.fier_settings import FierSettings
 
 __all__ = ["BLOCK", "Arm", "ArmEngine", "prose"]
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from metier.agents.prompts import task_text
 from metier.agents.reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
 from metier.agents.tasksets import Split, TaskSet
-from metier.specializers.semantic_map import SemanticMap
-from metier.specializers.text_embedding import DEFAULT_EMBEDDING, TextEmbedding, find_embedding
+from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.adapters.text_embedding import DEFAULT_EMBEDDING, TextEmbedding, find_embedding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from mixed_puzzles import Puzzle, kind_of, mixed_tasks  # noqa: E402

@@ -28,8 +28,8 @@ from metier.agents import Role, ThinkingProfile
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
 from metier.runtime.probing import Bench, ProbeOptions, open_bench
-from metier.specializers.role_quality import Score, measure_role, paired_interval, same_answer
-from metier.specializers.thinking_curves import ThinkingPoint, fit_saturation, saturated_budget
+from metier.specializers.methods.role_quality import Score, measure_role, paired_interval, same_answer
+from metier.specializers.methods.thinking.curves import ThinkingPoint, fit_saturation, saturated_budget
 
 BUDGETS = (0, 8, 16, 24, 32, 48)
 MARGIN = 0.02

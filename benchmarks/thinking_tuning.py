@@ -19,7 +19,7 @@ import anyio
 
 from metier.agents import ThinkingProfile
 from metier.runtime.probing import ProbeOptions, open_bench
-from metier.specializers.role_quality import RoleQuality, measure_role, paired_interval
+from metier.specializers.methods.role_quality import RoleQuality, measure_role, paired_interval
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "ledger.py"
 VARIANTS = {"traces": "ledger-accountant", "shortest correct": "ledger-accountant-short", "base": None}

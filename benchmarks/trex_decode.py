@@ -26,8 +26,8 @@ from typing import Any
 from lora_decode import Sample, Worker, add, decode, least_disturbed, measured, prompt, spread
 
 from metier.runtime.engine import INTUITION_KEY
-from metier.specializers.base_model import find_base
-from metier.specializers.semantic_map import SemanticMap
+from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.shelf.base_model import find_base
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -213,7 +213,7 @@ def hugging_face(options: argparse.Namespace) -> Callable[[str], Sample]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, StoppingCriteriaList
 
-    import metier.specializers.trex_tuner  # noqa: F401 - teaches peft the method
+    import metier.specializers.methods.trex.tuner  # noqa: F401 - teaches peft the method
 
     torch.set_num_threads(options.threads)
     folder, dtype = options.adapters / "T-REX" / "0", torch.float32 if "fp32" in options.worker else torch.bfloat16

@@ -34,9 +34,9 @@ from metier.agents.traffic import write_traffic
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.pool import EnginePool
 from metier.specializers import Shelf, find_base, load_recipe
-from metier.specializers.produce import produce
-from metier.specializers.recipe import Recipe, TrafficData
-from metier.specializers.training import Progress
+from metier.specializers.recipes.produce import produce
+from metier.specializers.recipes.recipe import Recipe, TrafficData
+from metier.specializers.training.loop import Progress
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lora_decode import Sample, Worker, paired_columns
 
-from metier.specializers.base_model import find_base
+from metier.specializers.shelf.base_model import find_base
 
 WORKLOADS = ("decode-16", "decode-1", "prefill")
 WAYS: dict[str, dict[str, str]] = {

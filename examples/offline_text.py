@@ -1,7 +1,7 @@
 """Plain text that every Python installation has: the docstrings of its standard library, as rows to tune on.
 
 For recipes that make a variant for no role in particular. Every eighth window is held out. The perplexity on a
-variant's card is that of another text, the language reference (`metier.specializers.perplexity`).
+variant's card is that of another text, the language reference (`metier.specializers.checkpoints.perplexity`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from ..agents.errors import ResumeError, SettingsError
-from ..specializers.shelf import Shelf
+from ..specializers.shelf.shelf import Shelf
 from .report import render_html, render_markdown
 from .settings import load_settings
 from .store import RunStore

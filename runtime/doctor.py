@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..agents.errors import MetierError
-from ..specializers.base_model import cache_folder
+from ..specializers.shelf.base_model import cache_folder
 
 __all__ = ["Finding", "examine", "findings"]
 

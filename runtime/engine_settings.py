@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..agents.thinking import ThinkingTags
-from ..specializers.fier_settings import FierSettings
+from ..specializers.shelf.fier_settings import FierSettings
 
 __all__ = ["EngineSettings", "SlotRank"]
 

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from ..agents.errors import SettingsError, VariantError
 from ..agents.traffic import TrafficRow, read_traffic
-from ..specializers.adoption import adopt_adapter
-from ..specializers.recipe import load_recipe, read_rows
-from ..specializers.shelf import Shelf
+from ..specializers.adapters.adoption import adopt_adapter
+from ..specializers.recipes.recipe import load_recipe, read_rows
+from ..specializers.shelf.shelf import Shelf
 from .making import LINES, show_variants
 from .settings import load_settings
 
@@ -74,7 +74,7 @@ def export_variant(
 
 
 def _export_as_lora(name: str, out: Path, base: str, shelf: Shelf, rows: list[TrafficRow]) -> None:
-    from ..specializers.lora_export import export_as_lora
+    from ..specializers.methods.trex.export import export_as_lora
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("variant", "rows", "KL", "no adapter", "same", "loss", "frozen", "base"):

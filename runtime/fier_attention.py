@@ -21,7 +21,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-from ..specializers.fier_settings import FierSettings
+from ..specializers.shelf.fier_settings import FierSettings
 from .engine import FIER_KEY
 from .fier_cpu import SideCache, load_operators, operators_trusted, unsupported
 

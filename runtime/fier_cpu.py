@@ -15,8 +15,15 @@ from typing import Any
 import torch
 
 from ..agents.errors import PluginError
-from ..specializers.fier_settings import HEAD_DIMS, FierSettings
-from ..specializers.key_retrieval import WORD_BITS, KeyCodes, encode_keys, pack_bits, retrieval_attention, unpack_bits
+from ..specializers.methods.fier.key_retrieval import (
+    WORD_BITS,
+    KeyCodes,
+    encode_keys,
+    pack_bits,
+    retrieval_attention,
+    unpack_bits,
+)
+from ..specializers.shelf.fier_settings import HEAD_DIMS, FierSettings
 from .native_build import build_library
 
 __all__ = ["SideCache", "load_operators", "operators_trusted", "unsupported"]

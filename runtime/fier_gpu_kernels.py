@@ -13,8 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..specializers.fier_settings import FierSettings
-from ..specializers.key_retrieval import WORD_BITS
+from ..specializers.methods.fier.key_retrieval import WORD_BITS
+from ..specializers.shelf.fier_settings import FierSettings
 
 __all__ = ["decode", "score_tokens"]
 

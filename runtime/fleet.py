@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-    from ..specializers.variant import Variant
+    from ..specializers.shelf.variant import Variant
 
 __all__ = ["Fleet"]
 

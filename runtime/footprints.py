@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..router.assignment import BASE
 from ..router.probing.profile import Footprint
-from ..specializers.variant import Variant
+from ..specializers.shelf.variant import Variant
 from .engine_settings import EngineSettings
 
 __all__ = ["checkpoint_mib", "footprints", "slot_mib"]

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..specializers.recipe import load_recipe
-from ..specializers.shelf import Shelf
-from ..specializers.variant import Variant
+from ..specializers.recipes.recipe import load_recipe
+from ..specializers.shelf.shelf import Shelf
+from ..specializers.shelf.variant import Variant
 from .settings import load_settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def make_variant(
     recipe: Path, base: str, shelf: Path | None, work_dir: Path | None, variants: Sequence[Path] = ()
 ) -> None:
     """Make a variant and say what came of it; see `metier make --help`."""
-    from ..specializers.produce import produce
+    from ..specializers.recipes.produce import produce
 
     loaded = load_recipe(recipe)
     place = Shelf(shelf or load_settings().shelf, also=variants)
@@ -89,7 +89,7 @@ def make_variant(
 
 def _engines(base: str, shelf: Shelf) -> EnginePool:
     """Engines that serve the base and a shelf's variants, to measure what a recipe made."""
-    from ..specializers.base_model import find_base
+    from ..specializers.shelf.base_model import find_base
     from .pool import EnginePool
 
     adapted = [variant for variant in shelf.list() if variant.ask.adapter]

@@ -23,7 +23,7 @@ from .store import RunStore
 from .tracing import open_tracer
 
 if TYPE_CHECKING:
-    from ..specializers.variant import Variant
+    from ..specializers.shelf.variant import Variant
     from .fleet import Fleet
     from .pool import EnginePool
     from .ray.backend import RayBackend
@@ -134,7 +134,7 @@ def _open_fleet(engine: str, variants: Iterable[str | Path], settings: Settings,
 
 
 def _on_shelf(variants: Iterable[str | Path], settings: Settings) -> Resolve:
-    from ..specializers.shelf import Shelf
+    from ..specializers.shelf.shelf import Shelf
 
     shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
 
@@ -155,8 +155,8 @@ async def _open_pool(
     on_abandoned: Callable[[Ask, Usage], None],
 ) -> tuple[EnginePool | RayBackend, str]:
     # Imported here: sessions on another backend need none of it.
-    from ..specializers.base_model import base_fingerprint, find_base
-    from ..specializers.shelf import Shelf
+    from ..specializers.shelf.base_model import base_fingerprint, find_base
+    from ..specializers.shelf.shelf import Shelf
 
     shelf = Shelf(settings.shelf, also=[Path(folder) for folder in variants])
     wanted = {name: shelf.get(name) for name in names}

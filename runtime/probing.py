@@ -30,8 +30,8 @@ from ..router.probing.profile import Footprint, Profile, write_profiles
 from ..router.route import Router
 from ..router.solving.engine_work import EngineWork
 from ..router.space import Candidate, Space, role_rounds, space_of
-from ..specializers.shelf import Shelf
-from ..specializers.variant import Variant
+from ..specializers.shelf.shelf import Shelf
+from ..specializers.shelf.variant import Variant
 from .engine_settings import EngineSettings
 from .replayed import RecordedReply, ReplayedBackend
 from .session import RunResult, Session
@@ -256,7 +256,7 @@ async def _engines(
     options: ProbeOptions, settings: EngineSettings, shelf: Shelf, wanted: Mapping[str, Variant]
 ) -> AsyncGenerator[Opened]:
     # Imported here: a scripted probe needs none of it.
-    from ..specializers.base_model import base_fingerprint, find_base
+    from ..specializers.shelf.base_model import base_fingerprint, find_base
     from .footprints import footprints
     from .pool import EnginePool
 

@@ -17,7 +17,7 @@ from .remote_settings import RemoteSettings
 from .server_calls import ServerCalls, ServerGoneError, shown
 
 if TYPE_CHECKING:
-    from ..specializers.variant import Variant
+    from ..specializers.shelf.variant import Variant
 
 __all__ = ["RemoteBackend"]
 

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..agents.errors import SettingsError
 from ..router.priority import PrioritySettings
-from ..specializers.base_model import cache_folder
+from ..specializers.shelf.base_model import cache_folder
 from .engine_settings import EngineSettings
 from .fleet_settings import FleetSettings
 from .ray import RaySettings

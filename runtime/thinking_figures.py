@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..agents.errors import VariantError
-from ..specializers.thinking_curves import Saturation, ThinkingPoint, efficient_points
-from ..specializers.variant import Variant
+from ..specializers.methods.thinking.curves import Saturation, ThinkingPoint, efficient_points
+from ..specializers.shelf.variant import Variant
 from .figures import svg_figure
 
 __all__ = ["draw_thinking", "iso_accuracy", "plot_thinking", "thinking_of"]

@@ -20,8 +20,8 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import get_adapter_absolute_path, parse_fine_tuned_lora_name
 from vllm.lora.worker_manager import WorkerLoRAManager
 
+from ..specializers.adapters.trex_shape import TrexShape, read_trex_shape
 from .trex_gate import TrexGate
-from .trex_request import TrexShape, read_trex_shape
 
 __all__ = ["TrexGates", "gates_of", "install", "trex_of"]
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from ..agents.errors import AdapterError, AskRejectedError
+from ..specializers.adapters.trex_shape import read_trex_shape
 from .engine import EngineRequest, LoadedAdapter
 from .engine_settings import EngineSettings, SlotRank
 from .plugin import plugin_status
 
-__all__ = ["TrexAdapters", "TrexShape", "cache_salt", "read_trex_shape"]
+__all__ = ["TrexAdapters", "cache_salt"]
 
 
 class TrexAdapters:
@@ -72,45 +70,6 @@ class TrexAdapters:
             raise _rejected(request, f"a semantic vector of {len(c)} numbers", wanted)
         if not all(map(math.isfinite, c)):
             raise _rejected(request, "a semantic vector with numbers that are not finite", wanted)
-
-
-@dataclass(frozen=True)
-class TrexShape:
-    """Sizes of a T-REX adapter: r1 rows of A and r2 columns of B per layer."""
-
-    r1: int
-    r2: int
-
-    @property
-    def experts(self) -> int:
-        """Rank-one experts: r1·r2."""
-        return self.r1 * self.r2
-
-    @property
-    def rows(self) -> int:
-        """Rows it takes in a slot: A's and the router's."""
-        return self.r1 + self.experts
-
-
-def read_trex_shape(folder: Path) -> TrexShape | None:
-    """Sizes of the T-REX adapter in `folder`, None where it holds another kind.
-
-    Raises: AdapterError when its configuration cannot be read.
-    """
-    try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        if config.get("peft_type") != "TREX":
-            return None
-        shape = TrexShape(int(config["trex"]["r1"]), int(config["trex"]["r2"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterError(
-            f"{folder / 'adapter_config.json'} cannot be read: {error!r}",
-            expected="the configuration of an adapter, with the block `trex` where it is a T-REX one",
-            remedy="Verify the variant, or make it again with `metier make`.",
-        ) from error
-    if min(shape.r1, shape.r2) < 1:
-        raise AdapterError(f"{folder} says r1={shape.r1}, r2={shape.r2}", expected="r1 and r2 of at least 1")
-    return shape
 
 
 def cache_salt(request: EngineRequest) -> str | None:

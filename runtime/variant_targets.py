@@ -11,12 +11,12 @@ import anyio.to_thread
 
 from ..agents.errors import AdapterError, AskRejectedError, UnknownVariantError, VariantError
 from ..agents.messages import Ask
-from ..specializers.self_check import read_self_check
-from ..specializers.variant import EngineSpec, Variant, served_by
+from ..specializers.checkpoints.self_check import read_self_check
+from ..specializers.shelf.variant import EngineSpec, Variant, served_by
 from .engine_settings import EngineSettings
 
 if TYPE_CHECKING:
-    from ..specializers.semantic_map import SemanticMap
+    from ..specializers.adapters.semantic_map import SemanticMap
 
 __all__ = ["EngineStart", "Resolve", "VariantTarget", "VariantTargets"]
 
@@ -165,8 +165,8 @@ class VariantTargets:
 
     def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
         """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""
-        from ..specializers.adapter_check import check_adapter, check_variant
-        from ..specializers.base_model import check_weights
+        from ..specializers.adapters.adapter_check import check_adapter, check_variant
+        from ..specializers.shelf.base_model import check_weights
 
         if weights == self._base:
             check_variant(variant, folder, weights, slot_rank=self._settings.slot_rank)
@@ -178,6 +178,6 @@ class VariantTargets:
 
 
 def _load_semantic_map(adapter: Path) -> SemanticMap:
-    from ..specializers.semantic_map import SemanticMap
+    from ..specializers.adapters.semantic_map import SemanticMap
 
     return SemanticMap.load(adapter)

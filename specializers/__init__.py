@@ -3,14 +3,14 @@
 Importing this loads neither torch nor transformers; training and conversion import them when they start.
 """
 
-from .adapter_check import check_adapter, check_variant
-from .adapter_files import AdapterFacts
-from .base_model import base_fingerprint, cache_folder, check_base, check_weights, find_base
-from .produce import produce
-from .recipe import ProgramData, Recipe, TrafficData, load_recipe
-from .shelf import Shelf
-from .training import Progress, TrainingSettings
-from .variant import AskSpec, EngineSpec, Variant
+from .adapters.adapter_check import check_adapter, check_variant
+from .adapters.adapter_files import AdapterFacts
+from .recipes.produce import produce
+from .recipes.recipe import ProgramData, Recipe, TrafficData, load_recipe
+from .shelf.base_model import base_fingerprint, cache_folder, check_base, check_weights, find_base
+from .shelf.shelf import Shelf
+from .shelf.variant import AskSpec, EngineSpec, Variant
+from .training.loop import Progress, TrainingSettings
 
 __all__ = [
     "AdapterFacts",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metier.agents import TASK_TEXT_RULE
-from metier.specializers.semantic_map import SemanticMap
+from metier.specializers.adapters.semantic_map import SemanticMap
 from tests.tiny_model import LINEAR_TARGETS, linear_shapes
 
 __all__ = ["TASKS", "write_random_trex"]

@@ -12,8 +12,8 @@ from workflow import INSTRUCTIONS, model_of
 
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import Settings, load_settings
-from metier.specializers.base_model import find_base
-from metier.specializers.shelf import Shelf
+from metier.specializers.shelf.base_model import find_base
+from metier.specializers.shelf.shelf import Shelf
 
 BENCHMARKS = Path(__file__).parents[1]
 RANK = 16

@@ -14,13 +14,7 @@ from .assigned import Assigned, AssignSettings, Contender, Goal, Measured, measu
 from .baselines import baselines, explain, oracle
 from .coupling import Prediction, Problem
 from .limits import Amount, Limits
-from .solve import (
-    Solution,
-    explain_limits,
-    front,
-    is_excluded,
-    solve,
-)
+from .solve import Solution, explain_limits, front, is_excluded, solve
 
 __all__ = ["assign", "corrected", "on_one_checkpoint"]
 

@@ -10,8 +10,8 @@ from typing import Self
 
 from ...agents.errors import ProfileError
 from ...router.probing.profile import read_profiles
-from ...specializers.thinking_curves import Saturation, ThinkingPoint
-from ...specializers.variant import Variant
+from ...specializers.methods.thinking.curves import Saturation, ThinkingPoint
+from ...specializers.shelf.variant import Variant
 from ..figures import FrontPoint
 from ..store import RunStore
 from ..thinking_figures import thinking_of

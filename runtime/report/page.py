@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from ...specializers.variant import Variant
+from ...specializers.shelf.variant import Variant
 from ..store import RunStore
 from .document import BatchPart, Document, read_document, role_costs
 from .graph_picture import draw_workflow

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from ...agents.errors import SettingsError
-from ...specializers.thinking_curves import Saturation, ThinkingPoint
+from ...specializers.methods.thinking.curves import Saturation, ThinkingPoint
 from ..figures import FrontPoint
 from ..thinking_figures import plot_thinking
 from .comparison import Comparison

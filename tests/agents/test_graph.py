@@ -9,8 +9,18 @@ from pydantic import BaseModel
 
 from metier.agents import GraphError, Role, TaskGraph
 from metier.agents.nodes import Alternatives, GraphInput, PreviousRound, StepOutput
-
-from .workflow import Answer, Parts, Plan, Puzzle, Verdict, critic, planner, solve_and_check, solver, splitter
+from tests.agents.workflow import (
+    Answer,
+    Parts,
+    Plan,
+    Puzzle,
+    Verdict,
+    critic,
+    planner,
+    solve_and_check,
+    solver,
+    splitter,
+)
 
 
 def test_inputs_resolve_by_type() -> None:

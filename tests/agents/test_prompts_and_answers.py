@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from metier.agents import PROMPT_LAYOUT, AnswerError, GraphError, Message, Role, parse_answer, render_prompt
 from metier.agents.answers import correction_messages, split_thinking
-
-from .workflow import Answer, Plan, Puzzle, Verdict, critic, planner
+from tests.agents.workflow import Answer, Plan, Puzzle, Verdict, critic, planner
 
 
 def test_layout_one_is_fixed() -> None:

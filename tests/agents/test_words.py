@@ -21,8 +21,7 @@ from metier.agents import (
     read_traffic,
     write_traffic,
 )
-
-from .workflow import Answer, Puzzle
+from tests.agents.workflow import Answer, Puzzle
 
 pytestmark = pytest.mark.anyio
 ERRORS = [n for n in agents.errors.__all__ if n not in ("MetierError", "first_error")]

@@ -11,8 +11,7 @@ import pytest
 from metier.agents import ScriptedBackend
 from metier.agents.workflow_file import load_workflow
 from metier.runtime.server.served_models import ServedWorkflow
-
-from ..runtime.served import server
+from tests.runtime.served import server
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-clients/bin/python"

@@ -16,7 +16,7 @@ from metier.agents import PROMPT_LAYOUT
 from metier.agents.answers import parse_answer
 from metier.agents.traffic import data_fingerprint
 from metier.specializers import Shelf, load_recipe
-from metier.specializers.recipe import read_rows
+from metier.specializers.recipes.recipe import read_rows
 
 pytest.importorskip("reasoning_gym")
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -14,7 +14,7 @@ from metier.agents.answers import parse_answer
 from metier.agents.tasksets import Split
 from metier.agents.workflow_file import load_workflow
 from metier.specializers import load_recipe
-from metier.specializers.recipe import read_rows
+from metier.specializers.recipes.recipe import read_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

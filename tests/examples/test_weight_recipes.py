@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metier.specializers import load_recipe
-from metier.specializers.recipe import read_rows
+from metier.specializers.recipes.recipe import read_rows
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

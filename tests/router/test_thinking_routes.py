@@ -9,7 +9,7 @@ import pytest
 from metier.agents import THINKING_OFF, Ask, Message, ThinkingProfile
 from metier.agents.errors import AssignmentError
 from metier.router import Router, load_assignment
-from metier.specializers.variant import AskSpec
+from metier.specializers.shelf.variant import AskSpec
 
 TEXT = """
 roles:

@@ -13,8 +13,8 @@ import pytest
 from metier.agents.messages import Ask, Message
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.specializers.base_model import base_fingerprint
-from metier.specializers.variant import AskSpec, EngineSpec, Variant
+from metier.specializers.shelf.base_model import base_fingerprint
+from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 from tests.tiny_model import write_random_lora, write_tiny_llama
 
 # One thread: on a busy machine OpenMP barriers between two threads cost more than the arithmetic.

@@ -20,9 +20,8 @@ from metier.runtime.pool import EnginePool
 from metier.runtime.report.costs import Cost
 from metier.runtime.report.ledger import read_ledger
 from metier.runtime.variant_targets import EngineStart
-from metier.specializers.variant import Variant
-
-from .conftest import TINY
+from metier.specializers.shelf.variant import Variant
+from tests.runtime.conftest import TINY
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
 

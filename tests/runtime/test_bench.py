@@ -21,8 +21,7 @@ from metier.runtime.bench.load import LoadLevel, apply_load
 from metier.runtime.bench.records import RequestRecord, request_metrics
 from metier.runtime.bench.summary import level_figures
 from metier.runtime.bench.workload import SyntheticMix, from_store, from_traffic, synthetic, variants_of
-
-from ..agents.workflow import Answer, Plan, Puzzle, Verdict, solve_and_check
+from tests.agents.workflow import Answer, Plan, Puzzle, Verdict, solve_and_check
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from metier.agents import Ask
 from metier.runtime.engine import EngineRequest, LoadedAdapter
 from metier.runtime.inprocess_engine import InProcessEngine
 from metier.specializers import Shelf
-from metier.specializers.adoption import adopt_adapter
-from tests.specializers.test_adapter_conversion import EXACT, write_adapter
+from metier.specializers.adapters.adoption import adopt_adapter
+from tests.specializers.adapters.test_adapter_conversion import EXACT, write_adapter
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
 

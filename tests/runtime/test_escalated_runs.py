@@ -16,8 +16,7 @@ from metier.runtime.engine import EngineRequest
 from metier.runtime.inprocess_engine import InProcessEngine
 from metier.runtime.remaining_path import RemainingPath
 from metier.runtime.thinking_asks import ReplyReader
-
-from ..agents.workflow import Answer, Plan, Puzzle, Verdict, planner, solve_and_check, solver, splitter
+from tests.agents.workflow import Answer, Plan, Puzzle, Verdict, planner, solve_and_check, solver, splitter
 
 pytestmark = pytest.mark.anyio
 

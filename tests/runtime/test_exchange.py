@@ -10,7 +10,7 @@ from metier.agents import Message, SettingsError, TrafficRow, VariantError, writ
 from metier.runtime.exchange import add_variant, export_variant
 from metier.specializers import Shelf
 from tests.runtime.test_cli import metier
-from tests.specializers.test_adapter_conversion import write_adapter
+from tests.specializers.adapters.test_adapter_conversion import write_adapter
 from tests.tiny_model import write_random_lora
 from tests.tiny_trex import TASKS, write_random_trex
 

@@ -11,7 +11,7 @@ import torch
 from metier.agents.errors import PluginError
 from metier.runtime import fier_cpu
 from metier.runtime.fier_cpu import SideCache, load_operators, unsupported
-from metier.specializers.fier_settings import FierSettings
+from metier.specializers.shelf.fier_settings import FierSettings
 
 BLOCK = 128
 

@@ -17,7 +17,7 @@ from metier.runtime import fier_attention
 from metier.runtime.engine import LoadedAdapter, engine_arguments
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.specializers.fier_settings import FierSettings
+from metier.specializers.shelf.fier_settings import FierSettings
 from tests.runtime.conftest import TINY
 from tests.tiny_model import write_random_lora, write_tiny_llama
 

@@ -11,8 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from metier.specializers.fier_settings import FierSettings
-from metier.specializers.key_retrieval import encode_keys, pack_bits, retrieval_attention, score_keys, shared_query
+from metier.specializers.methods.fier.key_retrieval import (
+    encode_keys,
+    pack_bits,
+    retrieval_attention,
+    score_keys,
+    shared_query,
+)
+from metier.specializers.shelf.fier_settings import FierSettings
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -20,7 +20,7 @@ from metier.runtime.fleet import Fleet
 from metier.runtime.fleet_settings import FleetServer, FleetSettings
 from metier.runtime.remote_settings import RemoteSettings
 from metier.runtime.settings import load_settings
-from metier.specializers.variant import AskSpec, EngineSpec, Variant
+from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 
 pytestmark = pytest.mark.anyio
 

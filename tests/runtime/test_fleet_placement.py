@@ -16,7 +16,7 @@ import trio.testing
 
 from metier.runtime.fleet import Fleet
 from metier.runtime.fleet_settings import FleetServer, FleetSettings
-from metier.specializers.variant import AskSpec, EngineSpec, Variant
+from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import fleet_placement as benchmark

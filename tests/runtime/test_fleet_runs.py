@@ -24,10 +24,9 @@ from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Settings, open_session
 from metier.runtime.settings import load_settings
 from metier.runtime.workflow_run import RunOptions, run_workflow
-
-from .. import workflow_for_cli
-from ..agents.workflow import Answer, Plan, Puzzle
-from .served import Served, graph, scripted, server
+from tests import workflow_for_cli
+from tests.agents.workflow import Answer, Plan, Puzzle
+from tests.runtime.served import Served, graph, scripted, server
 
 TASKS = 200
 KILLS = 10

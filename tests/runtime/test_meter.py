@@ -18,7 +18,7 @@ from metier.agents.messages import Ask, Usage
 from metier.runtime.cpu_clock import ThreadFamilyClock
 from metier.runtime.meter import CpuMeter, StepCost, StepRow
 from metier.runtime.pool import EnginePool
-from metier.specializers.variant import Variant
+from metier.specializers.shelf.variant import Variant
 from tests.runtime.conftest import TINY
 
 rows = st.lists(

@@ -16,8 +16,8 @@ from metier.runtime.engine import EngineCounters, EngineRequest, LoadedAdapter, 
 from metier.runtime.events import Event
 from metier.runtime.pool import EnginePool
 from metier.runtime.variant_targets import EngineStart
-from metier.specializers.base_model import base_fingerprint
-from metier.specializers.variant import AskSpec, EngineSpec, Variant
+from metier.specializers.shelf.base_model import base_fingerprint
+from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 from tests.runtime.conftest import TINY
 from tests.tiny_model import write_random_lora, write_tiny_llama
 

@@ -17,7 +17,7 @@ from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, load_settings, open_session
 from metier.runtime.pool import EnginePool
 from metier.runtime.slot_trace import SlotTrace, fewest_loads
-from metier.specializers.variant import Variant
+from metier.specializers.shelf.variant import Variant
 from tests.runtime.conftest import TINY
 from tests.runtime.test_pool import FakeEngine, Started
 

@@ -17,9 +17,9 @@ from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.footprints import checkpoint_mib, slot_mib
 from metier.runtime.probing import ProbeOptions, run_probe
 from metier.runtime.workflow_run import RunOptions, run_workflow
-from metier.specializers.base_model import base_fingerprint
-from metier.specializers.shelf import Shelf
-from metier.specializers.variant import AskSpec, EngineSpec
+from metier.specializers.shelf.base_model import base_fingerprint
+from metier.specializers.shelf.shelf import Shelf
+from metier.specializers.shelf.variant import AskSpec, EngineSpec
 from tests.tiny_model import write_random_lora
 
 pytestmark = pytest.mark.engine

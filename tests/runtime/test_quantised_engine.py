@@ -16,12 +16,13 @@ from metier.agents import Ask
 from metier.runtime.answer_check import check_answers
 from metier.runtime.engine import INTUITION_KEY, EngineRequest, LoadedAdapter
 from metier.runtime.inprocess_engine import InProcessEngine
-from metier.specializers import Recipe, Shelf, produce, self_check
-from metier.specializers.checkpoint_files import CheckpointReader
-from metier.specializers.compressed_tensors import rounds_inputs
-from metier.specializers.layer_stream import load_dense_model
-from metier.specializers.quantisers import round_activations
-from metier.specializers.semantic_map import SemanticMap
+from metier.specializers import Recipe, Shelf, produce
+from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.checkpoints import self_check
+from metier.specializers.checkpoints.checkpoint_files import CheckpointReader
+from metier.specializers.checkpoints.compressed_tensors import rounds_inputs
+from metier.specializers.checkpoints.layer_stream import load_dense_model
+from metier.specializers.checkpoints.quantisers import round_activations
 from tests.runtime.conftest import TINY
 from tests.tiny_model import write_random_lora, write_tiny_llama
 from tests.tiny_trex import TASKS, write_random_trex
@@ -96,7 +97,7 @@ def expected_logprobs(
     if adapter is not None:
         from peft import PeftModel
 
-        import metier.specializers.trex_tuner  # noqa: F401 - registers the method
+        import metier.specializers.methods.trex.tuner  # noqa: F401 - registers the method
 
         model = PeftModel.from_pretrained(model, adapter)
     for module in int8:

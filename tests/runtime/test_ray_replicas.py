@@ -22,9 +22,8 @@ from metier.runtime.inprocess_engine import InProcessEngine
 from metier.runtime.ray import RaySettings
 from metier.runtime.ray.backend import RayBackend
 from metier.runtime.settings import load_settings
-from metier.specializers.variant import Variant
-
-from ..agents.workflow import Puzzle
+from metier.specializers.shelf.variant import Variant
+from tests.agents.workflow import Puzzle
 
 pytestmark = [pytest.mark.ray, pytest.mark.anyio]
 

@@ -20,11 +20,10 @@ from metier.runtime.remote_backend import RemoteBackend
 from metier.runtime.remote_settings import RemoteSettings
 from metier.runtime.settings import load_settings
 from metier.runtime.workflow_run import RunOptions, run_workflow
-from metier.specializers.variant import AskSpec, EngineSpec, Variant
-
-from .. import workflow_for_cli
-from ..agents.workflow import Puzzle
-from .served import graph, scripted, server
+from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
+from tests import workflow_for_cli
+from tests.agents.workflow import Puzzle
+from tests.runtime.served import graph, scripted, server
 
 pytestmark = pytest.mark.anyio
 

@@ -31,10 +31,9 @@ from metier.runtime.report.graph_layout import lay_out
 from metier.runtime.report.ledger import read_ledger, round_of
 from metier.runtime.report.slot_timeline import engine_timelines, merged, without_pauses
 from metier.runtime.store_records import AskRecord, StepRecord
-from metier.specializers.thinking_curves import Saturation, ThinkingPoint
-from metier.specializers.variant import EngineSpec, Variant
-
-from ..agents.workflow import Puzzle, critic, planner, solver
+from metier.specializers.methods.thinking.curves import Saturation, ThinkingPoint
+from metier.specializers.shelf.variant import EngineSpec, Variant
+from tests.agents.workflow import Puzzle, critic, planner, solver
 
 
 def looped() -> TaskGraph:

@@ -25,8 +25,18 @@ from metier.agents import (
 )
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunLimits, RunStore, Session, open_session
-
-from ..agents.workflow import Answer, Parts, Plan, Puzzle, Verdict, critic, planner, solve_and_check, solver, splitter
+from tests.agents.workflow import (
+    Answer,
+    Parts,
+    Plan,
+    Puzzle,
+    Verdict,
+    critic,
+    planner,
+    solve_and_check,
+    solver,
+    splitter,
+)
 
 pytestmark = pytest.mark.anyio
 

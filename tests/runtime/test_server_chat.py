@@ -17,9 +17,8 @@ from metier.agents import Ask, RunError, ScriptedBackend, ThinkingProfile
 from metier.agents.errors import EngineDeadError, EngineError
 from metier.router import Assignment, RoleAssignment
 from metier.runtime.settings import load_settings
-
-from ..agents.workflow import Answer
-from .served import Gate, Served, scripted, server
+from tests.agents.workflow import Answer
+from tests.runtime.served import Gate, Served, scripted, server
 
 HELLO: Any = [{"role": "user", "content": "2 cows"}]
 CHAT = "/v1/chat/completions"

@@ -17,12 +17,11 @@ from metier.agents import PROMPT_LAYOUT, Role, TaskGraph
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import load_settings
 from metier.runtime.server.served_models import ServedWorkflow
-from metier.specializers.base_model import base_fingerprint
-from metier.specializers.shelf import Shelf
-from metier.specializers.variant import AskSpec, EngineSpec
+from metier.specializers.shelf.base_model import base_fingerprint
+from metier.specializers.shelf.shelf import Shelf
+from metier.specializers.shelf.variant import AskSpec, EngineSpec
+from tests.runtime.served import Served, server
 from tests.tiny_model import write_random_lora
-
-from .served import Served, server
 
 pytestmark = pytest.mark.engine
 

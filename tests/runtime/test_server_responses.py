@@ -14,9 +14,8 @@ from metier.agents import ScriptedBackend, ThinkingProfile
 from metier.router import Assignment, RoleAssignment
 from metier.runtime.server.chat import Completed
 from metier.runtime.server.responses_protocol import ResponsesRequest, response_object
-
-from ..agents.workflow import Answer
-from .served import Served, scripted, server
+from tests.agents.workflow import Answer
+from tests.runtime.served import Served, scripted, server
 
 JSON: Any = {"format": {"type": "json_schema"}}
 SCHEMA: Any = {"type": "object", "properties": {"value": {"type": "integer"}}}

@@ -17,10 +17,9 @@ from metier.runtime.server.event_hub import EventHub
 from metier.runtime.server.served_models import ServedWorkflow
 from metier.runtime.server.server_settings import ServerSettings
 from metier.runtime.settings import load_settings
-
-from .. import workflow_for_cli
-from .browser import CHROMIUM, open_browser
-from .served import WORKFLOWS, Gate, Served, scripted, server
+from tests import workflow_for_cli
+from tests.runtime.browser import CHROMIUM, open_browser
+from tests.runtime.served import WORKFLOWS, Gate, Served, scripted, server
 
 ASKING = [*WORKFLOWS, ServedWorkflow(workflow_for_cli.asking.build())]
 

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from metier.agents.errors import ServerError
 from metier.runtime.server.door import is_loopback
 from metier.runtime.server.serving import api_key, listen_on
-
-from .. import workflow_for_cli
-from .served import WORKFLOWS, Served, scripted, server
+from tests import workflow_for_cli
+from tests.runtime.served import WORKFLOWS, Served, scripted, server
 
 WORKFLOW = Path(workflow_for_cli.__file__)
 

@@ -24,9 +24,9 @@ from metier.runtime import RunStore, Session, load_settings, open_session
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.events import Event
 from metier.specializers import Recipe, produce
-from metier.specializers.base_model import base_fingerprint
-from metier.specializers.shelf import Shelf
-from metier.specializers.variant import AskSpec, EngineSpec
+from metier.specializers.shelf.base_model import base_fingerprint
+from metier.specializers.shelf.shelf import Shelf
+from metier.specializers.shelf.variant import AskSpec, EngineSpec
 from tests.tiny_model import write_random_lora
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]

@@ -15,9 +15,8 @@ from metier.runtime.fleet import Fleet
 from metier.runtime.fleet_settings import FleetServer, FleetSettings
 from metier.runtime.inprocess_engine import InProcessEngine
 from metier.runtime.remote_backend import RemoteBackend
-from metier.specializers.variant import Variant
-
-from .stock_servers import StockServer, stock_servers
+from metier.specializers.shelf.variant import Variant
+from tests.runtime.stock_servers import StockServer, stock_servers
 
 pytestmark = [pytest.mark.engine, pytest.mark.stock]
 

@@ -10,8 +10,7 @@ import pytest
 from metier.agents import Message, ResumeError, ScriptedBackend, SettingsError, StoreError, TaskGraph
 from metier.runtime import RunStore, load_settings, open_session
 from metier.runtime.store_records import MIGRATIONS, AskRecord, BatchRecord, RunRecord, StepRecord
-
-from ..agents.workflow import Plan, Puzzle, planner
+from tests.agents.workflow import Plan, Puzzle, planner
 
 
 def a_batch(store: RunStore, runs: int = 1) -> None:

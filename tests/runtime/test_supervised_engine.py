@@ -24,7 +24,7 @@ from metier.runtime.inprocess_engine import InProcessEngine
 from metier.runtime.pool import EnginePool
 from metier.runtime.supervised_engine import SupervisedEngine
 from metier.runtime.variant_targets import EngineStart
-from metier.specializers.variant import Variant
+from metier.specializers.shelf.variant import Variant
 from tests.runtime.conftest import TINY
 
 pytestmark = pytest.mark.engine

@@ -13,8 +13,8 @@ from metier.agents.errors import VariantError
 from metier.runtime.making import draw_variant
 from metier.runtime.thinking_figures import draw_thinking, iso_accuracy, thinking_of
 from metier.specializers import Shelf, Variant
-from metier.specializers.thinking_curves import Saturation, ThinkingPoint
-from metier.specializers.variant import EngineSpec
+from metier.specializers.methods.thinking.curves import Saturation, ThinkingPoint
+from metier.specializers.shelf.variant import EngineSpec
 
 SHIPPED = Path(__file__).parents[2] / "examples" / "variants"
 CURVE = Saturation(0.1, 0.9, 10.0, 1.0, 0.0)

@@ -8,8 +8,7 @@ from metier.agents import ScriptedBackend
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, open_session
-
-from ..agents.workflow import Puzzle, solve_and_check
+from tests.agents.workflow import Puzzle, solve_and_check
 
 pytestmark = pytest.mark.anyio
 

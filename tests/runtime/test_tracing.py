@@ -19,9 +19,8 @@ from metier.runtime import Session, open_session
 from metier.runtime.events import Event
 from metier.runtime.settings import load_settings
 from metier.runtime.tracing import RunTracer
-
-from ..agents.workflow import Puzzle
-from .served import graph, scripted
+from tests.agents.workflow import Puzzle
+from tests.runtime.served import graph, scripted
 
 pytestmark = pytest.mark.anyio
 

@@ -24,8 +24,9 @@ from metier.runtime.engine import EngineRequest, LoadedAdapter
 from metier.runtime.engine_settings import EngineSettings
 from metier.runtime.inprocess_engine import InProcessEngine
 from metier.runtime.supervised_engine import SupervisedEngine
-from metier.runtime.trex_request import TrexAdapters, TrexShape, cache_salt, read_trex_shape
-from metier.specializers.semantic_map import SemanticMap
+from metier.runtime.trex_request import TrexAdapters, cache_salt
+from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.adapters.trex_shape import TrexShape, read_trex_shape
 from tests.tiny_model import write_random_lora
 from tests.tiny_trex import TASKS, write_random_trex
 

@@ -19,7 +19,7 @@ from metier.agents.messages import Ask
 from metier.runtime.engine import INTUITION_KEY, EngineRequest, LoadedAdapter
 from metier.runtime.trex_request import cache_salt
 from metier.runtime.vllm_environment import import_vllm
-from metier.specializers.semantic_map import SemanticMap
+from metier.specializers.adapters.semantic_map import SemanticMap
 from tests.tiny_model import LINEAR_TARGETS, write_random_lora, write_tiny_llama
 from tests.tiny_trex import TASKS, write_random_trex
 
@@ -222,7 +222,7 @@ def by_the_tuner(folders: Folders, name: str | None, c: tuple[float, ...] | None
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    import metier.specializers.trex_tuner  # noqa: F401 - registers the method
+    import metier.specializers.methods.trex.tuner  # noqa: F401 - registers the method
 
     model = AutoModelForCausalLM.from_pretrained(folders[None], dtype=torch.float32).eval()
     peft = PeftModel.from_pretrained(model, str(folders[name])).eval()

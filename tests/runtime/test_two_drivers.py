@@ -17,10 +17,9 @@ import pytest
 from metier.agents import Ask, ScriptedBackend
 from metier.agents.errors import ResumeError
 from metier.runtime import RunStore, open_session
-
-from .. import workflow_for_cli
-from ..agents.workflow import Answer, Plan, Puzzle
-from .served import graph
+from tests import workflow_for_cli
+from tests.agents.workflow import Answer, Plan, Puzzle
+from tests.runtime.served import graph
 
 WORKFLOW = workflow_for_cli.__file__
 COMMAND = [sys.executable, "-c", "from metier.runtime.cli import main; main()"]

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from metier.specializers.methods import Job, Made, Method
+from metier.specializers.methods.method import Job, Made, Method
 
 
 class ScaledSettings(BaseModel):

@@ -1,0 +1,1 @@
+"""Adapter files: reading, checking, converting, merging, and taking in those made elsewhere."""

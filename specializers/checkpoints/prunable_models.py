@@ -1,0 +1,174 @@
+"""Which models can be pruned, and what each tensor of such a checkpoint is to the residual stream.
+
+A decoder of this kind adds only two things to its residual stream in a block, the outputs of attention and of the
+MLP, and reads it only through an RMS norm; so a channel that embedding and both outputs leave at zero is used nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...agents.errors import RecipeError
+from .tensor_files import base_tensors
+
+__all__ = ["FAMILIES", "WIDTH_STEP", "Family", "Part", "PrunableModel", "check_width", "part_of", "read_prunable"]
+
+WIDTH_STEP = 16
+"""Pruned widths come in multiples of this, for the matrix kernels' sake; int4 kernels want multiples of 32."""
+
+Part = Literal["embedding", "writer", "reader", "norm", "untouched"]
+"""What a tensor is to the residual stream: it starts it, writes to it, reads it, scales it, or has no part in it."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the merge must know of an architecture beyond its tensors' names.
+
+    `norm_offset`: a norm multiplies by offset + gain (Gemma: 1 + w). `scaled_embedding`: embeddings are multiplied
+    by sqrt(hidden_size). `head_norms`: queries and keys are normed too, with the same epsilon. `other_widths` is the
+    equivalent model type for hidden sizes that are no multiple of the heads, None when the family takes any.
+    """
+
+    architecture: str
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    head_norms: bool = False
+    other_widths: str | None = None
+
+
+# Qwen2 is not among them: the engine computes its head_dim as hidden_size / heads, which pruning changes.
+FAMILIES = {
+    "gemma": Family("GemmaForCausalLM", norm_offset=1.0, scaled_embedding=True),
+    "llama": Family("LlamaForCausalLM", other_widths="mistral"),
+    "mistral": Family("MistralForCausalLM"),
+    "qwen3": Family("Qwen3ForCausalLM", head_norms=True),
+}
+
+_LAYER = r"model\.layers\.\d+\."
+_PATTERNS: dict[Part, tuple[str, ...]] = {
+    "embedding": (r"model\.embed_tokens\.weight",),
+    "writer": (_LAYER + r"(self_attn\.o_proj|mlp\.down_proj)\.(weight|bias)",),
+    "reader": (_LAYER + r"(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.weight", r"lm_head\.weight"),
+    "norm": (_LAYER + r"(input|post_attention)_layernorm\.weight", r"model\.norm\.weight"),
+    "untouched": (
+        _LAYER + r"(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.bias",
+        _LAYER + r"self_attn\.[qk]_norm\.weight",  # over a head's channels, which stay
+    ),
+}
+_LOOKED_FOR = (
+    "model.embed_tokens, model.layers.N.self_attn.{q,k,v,o}_proj, model.layers.N.mlp.{gate,up,down}_proj, "
+    "model.layers.N.{input,post_attention}_layernorm, model.norm"
+)
+_NEEDED = (
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    *(f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"),
+    *(f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+    *(f"model.layers.0.{name}_layernorm.weight" for name in ("input", "post_attention")),
+)
+
+
+def part_of(name: str) -> Part:
+    """What a checkpoint's tensor is to the residual stream; raises RecipeError for a name that is not known."""
+    for part, patterns in _PATTERNS.items():
+        if any(re.fullmatch(pattern, name) for pattern in patterns):
+            return part
+    raise RecipeError(
+        f"the model has a tensor {name!r} that pruning does not know",
+        expected=f"only {_LOOKED_FOR}, and lm_head",
+        remedy="Start from another base: a channel that this tensor uses would be lost unseen.",
+    )
+
+
+@dataclass(frozen=True)
+class PrunableModel:
+    """The config and sizes of a checkpoint that can be pruned; `parameters` counts a tied head once."""
+
+    config: dict[str, Any]
+    family: Family
+    parameters: int
+    embedding_parameters: int
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.config["hidden_size"])
+
+    @property
+    def heads(self) -> int:
+        return int(self.config["num_attention_heads"])
+
+    @property
+    def head_dim(self) -> int:
+        return int(self.config.get("head_dim") or self.hidden_size // self.heads)
+
+    @property
+    def layers(self) -> int:
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def intermediate_size(self) -> int:
+        return int(self.config["intermediate_size"])
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head is the embedding."""
+        return bool(self.config.get("tie_word_embeddings", self.config["model_type"] == "gemma"))
+
+
+def read_prunable(folder: Path) -> PrunableModel:
+    """Read a checkpoint folder's config and tensor names, in milliseconds and without torch.
+
+    Raises: RecipeError for an unknown architecture (naming the modules looked for) or a quantised checkpoint,
+    BaseModelError for one that is not whole.
+    """
+    tensors = base_tensors(folder)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise RecipeError(
+            "the model to prune is quantised",
+            expected="weights in bfloat16, float16 or float32",
+            remedy="Prune first and quantise after: put the pruning method earlier in the recipe.",
+        )
+    family = FAMILIES.get(str(config.get("model_type")))
+    missing = [name for name in _NEEDED if name not in tensors]
+    if family is None or missing:
+        raise RecipeError(
+            f"the model is of type {config.get('model_type')!r}"
+            + (f" and has no {', '.join(missing[:3])}" if missing else ""),
+            expected=f"one of {', '.join(sorted(FAMILIES))}, with modules {_LOOKED_FOR}",
+            remedy="Start from a base of one of these types.",
+        )
+    sizes: dict[Part, int] = {}
+    total = 0
+    tied = bool(config.get("tie_word_embeddings", config["model_type"] == "gemma"))
+    for name, info in tensors.items():
+        if tied and name == "lm_head.weight":
+            continue  # some writers store the tied copy
+        count = math.prod(info.shape)
+        total += count
+        part = "embedding" if name == "lm_head.weight" else part_of(name)
+        sizes[part] = sizes.get(part, 0) + count
+    return PrunableModel(config, family, total, sizes["embedding"])
+
+
+def check_width(name: str, value: int, now: int) -> None:
+    """Check a new width: smaller than now, and a multiple of WIDTH_STEP. Raises: RecipeError with the nearest ones."""
+    if value >= now:
+        raise RecipeError(
+            f"{name} {value} is no smaller than the model's {now}",
+            expected=f"a multiple of {WIDTH_STEP} below {now}",
+            remedy=f"Set {name} to {(now * 3 // 4) // WIDTH_STEP * WIDTH_STEP} for a quarter less.",
+        )
+    if value % WIDTH_STEP:
+        below = value // WIDTH_STEP * WIDTH_STEP
+        near = " or ".join(str(size) for size in (below, below + WIDTH_STEP) if 0 < size < now)
+        raise RecipeError(
+            f"{name} {value} is no multiple of {WIDTH_STEP}",
+            expected=f"a width that matrix kernels take, such as {near}",
+            remedy="Multiples of 64 can also be quantised in groups of 64; 32 is the least for int4.",
+        )

@@ -1,0 +1,1 @@
+"""MSQ: how many bits each matrix needs, found while tuning."""

@@ -1,0 +1,1 @@
+"""NPFT: tuning the base to bear the quantiser's error."""

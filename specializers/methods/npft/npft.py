@@ -1,0 +1,237 @@
+"""NPFT: tune a model to bear noise on the weights a quantiser hurts most, then quantise it by any method.
+
+A low-rank update is trained on the sum of two losses, with noise on the sensitive base weights and without; it is
+then added to the clean weights. The result is an ordinary checkpoint; name `ptq` next in the recipe.
+Source: Noise Perturbation Fine-tuning for Robust LLM Quantization, CPAL 2025, arXiv 2412.06858. Where it and its
+code disagree: both losses are used (the code has the noisy one only), all answer tokens count (the code: the last
+of a segment), and one optimiser with one schedule runs through all epochs (the code starts a new one in each).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ....agents.errors import RecipeError, TrainingError
+from ...checkpoints.tensor_files import base_tensors
+from ...shelf.variant import AskSpec
+from ...training.batches import EncodedRow, encode_rows
+from ...training.curvature import fisher_diagonals
+from ...training.loop import Objective, TrainingSettings, train
+from ...training.weight_swap import with_entries
+from ..adapter_training import Targets, final_loss, linear_targets
+from ..method import Job, Made, Method
+from ..tunable import check_tunable, load_tunable, save_tuned
+from .noise import range_noise, sensitive_positions, step_noise
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["METHOD", "NoisyObjective", "NpftSettings", "make_npft"]
+
+
+class NpftSettings(TrainingSettings):
+    """Settings of NPFT. `targets` get the low-rank update; noise goes to every linear layer but the output head.
+
+    `noise` is `range` (the published algorithm: uniform over the sensitive weights of an output channel, whatever
+    the width), `step` (the theory: within half a step of a `step_bits` quantiser with groups of `step_group_size`)
+    or `none` (the control: the same update, trained as long, without noise). It lies on the `sensitive_percent`
+    of each matrix with the largest Fisher score, summed over `fisher_rows` rows at the start of each of `epochs`
+    equal parts of the run; new values are drawn then, or at every step. `beta` weighs the loss without noise.
+    """
+
+    method: Literal["npft"] = "npft"
+    rank: int = Field(default=16, ge=1, le=512)
+    alpha: float = Field(default=32.0, gt=0.0)
+    dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    targets: Targets = "all-linear"
+    noise: Literal["range", "step", "none"] = "range"
+    resample: Literal["epoch", "step"] = "epoch"
+    sensitive_percent: float = Field(default=0.5, ge=0.0, le=100.0)
+    epochs: int = Field(default=3, ge=1)
+    fisher_rows: int = Field(default=128, ge=1)
+    beta: float = Field(default=0.5, ge=0.0)
+    step_bits: int = Field(default=4, ge=2, le=8)
+    step_group_size: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0.0)
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    weight_decay: float = Field(default=0.01, ge=0.0)
+
+
+def make_npft(settings: NpftSettings, job: Job) -> Made:
+    """Write `job.out / "weights"`: the job's checkpoint plus the low-rank update trained under noise.
+
+    Raises: RecipeError (targets or group size that the model does not have), TrainingError (no rows, not finite,
+    rows too long, or a checkpoint of another job).
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    base = load_tunable(job, settings)
+    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
+    targets = linear_targets(base.model, settings.targets)
+    head = base.model.get_output_embeddings()
+    noisy = {
+        name: module.weight
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    torch.manual_seed(job.seed)  # peft draws the first A from the global generator
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+    )
+    tuned = get_peft_model(base.model, config, autocast_adapter_dtype=True)
+    objective = NoisyObjective(
+        tuned,
+        settings,
+        noisy,
+        rows,
+        seed=job.seed,
+        pad_token=base.pad_token,
+        device=base.device,
+        autocast=base.autocast,
+    )
+    log = train(
+        tuned,
+        rows,
+        settings,
+        seed=job.seed,
+        pad_token=base.pad_token,
+        checkpoint=job.work_dir / "checkpoint.safetensors",
+        job=job.fingerprint,
+        device=base.device,
+        autocast=base.autocast,
+        objective=objective,
+        on_progress=job.on_progress,
+    )
+    save_tuned(tuned.merge_and_unload(), job)
+    card: dict[str, Any] = {"final_loss": final_loss(log), "steps": len(log), "rows": len(rows)}
+    card["noise"] = settings.noise
+    card["noisy_weights"] = sum(p.numel() for p in objective.positions.values())
+    return Made(ask=AskSpec(), card=card, log=log)
+
+
+class NoisyObjective(Objective):
+    """L(W + z + sUV) + β L(W + sUV): the loss under noise on W, and the weighted one without (section 3.3).
+
+    `weights` are the frozen W by name, clean before and after every step; `positions` those that carry noise now.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: NpftSettings,
+        weights: Mapping[str, torch.Tensor],
+        rows: Sequence[EncodedRow],
+        *,
+        seed: int,
+        pad_token: int,
+        device: str = "cpu",
+        autocast: bool = False,
+    ) -> None:
+        super().__init__(model, pad_token=pad_token, device=device, autocast=autocast)
+        import torch
+
+        self.settings = settings
+        self.weights = weights if settings.noise != "none" else {}
+        self.seed = seed
+        self.epoch_steps = -(-settings.steps // settings.epochs)
+        chosen = random.Random(seed).sample(range(len(rows)), min(settings.fisher_rows, len(rows)))
+        self.fisher_rows = [rows[i] for i in sorted(chosen)]
+        self.positions = {
+            name: torch.empty(int(weight.numel() * settings.sensitive_percent / 100), dtype=torch.int64)
+            for name, weight in self.weights.items()
+        }
+        self.state = {f"positions.{name}": positions for name, positions in self.positions.items()}
+        self._noise: tuple[int, dict[str, torch.Tensor]] | None = None
+
+    def add_gradients(self, rows: Sequence[EncodedRow], step: int) -> dict[str, float]:
+        if step % self.epoch_steps == 0:
+            self._choose_positions()
+        if not self.weights:
+            # Without noise the two losses are one: one pass, of the weight of both.
+            return {"loss": self.add_answer_gradients(rows, 1 + self.settings.beta)}
+        # Each pass ends in its backward: the weights it went through are changed afterwards.
+        with self.noise_applied(step):
+            measured = {"loss": self.add_answer_gradients(rows)}
+        if self.settings.beta > 0:
+            measured["clean_loss"] = self.add_answer_gradients(rows, self.settings.beta)
+        return measured
+
+    def noise_applied(self, step: int) -> AbstractContextManager[None]:
+        """W + z while it is entered; z is the same for all steps of an epoch, or of each step alone."""
+        if not self.weights:
+            return nullcontext()
+        draw = step if self.settings.resample == "step" else step // self.epoch_steps
+        if self._noise is None or self._noise[0] != draw:
+            self._noise = draw, self.drawn_noise(draw)
+        positions = {name: at.to(self.weights[name].device) for name, at in self.positions.items()}
+        return with_entries(self.weights, positions, self._noise[1])
+
+    def drawn_noise(self, draw: int) -> dict[str, torch.Tensor]:
+        """Noise number `draw` for every matrix, at its positions; depends on seed and number only."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + draw)
+        found = {}
+        for name, weight in self.weights.items():
+            at = self.positions[name].to(weight.device)
+            if self.settings.noise == "range":
+                found[name] = range_noise(weight, at, generator=generator)
+            else:
+                found[name] = step_noise(
+                    weight,
+                    at,
+                    bits=self.settings.step_bits,
+                    group_size=self.settings.step_group_size,
+                    generator=generator,
+                )
+        return found
+
+    def _choose_positions(self) -> None:
+        """The sensitive weights of the model as it is now.
+
+        The gradient at W of a layer that adds sUV beside it is the gradient at W + sUV, so nothing is merged.
+        """
+        if not self.weights or self.settings.sensitive_percent == 0:
+            return
+        self._noise = None
+        was_training = self.model.training
+        self.model.eval()  # sensitivity is that of the model without dropout
+        fisher = fisher_diagonals(self.weights, [partial(self.loss, [row]) for row in self.fisher_rows])
+        self.model.train(was_training)
+        for name, scores in fisher.items():
+            if not bool(scores.isfinite().all()):
+                raise TrainingError(
+                    f"the squared gradients of {name} are not finite",
+                    expected="finite numbers",
+                    remedy=f"Lower learning_rate={self.settings.learning_rate}; the checkpoint before this is kept.",
+                )
+            self.positions[name].copy_(sensitive_positions(scores, self.settings.sensitive_percent))
+
+
+def _check(settings: NpftSettings, job: Job) -> None:
+    check_tunable(job)
+    group_size = settings.step_group_size
+    if settings.noise != "step" or group_size is None:
+        return
+    for name, info in base_tensors(job.model).items():
+        linear = len(info.shape) == 2 and "embed" not in name and not name.startswith("lm_head")
+        if linear and info.shape[1] % group_size:
+            raise RecipeError(
+                f"step_group_size={group_size} does not divide the {info.shape[1]} inputs of {name}",
+                expected="a divisor of every layer's inputs",
+                remedy="Choose one of the quantiser's group sizes, or leave it out for one step per channel.",
+            )
+
+
+METHOD = Method(settings=NpftSettings, make=make_npft, makes="weights", check=_check)

@@ -1,0 +1,1 @@
+"""PAT: pruning-aware tuning, channels removed while the role is learnt."""

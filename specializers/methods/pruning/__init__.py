@@ -1,0 +1,1 @@
+"""Pruning without training: neurons (width) or blocks (depth)."""

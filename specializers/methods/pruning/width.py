@@ -1,0 +1,141 @@
+"""MLP-width pruning: drop the least important neurons of every gated MLP, without training.
+
+Sources: maximum absolute weight (MAW), "Fragile Knowledge, Robust Instruction-Following" (arXiv 2512.22671); the
+activation score is Wanda's |W| ||X|| (arXiv 2306.11695), taken over what a neuron adds to the residual stream.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ...checkpoints.dense_checkpoint import dense_tensors, size_card, write_dense
+from ...checkpoints.prunable_models import WIDTH_STEP, check_width, read_prunable
+from ...shelf.variant import AskSpec
+from ..calibration import calibration_rows, hooked, run_rows
+from ..method import Job, Made, Method
+from ..tunable import load_folded
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["METHOD", "WidthPruningSettings", "activation_scores", "keep_neurons", "make_width_pruning", "maw_scores"]
+
+
+class WidthPruningSettings(BaseModel):
+    """Settings of MLP-width pruning.
+
+    `intermediate_size` neurons stay in every layer, those with the highest `score`: `maw` needs the weights only,
+    `activation` weighs them by what the recipe's rows excite (`calibration_rows` of them), `random` is the control.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["width_pruning"] = "width_pruning"
+    intermediate_size: int = Field(ge=WIDTH_STEP)
+    score: Literal["maw", "activation", "random"] = "maw"
+    calibration_rows: int = Field(default=32, ge=1)
+    max_row_tokens: int = Field(default=1024, ge=8)
+
+
+def maw_scores(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Importance [n] of the neurons of a gated MLP: max |w| over its gate row plus max |w| over its up row, [n, d]."""
+    return gate.abs().amax(dim=1) + up.abs().amax(dim=1)
+
+
+def activation_scores(mean_square: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    """Importance [n] by what a neuron adds: root mean square of its activation times the norm of its column, [d, n]."""
+    return mean_square.sqrt() * down.norm(dim=0)
+
+
+def keep_neurons(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices of the `count` highest scores, ascending; among equals the first ones."""
+    import torch
+
+    return torch.argsort(scores, descending=True, stable=True)[:count].sort().values
+
+
+def check_width_pruning(settings: WidthPruningSettings, job: Job) -> None:
+    """Raises: RecipeError for a width that is no smaller or that kernels do not take, or an unknown model."""
+    check_width("intermediate_size", settings.intermediate_size, read_prunable(job.model).intermediate_size)
+
+
+def make_width_pruning(settings: WidthPruningSettings, job: Job) -> Made:
+    """Prune the job's model into `job.out / "weights"`; a LoRA that came before is folded in first.
+
+    Raises: RecipeError as `check_width_pruning`, TrainingError for no calibration rows or one that is too long,
+    OSError when the disk is full.
+    """
+    check_width_pruning(settings, job)
+    base = read_prunable(job.model)
+    model = load_folded(job)
+    tensors = dense_tensors(model)
+    scores = _scores(settings, job, model, tensors, base.layers)
+    for layer, score in enumerate(scores):
+        keep = keep_neurons(score, settings.intermediate_size)
+        prefix = f"model.layers.{layer}.mlp."
+        for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+            tensors[f"{prefix}{name}.weight"] = tensors[f"{prefix}{name}.weight"].index_select(axis, keep)
+            if not axis and f"{prefix}{name}.bias" in tensors:
+                tensors[f"{prefix}{name}.bias"] = tensors[f"{prefix}{name}.bias"][keep]
+    write_dense(job.out / "weights", tensors, {**base.config, "intermediate_size": settings.intermediate_size})
+    card = {"score": settings.score, **size_card(job.out / "weights", base)}
+    return Made(ask=AskSpec(), card=card)
+
+
+def _scores(
+    settings: WidthPruningSettings, job: Job, model: Any, tensors: dict[str, torch.Tensor], layers: int
+) -> list[torch.Tensor]:
+    import torch
+
+    weights = [
+        [tensors[f"model.layers.{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")]
+        for layer in range(layers)
+    ]
+    if settings.score == "maw":
+        return [maw_scores(gate, up) for gate, up, _ in weights]
+    if settings.score == "random":
+        generator = torch.Generator().manual_seed(job.seed)
+        return [torch.rand(len(gate), generator=generator) for gate, _, _ in weights]
+    squares = _mean_squares(settings, job, model)
+    return [activation_scores(square, down) for square, (_, _, down) in zip(squares, weights, strict=True)]
+
+
+def _mean_squares(settings: WidthPruningSettings, job: Job, model: Any) -> list[torch.Tensor]:
+    """Mean square of every neuron's activation over the calibration rows' tokens, one [n] per layer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    rows = calibration_rows(
+        job.rows,
+        AutoTokenizer.from_pretrained(job.model),
+        count=settings.calibration_rows,
+        seed=job.seed,
+        max_row_tokens=settings.max_row_tokens,
+    )
+    blocks = model.model.layers
+    sums = [torch.zeros(block.mlp.down_proj.in_features, dtype=torch.float64) for block in blocks]
+
+    def adder(total: torch.Tensor) -> Any:
+        def add(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            total.add_(inputs[0].double().square().sum(dim=(0, 1)))
+
+        return add
+
+    handles = [
+        block.mlp.down_proj.register_forward_pre_hook(adder(total)) for block, total in zip(blocks, sums, strict=True)
+    ]
+    with hooked(handles):
+        run_rows(model, rows)
+    tokens = sum(len(row.tokens) for row in rows)
+    return [total.float() / tokens for total in sums]
+
+
+METHOD = Method(
+    settings=WidthPruningSettings,
+    make=make_width_pruning,
+    makes="weights",
+    needs_data=lambda settings: settings.score == "activation",
+    check=check_width_pruning,
+)

@@ -1,0 +1,1 @@
+"""Post-training quantisation: to the nearest, or by GPTQ."""

@@ -1,0 +1,1 @@
+"""How long a role thinks: sweeps, curves, and training rows with the shortest correct thoughts."""

@@ -1,0 +1,167 @@
+"""T-REX: many tasks in one adapter of rank-one experts, gated per token and by the kind of task.
+
+Source: "T-REX: Mixture-of-Rank-One-Experts with Semantic-aware Intuition" (arXiv 2404.08985) and its released code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from ....agents.errors import RecipeError
+from ...adapters.semantic_map import SemanticMap
+from ...adapters.text_embedding import DEFAULT_EMBEDDING, find_embedding
+from ...shelf.variant import AskSpec
+from ...training.batches import encode_rows
+from ...training.loop import TrainingSettings, train
+from ..adapter_training import Targets, final_loss, linear_targets, load_base, parent_config, save_adapter
+from ..method import Job, Made, Method
+
+if TYPE_CHECKING:
+    from .tuner import TrexConfig
+
+__all__ = ["METHOD", "TrexSettings", "make_trex"]
+
+
+class TrexSettings(TrainingSettings):
+    """Settings of T-REX: r1 + r2 vectors a layer, which make r1·r2 experts.
+
+    `k_tok` (r1·r2 when None, as released) weighs the token router, `k_task` the intuition; `intuition: false` is the
+    ablation without it, stored as k_task 0, so that serving leaves it out too. omega and gamma go through
+    sigmoid(100 x), so they have a rate of their own: each step of `gate_learning_rate` moves the sigmoid's argument
+    by up to a hundred times that, and the matrices' rate would saturate it within tens of steps.
+    `router_init_std` 0 starts the router at zero, as released: without intuition nothing but rounding then tells the
+    columns of B apart, and B stays of rank one for long.
+    """
+
+    method: Literal["trex"] = "trex"
+    r1: int = Field(default=4, ge=1, le=64)
+    r2: int = Field(default=8, ge=1, le=64)
+    k_tok: float | None = Field(default=None, gt=0.0)
+    k_task: float = Field(default=4.0, gt=0.0)
+    intuition: bool = True
+    embed_id: str = DEFAULT_EMBEDDING
+    router_init_std: float = Field(default=0.02, ge=0.0)
+    gate_learning_rate: float = Field(default=2e-4, gt=0.0)
+    targets: Targets = "all-linear"
+
+
+def make_trex(settings: TrexSettings, job: Job) -> Made:
+    """Train a T-REX adapter into `job.out / "adapter"`, going on from the parent's adapter when there is one.
+
+    The semantic map is fitted on the rows' distinct tasks; a parent's map is kept, since its gates know no other.
+    Raises: RecipeError (rows without a task, fewer tasks than experts, targets the model does not have, or sizes
+    other than the parent's), TrainingError (not finite, rows too long, or a checkpoint of another job).
+    """
+    import torch
+    from peft import get_peft_model, get_peft_model_state_dict
+
+    from .tuner import TrexConfig
+
+    tasks = _tasks(job)
+    config = TrexConfig(
+        task_type="CAUSAL_LM",
+        r1=settings.r1,
+        r2=settings.r2,
+        k_tok=settings.k_tok,
+        k_task=settings.k_task if settings.intuition else 0.0,
+        router_init_std=settings.router_init_std,
+        embed_id=settings.embed_id,
+    )
+    semantic_map = _semantic_map(settings, job, config, tasks)
+    base = load_base(job, settings)
+    rows = encode_rows(
+        job.rows,
+        base.tokenizer,
+        max_row_tokens=settings.max_row_tokens,
+        intuition=semantic_map.intuition if settings.intuition else None,
+    )
+    targets = linear_targets(base.model, settings.targets)
+    config.target_modules = targets
+    torch.manual_seed(job.seed)
+    tuned = get_peft_model(base.model, config, autocast_adapter_dtype=True)
+    tuned.set_semantic_map(semantic_map)
+    if job.adapter is not None:
+        _load_parent(tuned, job.adapter)
+    factor = settings.gate_learning_rate / settings.learning_rate
+    log = train(
+        tuned,
+        rows,
+        settings,
+        seed=job.seed,
+        pad_token=base.pad_token,
+        checkpoint=job.work_dir / "checkpoint.safetensors",
+        job=job.fingerprint,
+        device=base.device,
+        autocast=base.autocast,
+        rate_factor=lambda name: factor if ".trex_" in name else 1.0,
+        on_progress=job.on_progress,
+    )
+    tensors = {
+        name: tensor.to(torch.bfloat16) if ".lora_" in name else tensor.float()
+        for name, tensor in get_peft_model_state_dict(tuned).items()
+    }
+    block = config.to_dict()["trex"]
+    save_adapter(job, tensors, {"peft_type": "TREX", "target_modules": targets, "trex": block})
+    card = {
+        "final_loss": final_loss(log),
+        "steps": len(log),
+        "rows": len(rows),
+        "parameters": sum(p.numel() for p in tuned.parameters() if p.requires_grad),
+        "intuition": asdict(semantic_map.spread(tasks)),
+        "alpha": _sigmoids(tensors, ".trex_omega"),
+        "scale": _sigmoids(tensors, ".trex_gamma"),
+    }
+    return Made(ask=AskSpec(adapter="trex", rank=config.gate_shape.rows), card=card, log=log)
+
+
+def _tasks(job: Job) -> list[str]:
+    """The distinct tasks of the rows, in order."""
+    for number, row in enumerate(job.rows, 1):
+        if not row.task:
+            raise RecipeError(
+                f"training row {number} has no task",
+                expected="the text of its run's input, which T-REX's intuition comes from",
+                remedy="Export the traffic again with this version, or set task=task_text(...) in the program's rows.",
+            )
+    return list(dict.fromkeys(row.task for row in job.rows))
+
+
+def _semantic_map(settings: TrexSettings, job: Job, config: TrexConfig, tasks: list[str]) -> SemanticMap:
+    experts = settings.r1 * settings.r2
+    if job.adapter is None:
+        return SemanticMap.fit(tasks, experts, embed=find_embedding(settings.embed_id), seed=job.seed)
+    wanted, found = config.to_dict()["trex"], parent_config(job, "TREX")["trex"]
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise RecipeError(
+                f"{name} {value} differs from the parent adapter's {found.get(name)}",
+                expected="the parent's, since training goes on from it",
+                remedy=f"Set it as the parent has it ({name}: {found.get(name)}), or parent: base.",
+            )
+    return SemanticMap.load(job.adapter)
+
+
+def _load_parent(tuned: Any, adapter: Path) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(tuned, load_file(adapter / "adapter_model.safetensors"))
+
+
+def _sigmoids(tensors: dict[str, Any], ending: str) -> dict[str, float]:
+    """Mean, least and greatest of sigmoid(100 x) over the layers' scalars."""
+    import torch
+
+    from .layer import SHARPNESS
+
+    values = torch.sigmoid(SHARPNESS * torch.cat([t for name, t in tensors.items() if name.endswith(ending)]))
+    return {
+        name: round(float(v), 4) for name, v in (("mean", values.mean()), ("min", values.min()), ("max", values.max()))
+    }
+
+
+METHOD = Method(settings=TrexSettings, make=make_trex)

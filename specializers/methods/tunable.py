@@ -1,0 +1,79 @@
+"""What a method that tunes weights in their own shapes starts from and ends with: a model, and a checkpoint of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from ...agents.errors import RecipeError
+from ..checkpoints.dense_checkpoint import dense_tensors, write_dense
+from ..training.loop import TrainingSettings, multiplies_bfloat16
+from .adapter_training import LoadedBase
+from .method import Job
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["check_tunable", "load_folded", "load_tunable", "save_tuned"]
+
+
+def check_tunable(job: Job) -> None:
+    """Check that the job's checkpoint holds plain weights, and an adapter that they can take in.
+
+    Raises: RecipeError for a quantised checkpoint, or an adapter that is no LoRA.
+    """
+    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        raise RecipeError(
+            "the weights to tune are quantised",
+            expected="a checkpoint of plain weights",
+            remedy="Put the method that quantises last, or name a parent from before it.",
+        )
+    if job.ask.adapter not in (None, "lora"):
+        raise RecipeError(
+            f"the parent has an adapter of kind {job.ask.adapter}",
+            expected="a LoRA adapter, which new weights can take in, or none",
+            remedy="Set parent: base, or export the adapter as LoRA first.",
+        )
+
+
+def load_tunable(job: Job, settings: TrainingSettings) -> LoadedBase:
+    """Load the job's model in float32, with the LoRA before it folded in, on the GPU where there is one."""
+    import torch
+    from transformers import AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    autocast = settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
+    model = load_folded(job, device=device)
+    return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
+
+
+def save_tuned(model: Any, job: Job) -> None:
+    """Write `job.out / "weights"`: the job's checkpoint with the model's weights, in that checkpoint's dtype.
+
+    Raises: TrainingError when a value is not finite, OSError when the disk is full.
+    """
+    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    write_dense(job.out / "weights", dense_tensors(model), config)
+
+
+def load_folded(job: Job, *, device: str = "cpu") -> Any:
+    """Load the job's model in float32, with the adapter of what came before folded into its weights.
+
+    Raises: RecipeError when that adapter is no LoRA, so that no dense weights are equal to it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).to(device)
+    if job.adapter is None:
+        return model
+    if job.ask.adapter != "lora":
+        raise RecipeError(
+            f"what comes before has an adapter of kind {job.ask.adapter!r}, which no dense weights are equal to",
+            expected="a LoRA, or no adapter",
+            remedy="Set parent: base, and tune after pruning.",
+        )
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, job.adapter).merge_and_unload()

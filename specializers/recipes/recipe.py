@@ -1,0 +1,273 @@
+"""Recipes: what a variant is made from, checked whole when loaded.
+
+A recipe file is YAML:
+
+    name: solver
+    parent: base                      # or the name or id of a variant on the shelf
+    seed: 0
+    data:
+      program: ../puzzles.py:solver_rows   # or  traffic: rows.jsonl
+      size: 6000                           # or  role: solver, min_score: 1.0
+    methods:
+      - method: lora
+        rank: 8
+    accept:                           # keep a method's result only if it holds the role's quality
+      role: ../puzzles.py:solver
+      data: {program: ../puzzles.py:solver_tune_rows, size: 200}
+      margin: 0.03
+
+Paths are relative to the recipe's folder.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializeAsAny,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from ...agents.errors import RecipeError, TaskSetError, did_you_mean
+from ...agents.roles import Role
+from ...agents.traffic import TrafficRow, read_traffic
+from ...agents.user_code import load_named
+from ..methods.method import find_method
+
+__all__ = ["Acceptance", "ProgramData", "Recipe", "TrafficData", "load_recipe", "load_role", "read_rows"]
+
+_NAMED = r"^[^:]+\.py:[A-Za-z_]\w*$"
+
+
+class TrafficData(BaseModel):
+    """Rows from a traffic file: those of `role` (all roles when None) that scored at least `min_score`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    traffic: str
+    role: str | None = None
+    min_score: float = Field(default=1.0, ge=0.0, le=1.0)
+
+
+class ProgramData(BaseModel):
+    """Rows from a Python function, `file.py:function`, called as `function(size=…, seed=…)`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    program: str = Field(pattern=_NAMED)
+    size: int = Field(ge=1)
+
+
+def _kind_of_data(data: Any) -> str | None:
+    keys = data if isinstance(data, Mapping) else type(data).model_fields if isinstance(data, BaseModel) else ()
+    return next((kind for kind in ("traffic", "program") if kind in keys), None)
+
+
+Data = Annotated[
+    Annotated[TrafficData, Tag("traffic")] | Annotated[ProgramData, Tag("program")], Discriminator(_kind_of_data)
+]
+
+
+class Acceptance(BaseModel):
+    """When a method's result is kept: its mean score at a role may be lower by `margin` at most.
+
+    `role` is `file.py:name` of the Role whose asks `data` holds; every row is asked once, greedily. `score` is
+    `file.py:function`, called with the row and the typed answer, 0 to 1; without it an answer that equals the row's
+    own scores 1. It is compared with what the method started from, or with the variant `against` names.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    role: str = Field(pattern=_NAMED)
+    data: Data
+    score: str | None = Field(default=None, pattern=_NAMED)
+    margin: float = Field(default=0.03, ge=0.0, le=1.0)
+    against: str | None = None
+
+
+class Recipe(BaseModel):
+    """One variant in the making: parent, seed, data, the methods to apply in order, and when to keep what they make.
+
+    `data` may be left out where no method looks at any. `folder` is where relative paths start; it is no part of
+    the recipe's identity.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    parent: str = "base"
+    seed: int = Field(default=0, ge=0)
+    data: Data | None = None
+    methods: tuple[SerializeAsAny[BaseModel], ...] = Field(min_length=1)
+    # Recipes without it keep the identity they had before there was one.
+    accept: Acceptance | None = Field(default=None, exclude_if=lambda accept: accept is None)
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _as_settings(cls, methods: Any) -> Any:
+        if not isinstance(methods, list | tuple):
+            return methods
+        return tuple(_method_settings(m, f"methods[{i}]") for i, m in enumerate(methods))
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Self:
+        needing = [s for s in self.methods if find_method(s.model_dump()["method"]).needs_data(s)]
+        if needing and self.data is None:
+            raise RecipeError(
+                f"data: missing, and method {needing[0].model_dump()['method']!r} looks at rows",
+                expected="`traffic: file.jsonl` or `program: file.py:function`",
+                remedy="Add `data` to the recipe.",
+            )
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises: RecipeError that names the file, the field, its value, what was expected, and for a misspelt field
+    the closest name there is.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}", remedy="Correct the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} is not YAML: {error}", remedy="Correct the file.") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"recipe {path} holds {type(content).__name__}", expected="fields and values")
+    if "folder" in content:
+        raise RecipeError(f"recipe {path}: unknown field 'folder'", remedy="Remove it.")
+    try:
+        return Recipe.model_validate({**content, "folder": path.parent})
+    except ValidationError as error:
+        raise _as_recipe_error(error, Recipe, f"recipe {path}: ") from error
+    except RecipeError as error:
+        raise RecipeError(f"recipe {path}: {error.problem}", expected=error.expected, remedy=error.remedy) from error
+
+
+def read_rows(recipe: Recipe, data: TrafficData | ProgramData | None = None) -> list[TrafficRow]:
+    """Read or generate the recipe's training rows, or other `data` of it, in a fixed order; none without data.
+
+    Raises: RecipeError when the file, the function or what it gives cannot be used, or no row is left.
+    """
+    data = data or recipe.data
+    if data is None:
+        return []
+    rows = _traffic_rows(recipe, data) if isinstance(data, TrafficData) else _program_rows(recipe, data)
+    if not rows:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: data {data.model_dump()} gives no rows",
+            expected="at least one row",
+            remedy="Check the role's name and min_score, or what the program yields.",
+        )
+    return rows
+
+
+def _traffic_rows(recipe: Recipe, data: TrafficData) -> list[TrafficRow]:
+    path = recipe.folder / data.traffic
+    if not path.is_file():
+        raise RecipeError(
+            f"recipe {recipe.name!r}: data.traffic {data.traffic!r} is no file",
+            expected=f"a traffic file at {path}",
+            remedy="Write one with `metier run --export-traffic`, or correct the path.",
+        )
+    try:
+        return [
+            row
+            for row in read_traffic(path)
+            if data.role in (None, row.role) and (row.score is not None and row.score >= data.min_score)
+        ]
+    except TaskSetError as error:
+        raise RecipeError(error.problem, expected=error.expected, remedy=error.remedy) from error
+
+
+def _program_rows(recipe: Recipe, data: ProgramData) -> list[TrafficRow]:
+    where = f"recipe {recipe.name!r}: data.program {data.program!r}"
+    function = load_named(recipe.folder, data.program, where, "function", callable)
+    try:
+        rows = list(function(size=data.size, seed=recipe.seed))
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RecipeError(
+            f"{where} raised {type(error).__name__}: {error}",
+            expected="a function of size and seed that yields TrafficRow",
+            remedy="Correct the program, or install what it needs.",
+        ) from error
+    wrong = next((row for row in rows if not isinstance(row, TrafficRow)), None)
+    if wrong is not None:
+        raise RecipeError(f"{where} yields {type(wrong).__name__}", expected="TrafficRow")
+    return rows
+
+
+def load_role(recipe: Recipe, named: str) -> Role:
+    """The Role at `file.py:name`; raises RecipeError that lists the roles the file has."""
+    role = load_named(
+        recipe.folder, named, f"recipe {recipe.name!r}: accept.role {named!r}", "role", lambda v: isinstance(v, Role)
+    )
+    assert isinstance(role, Role)
+    return role
+
+
+def _method_settings(method: Any, where: str) -> BaseModel:
+    if isinstance(method, BaseModel):
+        return method
+    if not isinstance(method, Mapping) or "method" not in method:
+        raise RecipeError(f"{where} is {method!r}", expected="fields with a `method`", remedy="Write `- method: lora`.")
+    settings = find_method(str(method["method"])).settings
+    try:
+        return settings.model_validate(dict(method))
+    except ValidationError as error:
+        raise _as_recipe_error(error, settings, f"{where}.") from error
+
+
+def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str) -> RecipeError:
+    first = error.errors(include_url=False)[0]
+    location = list(first["loc"])
+    for place in range(len(location) - 1):
+        if location[place] == "data" and location[place + 1] in ("traffic", "program"):
+            del location[place + 1]  # pydantic's tag of the chosen kind of data, which is not in the file
+            break
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(model, location[:-1])
+        return RecipeError(
+            f"{prefix}{path}: unknown field with value {first['input']!r}",
+            expected=f"one of {', '.join(known)}",
+            remedy=did_you_mean(str(location[-1]), known) or "Remove it.",
+        )
+    if first["type"] == "missing":
+        return RecipeError(f"{prefix}{path}: missing", expected="a value", remedy="Add the field.")
+    if first["type"].startswith("union_tag"):
+        return RecipeError(
+            f"{prefix}{path}: {first['input']!r} names no source of rows",
+            expected="`traffic: file.jsonl` or `program: file.py:function`",
+        )
+    return RecipeError(f"{prefix}{path}: {first['input']!r}", expected=first["msg"], remedy="Correct the value.")
+
+
+def _fields_at(model: type[BaseModel], location: list[Any]) -> list[str]:
+    found: list[type[BaseModel]] = [model]
+    for part in location:
+        found = [inner for m in found if part in m.model_fields for inner in _models(m.model_fields[part].annotation)]
+    return [name for m in found for name, field in m.model_fields.items() if not field.exclude]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return [model for inner in get_args(annotation) for model in _models(inner)]
+    return []

@@ -1,0 +1,162 @@
+"""The methods of a recipe one after the other, each in a folder of its own and starting from what the last one made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...agents.errors import TrainingError
+from ..methods.method import Job, Made, find_method
+from ..shelf.base_model import check_base
+from ..shelf.bundled_model import MANIFEST
+from ..shelf.fier_settings import FierSettings
+from ..shelf.variant import AskSpec
+from ..training.loop import Progress
+from .recipe import Recipe
+
+__all__ = ["TRAINING_LOG", "Stage", "apply_methods", "stage_results"]
+
+TRAINING_LOG = "training_log.jsonl"
+DONE, SPENT = "made.json", "cpu_s"
+# A checkpoint's own files; whatever else lies beside them (tokenizer, chat template) goes with every variant of it.
+_OWN_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf", MANIFEST)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method of a recipe that is done: its name, its folder, what it returned, and its CPU-seconds.
+
+    `cpu_s` counts every process that worked on it, up to the last progress that one killed had made known.
+    """
+
+    name: str
+    out: Path
+    made: Made
+    cpu_s: float
+
+
+def apply_methods(recipe: Recipe, job: Job, keep: Callable[[Sequence[Stage]], bool] | None = None) -> list[Stage]:
+    """Apply a recipe's methods in order; one that was done before a kill is not done again.
+
+    `keep` hears all stages so far and says whether the last one stays; the first that does not ends the recipe.
+    Raises: RecipeError and TrainingError of the methods, VariantError when a checkpoint they wrote is not whole,
+    OSError when the disk is full.
+    """
+    stages: list[Stage] = []
+    for number, settings in enumerate(recipe.methods):
+        name = str(settings.model_dump()["method"])
+        folder = job.work_dir / f"{number}-{name}"
+        folder.mkdir(exist_ok=True)
+        stage = _read_done(name, folder)
+        if stage is None:
+            stage = _apply(name, settings, folder, replace(job, fingerprint=f"{job.fingerprint}-{number}"))
+        if keep is not None and not keep([*stages, stage]):
+            break
+        stages.append(stage)
+        weights, adapter = stage.out / "weights", stage.out / "adapter"
+        if weights.is_dir():
+            job = replace(job, model=weights, adapter=None)
+        job = replace(job, ask=stage.made.ask, adapter=adapter if adapter.is_dir() else job.adapter)
+        job = replace(job, parent=None, parent_name=None, try_out=None)  # what comes of this is on no shelf yet
+    return stages
+
+
+def stage_results(stages: Sequence[Stage], staging: Path) -> None:
+    """Put together the variant's folder: the last weights made, the adapter that goes with them, and the log.
+
+    Raises: OSError when the disk is full.
+    """
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    for stage in stages:
+        if (stage.out / "weights").is_dir():
+            shutil.rmtree(staging / "adapter", ignore_errors=True)  # it fits the weights it was made for only
+        for part in ("weights", "adapter"):
+            if (stage.out / part).is_dir():
+                shutil.rmtree(staging / part, ignore_errors=True)
+                shutil.copytree(stage.out / part, staging / part, copy_function=_link)
+    with (staging / TRAINING_LOG).open("w", encoding="utf-8") as file:
+        for stage in stages:
+            file.writelines(json.dumps({"method": stage.name, **entry}) + "\n" for entry in stage.made.log)
+
+
+def _apply(name: str, settings: Any, folder: Path, job: Job) -> Stage:
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    spent = _CpuClock(folder / SPENT)
+
+    def note(progress: Progress) -> None:
+        spent.write()
+        if job.on_progress is not None:
+            job.on_progress(progress)
+
+    made = find_method(name).make(settings, replace(job, out=out, work_dir=folder, on_progress=note))
+    if (out / "weights").is_dir():
+        _add_companions(job.model, out / "weights")
+        check_base(out / "weights")
+    if (made.ask.adapter is None) == (out / "adapter").is_dir():
+        raise TrainingError(
+            f"method {name!r} returned an ask half with adapter {made.ask.adapter!r}, and "
+            f"{'an' if (out / 'adapter').is_dir() else 'no'} adapter folder",
+            expected="both or neither",
+        )
+    stage = Stage(name, out, made, round(spent.seconds(), 1))
+    record = {"ask": made.ask.model_dump(), "card": made.card, "log": made.log, "cpu_s": stage.cpu_s}
+    if made.fier is not None:
+        record["fier"] = made.fier.model_dump()
+    _replace_text(folder / DONE, json.dumps(record))
+    return stage
+
+
+class _CpuClock:
+    """CPU-seconds of this process since now, on top of those that processes before it left in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        before_s = float(path.read_text(encoding="utf-8")) if path.is_file() else 0.0
+        self._began_s = time.process_time() - before_s
+
+    def seconds(self) -> float:
+        return time.process_time() - self._began_s
+
+    def write(self) -> None:
+        _replace_text(self._path, f"{self.seconds():.1f}")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _read_done(name: str, folder: Path) -> Stage | None:
+    try:
+        record = json.loads((folder / DONE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    fier = FierSettings(**record["fier"]) if record.get("fier") else None
+    made = Made(ask=AskSpec(**record["ask"]), card=record["card"], log=record["log"], fier=fier)
+    return Stage(name, folder / "out", made, record["cpu_s"])
+
+
+def _add_companions(model: Path, weights: Path) -> None:
+    """Copy what an engine opens beside the weights, where the method did not write its own."""
+    for path in sorted(model.iterdir()):
+        if path.is_file() and not path.name.endswith(_OWN_FILES) and not (weights / path.name).exists():
+            shutil.copyfile(path, weights / path.name)
+
+
+def _link(source: str, target: str) -> str:
+    """Give a file a second name, so that a checkpoint is not copied; where file systems cannot, copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+    return target

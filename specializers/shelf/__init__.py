@@ -1,0 +1,1 @@
+"""What there is: base models, variants, and the folder that keeps them."""

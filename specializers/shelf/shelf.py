@@ -1,0 +1,211 @@
+"""The shelf: variants as content-addressed folders, written whole or not at all."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...agents.errors import UnknownVariantError, VariantError
+from .variant import Variant, content_id
+
+__all__ = ["RECORD", "Shelf", "hash_files", "read_variant"]
+
+RECORD = "variant.json"
+
+
+class Shelf:
+    """Folders of variants, each holding `variant.json` and its `adapter/` or `weights/`.
+
+    `folder` is where new variants go, one folder per content id; it is made when the first is added.
+    `also` are read-only places: variant folders, or folders of them, such as those that ship with examples.
+    A name may be used again: it then means the variant added last, and names on `folder` go before those in
+    `also`; a content id always means the same variant.
+    """
+
+    def __init__(self, folder: Path, *, also: Sequence[Path] = ()) -> None:
+        self.folder = Path(folder)
+        self.also = tuple(Path(path) for path in also)
+
+    def add(self, staging: Path, *, name: str, record: dict[str, Any]) -> Variant:
+        """Move a staged folder onto the shelf and return its variant; `staging` is used up.
+
+        `record` gives the fields of Variant but `id`, `name` and `files`. The same content is kept once: adding
+        it again only renames it and replaces its card.
+        Raises: VariantError when the shelf cannot be written or the record is no variant.
+        """
+        content = {k: v for k, v in record.items() if k != "card"} | {"files": hash_files(staging)}
+        whole = Variant(id="", name=name, **content).model_dump(mode="json")
+        variant = Variant(**{**whole, "id": content_id(whole), "card": record.get("card", {})})
+        _write_record(staging, variant)
+        target = self.folder / variant.id
+        # A copy across file systems is not atomic, so it lands under a name that is never listed.
+        landing = self.folder / f".{variant.id}-{uuid.uuid4().hex[:8]}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                _write_record(target, variant)
+                os.utime(target)
+                shutil.rmtree(staging)
+                return variant
+            shutil.move(staging, landing)
+            os.utime(landing)
+            landing.rename(target)
+        except OSError as error:
+            shutil.rmtree(landing, ignore_errors=True)
+            raise VariantError(
+                f"variant {name!r} cannot be put on the shelf {self.folder}: {error.strerror or error}",
+                expected="a folder that can be written",
+                remedy="Free space there, or choose another shelf.",
+            ) from error
+        return variant
+
+    def list(self) -> list[Variant]:
+        """All variants, those on the shelf itself first and the newest first; unfinished folders are left out."""
+        return [variant for variant, _ in self._found()]
+
+    def get(self, name_or_id: str) -> Variant:
+        """Find a variant by name (the one added last) or content id.
+
+        Raises: UnknownVariantError that lists what there is, and close names.
+        """
+        return self._find(name_or_id)[0]
+
+    def path(self, variant: Variant | str) -> Path:
+        """Folder of a variant; raises UnknownVariantError when it is not here."""
+        return self._find(variant if isinstance(variant, str) else variant.id)[1]
+
+    def verify(self, variant: Variant | str) -> None:
+        """Hash every file of a variant against its record.
+
+        Raises: VariantError that names the first file missing, changed or unexpected.
+        """
+        record, folder = self._find(variant if isinstance(variant, str) else variant.id)
+        remedy = "Make the variant again from its recipe, or copy its folder again."
+        found = hash_files(folder)
+        for file, expected in record.files.items():
+            if file not in found:
+                raise VariantError(f"variant {record.name!r} lacks {file}", expected="the file", remedy=remedy)
+            if found[file] != expected:
+                raise VariantError(
+                    f"variant {record.name!r}: {file} has SHA-256 {found[file]}", expected=expected, remedy=remedy
+                )
+        extra = sorted(set(found) - set(record.files))
+        if extra:
+            raise VariantError(
+                f"variant {record.name!r} holds {extra[0]}", expected="only the files of its record", remedy=remedy
+            )
+        if content_id(record.model_dump(mode="json")) != record.id:
+            raise VariantError(
+                f"variant {record.name!r}: its record was changed by hand", expected=f"id {record.id}", remedy=remedy
+            )
+
+    def annotate(self, variant: Variant | str, card: dict[str, Any]) -> Variant:
+        """Add measurements to a variant's card (its identity stays) and return the new record."""
+        record, folder = self._find(variant if isinstance(variant, str) else variant.id)
+        changed = record.model_copy(update={"card": {**record.card, **card}})
+        added = folder.stat().st_mtime_ns
+        _write_record(folder, changed)
+        os.utime(folder, ns=(added, added))  # when it was added decides what its name means
+        return changed
+
+    def remove(self, variant: Variant | str) -> None:
+        """Delete a variant from the shelf.
+
+        Raises: UnknownVariantError, or VariantError for one that lies in a read-only place or whose weights another
+        variant needs.
+        """
+        record, folder = self._find(variant if isinstance(variant, str) else variant.id)
+        needing = sorted({v.name for v, _ in self._found() if v.engine.weights == record.id})
+        if needing:
+            raise VariantError(
+                f"variant {record.name!r} holds the weights of {', '.join(needing)}",
+                expected="one that no other needs",
+                remedy="Remove those first.",
+            )
+        if folder.parent != self.folder:
+            raise VariantError(f"variant {record.name!r} lies in {folder}", expected=f"one on the shelf {self.folder}")
+        going = self.folder / f".{record.id}-{uuid.uuid4().hex[:8]}"
+        folder.rename(going)
+        shutil.rmtree(going)
+
+    def export(self, variant: Variant | str, folder: Path) -> Path:
+        """Copy a variant's folder to `folder` (which must not exist), to ship it; whole or not at all."""
+        record, source = self._find(variant if isinstance(variant, str) else variant.id)
+        if folder.exists():
+            raise VariantError(f"{folder} exists", expected="a new folder", remedy="Remove it, or choose another.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = folder.with_name(f".{record.id}-{uuid.uuid4().hex[:8]}")
+        shutil.copytree(source, part)
+        part.rename(folder)
+        return folder
+
+    def _find(self, name_or_id: str) -> tuple[Variant, Path]:
+        found = self._found()
+        for by in ("id", "name"):
+            for variant, folder in found:
+                if getattr(variant, by) == name_or_id:
+                    return variant, folder
+        names = sorted({variant.name for variant, _ in found})
+        close = difflib.get_close_matches(name_or_id, names, n=3)
+        raise UnknownVariantError(
+            f"no variant {name_or_id!r} on the shelf {self.folder}",
+            expected=f"one of {', '.join(names)}" if names else "a variant (the shelf is empty)",
+            remedy=f"Did you mean {' or '.join(map(repr, close))}?"
+            if close
+            else "Make it with `metier make recipe.yaml`, or name the folder it lies in with `--variants`.",
+        )
+
+    def _found(self) -> Sequence[tuple[Variant, Path]]:
+        own = _variant_folders(self.folder)
+        own.sort(key=lambda folder: (-folder.stat().st_mtime_ns, folder.name))
+        others = [folder for place in self.also for folder in _variant_folders(place)]
+        return [(read_variant(folder), folder) for folder in [*own, *others]]
+
+
+def read_variant(folder: Path) -> Variant:
+    """Read the record of a variant folder; raises VariantError when it is no record."""
+    path = folder / RECORD
+    try:
+        return Variant.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise VariantError(
+            f"{path} is no variant record: {reason}",
+            expected="a record that `metier make` wrote",
+            remedy="Remove the folder, or copy it again.",
+        ) from error
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file under a folder but its record, by relative path."""
+    digests: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != RECORD:
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _variant_folders(place: Path) -> list[Path]:
+    if (place / RECORD).is_file():
+        return [place]
+    if not place.is_dir():
+        return []
+    return sorted(f for f in place.iterdir() if not f.name.startswith(".") and (f / RECORD).is_file())
+
+
+def _write_record(folder: Path, variant: Variant) -> None:
+    part = folder / f"{RECORD}.part"
+    text = json.dumps(variant.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(folder / RECORD)

@@ -1,0 +1,146 @@
+"""What is trained on: rows as token ids, and which rows each step takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...agents.errors import TrainingError
+from ...agents.thinking import ThinkingTags, open_thinking
+from ...agents.traffic import TrafficRow
+
+__all__ = ["EncodedRow", "encode_rows", "passes", "plan_batches", "shared_start"]
+
+# Rows are sorted by length within pools of this many batches: enough to pad little, few enough to stay mixed.
+_POOL_BATCHES = 16
+DEFAULT_TAGS = ThinkingTags()
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One training row as token ids; the loss covers `tokens[prompt_tokens:]`.
+
+    `intuition` is what T-REX is told of the row's task, None for every other method.
+    """
+
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    intuition: tuple[float, ...] | None = None
+
+
+def encode_rows(
+    rows: Sequence[TrafficRow],
+    tokenizer: Any,
+    *,
+    max_row_tokens: int,
+    intuition: Callable[[str], tuple[float, ...]] | None = None,
+    tags: ThinkingTags = DEFAULT_TAGS,
+) -> list[EncodedRow]:
+    """Tokenise rows exactly as an engine prompts: chat template, generation prompt, reply, end of turn.
+
+    Prompt and reply are tokenised apart, because that is where an engine starts to generate. A row without messages
+    is plain text, of which all tokens but the first are learned. What a row thought is learned with the tag that ends
+    it; where it was told not to think, the closed block is part of the prompt. `intuition` turns a row's task into
+    what the model is told of it.
+    Raises: TrainingError for no rows, a row longer than `max_row_tokens`, or text too short to learn from.
+    """
+    if not rows:
+        raise TrainingError(
+            "the training data has no rows",
+            expected="at least one row",
+            remedy="Check the recipe's `data`: its role, its min_score, or its program's size.",
+        )
+    encoded = []
+    for number, row in enumerate(rows, 1):
+        prompt, answer = _tokens_of(row, tokenizer, tags)
+        if not answer:
+            raise TrainingError(
+                f"training row {number} is text of {len(prompt)} tokens",
+                expected="at least two, since the first is not learned",
+                remedy="Leave such rows out.",
+            )
+        if len(prompt) + len(answer) > max_row_tokens:
+            raise TrainingError(
+                f"training row {number} has {len(prompt) + len(answer)} tokens",
+                expected=f"at most max_row_tokens={max_row_tokens}",
+                remedy="Raise max_row_tokens in the recipe, or leave such rows out.",
+            )
+        told = None if intuition is None else intuition(row.task)
+        encoded.append(EncodedRow((*prompt, *answer), len(prompt), told))
+    return encoded
+
+
+def _tokens_of(row: TrafficRow, tokenizer: Any, tags: ThinkingTags) -> tuple[list[int], list[int]]:
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    reply = ids(row.reply)
+    if not row.messages:
+        return reply[:1], reply[1:]
+    prompt = tokenizer.apply_chat_template(
+        [message.model_dump() for message in row.messages],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=False,
+    )
+    reply.append(tokenizer.eos_token_id)
+    if row.thinking is None:
+        return prompt, reply
+    # Each piece by itself: so an engine puts them together, and `</think>{` as one text would be other tokens.
+    opened = ids(tags.open)
+    if not row.thinking:
+        return open_thinking(prompt, opened, ids(tags.empty)), reply
+    return open_thinking(prompt, opened, opened), [*ids(row.thinking), *ids(tags.close), *reply]
+
+
+def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: int) -> list[list[int]]:
+    """Choose the rows of every step: shuffled epochs, batches of like length, the same for the same seed.
+
+    Returns `steps` lists of row indices, each of `batch_rows` (all rows when there are fewer).
+    """
+    rng = random.Random(seed)
+    batch_rows = min(batch_rows, len(lengths))
+    plan: list[list[int]] = []
+    while len(plan) < steps:
+        order = list(range(len(lengths)))
+        rng.shuffle(order)
+        epoch: list[list[int]] = []
+        pool = batch_rows * _POOL_BATCHES
+        for start in range(0, len(order), pool):
+            near = sorted(order[start : start + pool], key=lambda i: lengths[i])
+            # A last, smaller batch would weigh its rows more than others: it waits for the next epoch.
+            epoch += [near[i : i + batch_rows] for i in range(0, len(near) - batch_rows + 1, batch_rows)]
+        rng.shuffle(epoch)
+        plan += epoch
+    return plan[:steps]
+
+
+def passes(rows: Sequence[EncodedRow], pass_tokens: int | None) -> list[Sequence[EncodedRow]]:
+    """Split a batch, in order, into parts of at most `pass_tokens` tokens each; a longer row is a part of its own."""
+    if pass_tokens is None:
+        return [rows]
+    parts, start, tokens = [], 0, 0
+    for number, row in enumerate(rows):
+        if number > start and tokens + len(row.tokens) > pass_tokens:
+            parts.append(rows[start:number])
+            start, tokens = number, 0
+        tokens += len(row.tokens)
+    return [*parts, rows[start:]]
+
+
+def shared_start(rows: Sequence[EncodedRow]) -> int:
+    """How many tokens all rows start with, leaving each at least its last prompt token.
+
+    That token must be computed per row, because the first answer token is predicted from it. Rows of different
+    intuition share nothing: the same tokens have other keys and values.
+    """
+    if len({row.intuition for row in rows}) > 1:
+        return 0
+    most = min(row.prompt_tokens for row in rows) - 1
+    for at in range(most):
+        if len({row.tokens[at] for row in rows}) > 1:
+            return at
+    return max(0, most)
