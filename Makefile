@@ -46,7 +46,7 @@ stock: $(INSTALLED) ## vLLM's own server as a backend of ours (a minute)
 
 ray: $(INSTALLED) ## Engines as replicas on a Ray of our own, ten of them killed (a few minutes)
 	@$(BIN)/python -c 'import ray.serve' 2>/dev/null || scripts/install.sh ray
-	@$(BIN)/python -m pytest -q -W ignore -m ray && $(BIN)/python -m pytest -q -W ignore tests/runtime/test_ray_settings.py
+	@$(BIN)/python -m pytest -q -W ignore -m ray && $(BIN)/python -m pytest -q -W ignore tests/runtime/ray/test_ray_settings.py
 
 peers: $(CLIENTS)/.installed ## The same workflow by others' clients on vLLM's server, and by ours (half an hour)
 	@$(BIN)/python benchmarks/peers/measure.py

@@ -28,9 +28,9 @@ from metier.agents import PROMPT_LAYOUT, Role, TaskGraph
 from metier.agents.nodes import BuiltGraph
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Session, load_settings, open_session
-from metier.runtime.engine_settings import EngineSettings
-from metier.runtime.pool import EnginePool
-from metier.runtime.slot_trace import SlotTrace, fewest_loads
+from metier.runtime.engines.pool import EnginePool
+from metier.runtime.settings.engine import EngineSettings
+from metier.runtime.slots.slot_trace import SlotTrace, fewest_loads
 from metier.specializers.shelf.base_model import base_fingerprint, find_base
 from metier.specializers.shelf.shelf import Shelf
 from metier.specializers.shelf.variant import AskSpec, EngineSpec

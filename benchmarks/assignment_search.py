@@ -120,7 +120,7 @@ def show(table: Table, rows: Sequence[Row], shuffles: int) -> str:
 
 async def record(arguments: argparse.Namespace) -> Table:
     """Run every assignment of a workflow on every task, through real engines, and note what each run asked."""
-    from metier.runtime.probing import ProbeOptions, absolute, open_bench, read_variants
+    from metier.runtime.trials.run_probe import ProbeOptions, absolute, open_bench, read_variants
 
     options = ProbeOptions(
         workflow=absolute(arguments.record),

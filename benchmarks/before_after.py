@@ -34,7 +34,7 @@ from metier.agents.errors import VariantError
 from metier.agents.workflow_file import load_workflow
 from metier.router.assignment import BASE, Assignment, RoleAssignment, load_assignment
 from metier.router.probing.journal import content_key
-from metier.runtime.settings import load_settings
+from metier.runtime.settings.session import load_settings
 from metier.specializers.shelf.shelf import Shelf
 
 ROOT = Path(__file__).parents[1]

@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     if find_spec("pandas") is None:
         raise SystemExit("`vllm bench serve` needs pandas to read prompts: pip install pandas")
-    from tests.runtime.stock_servers import stock_servers
+    from tests.runtime.remote.stock_servers import stock_servers
 
     base = find_base("smollm2-135m")
     ratios = []

@@ -31,8 +31,8 @@ from metier.router.probing.profile import read_profiles
 from metier.router.solving.coupling import Problem, make_problem, predict
 from metier.router.solving.limits import Limits
 from metier.router.solving.solve import solve
-from metier.runtime.assigning import serving_of
-from metier.runtime.probing import PROFILES, Bench, open_bench, read_options
+from metier.runtime.trials.run_assign import serving_of
+from metier.runtime.trials.run_probe import PROFILES, Bench, open_bench, read_options
 
 TASKS, BLOCK_TASKS, QUALITY_LOSS = "test:200:8", 100, 0.02
 COUPLED, UNCOUPLED = "coupled", "uncoupled"

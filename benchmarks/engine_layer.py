@@ -18,9 +18,10 @@ from typing import Any
 import anyio
 
 from metier.agents.messages import Ask, Message
-from metier.runtime.engine import EngineRequest, prompt_token_ids, sampling_params
-from metier.runtime.engine_settings import EngineSettings
-from metier.runtime.inprocess_engine import InProcessEngine
+from metier.runtime.engines.engine import EngineRequest
+from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
+from metier.runtime.engines.vllm_calls import prompt_token_ids, sampling_params
+from metier.runtime.settings.engine import EngineSettings
 from metier.specializers.shelf.base_model import find_base
 
 LAG_PERIOD_S = 0.005

@@ -66,13 +66,13 @@ class Decoder:
     """An engine with a budget, 0 for stock attention, that decodes real text; clocks stand around every layer."""
 
     def __init__(self, options: argparse.Namespace, budget: int) -> None:
-        from metier.runtime.vllm_environment import import_vllm
+        from metier.runtime.engines.vllm_environment import import_vllm
 
         import_vllm(threads=options.threads, in_process=True)
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from metier.runtime.engine import engine_arguments
-        from metier.runtime.engine_settings import EngineSettings
+        from metier.runtime.engines.vllm_calls import engine_arguments
+        from metier.runtime.settings.engine import EngineSettings
 
         settings = EngineSettings(
             kv_cache_mib=1536,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from metier.runtime.vllm_environment import import_vllm
+from metier.runtime.engines.vllm_environment import import_vllm
 
 HEADS, KV_HEADS, D, BLOCK = 9, 3, 64, 128
 SHAPES = ((512, 1), (2048, 1), (8192, 1), (32768, 1), (8192, 8))
@@ -31,7 +31,7 @@ def steps(context: int, batch: int, budgets: list[int]) -> dict[str, Callable[[]
     """The same step by each way, on the same keys and values."""
     from vllm import _custom_ops as ops
 
-    from metier.runtime.fier_cpu import SideCache
+    from metier.runtime.plugin.fier_cpu import SideCache
     from metier.specializers.shelf.fier_settings import FierSettings
 
     blocks = context // BLOCK * batch
@@ -79,7 +79,7 @@ def main() -> None:
     asked = options.parse_args()
     import_vllm(threads=1, in_process=True)
     torch.set_num_threads(1)
-    from metier.runtime.fier_cpu import load_operators
+    from metier.runtime.plugin.fier_cpu import load_operators
 
     reason = load_operators()
     if reason:

@@ -30,8 +30,8 @@ import anyio
 
 from metier.agents import PROMPT_LAYOUT, Ask, Message
 from metier.router.placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
-from metier.runtime.fleet import Fleet
-from metier.runtime.fleet_settings import FleetServer, FleetSettings
+from metier.runtime.remote.fleet import Fleet
+from metier.runtime.settings.fleet import FleetServer, FleetSettings
 from metier.specializers.shelf.base_model import base_fingerprint, find_base
 from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds")
     parser.add_argument("--tokens", type=int, default=12, help="tokens an ask writes")
     options = parser.parse_args()
-    from tests.runtime.stock_servers import stock_servers
+    from tests.runtime.remote.stock_servers import stock_servers
 
     weights = find_base(options.base)
     with tempfile.TemporaryDirectory() as name:

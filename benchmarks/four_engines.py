@@ -28,7 +28,7 @@ import psutil
 from metier.agents.tasksets import TaskSet
 from metier.agents.workflow_file import load_workflow
 from metier.runtime import open_session
-from metier.runtime.settings import load_settings
+from metier.runtime.settings.session import load_settings
 from metier.specializers.shelf.base_model import find_base
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def form_of(engine: str, base: Path, folder: Path) -> Iterator[tuple[str, dict[s
     """What `open_session` is given for an engine, and the settings; servers live as long as the block."""
     halves = {"engine.threads": 1, "engine.kv_cache_mib": KV_CACHE_MIB // 2}
     if engine == ENGINES[2]:
-        from tests.runtime.stock_servers import stock_servers
+        from tests.runtime.remote.stock_servers import stock_servers
 
         sizes = {"kv_cache_mib": KV_CACHE_MIB // 2, "rank": 16, "adapter_slots": 4, "context_tokens": 2048}
         with stock_servers(base, folder, 2, compiled=True, **sizes) as servers:

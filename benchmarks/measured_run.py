@@ -11,8 +11,8 @@ from metier.agents.tasksets import TaskSet
 from metier.agents.workflow_file import WorkflowFile
 from metier.router.assignment import Assignment
 from metier.runtime.opening import open_session
-from metier.runtime.settings import load_settings
-from metier.runtime.store import RunStore
+from metier.runtime.settings.session import load_settings
+from metier.runtime.store.store import RunStore
 
 WARM_UP = "tune:8:99"
 MIB = 2**20

@@ -28,7 +28,7 @@ from orchestration import Plan, Puzzle, Verdict, graph
 from metier.agents import Ask, Reply
 from metier.router.placement.placement import PlacedAsk, ReplicaState
 from metier.runtime import RunStore, open_session
-from metier.runtime.figures import svg_figure
+from metier.runtime.report.figures import svg_figure
 from metier.runtime.simulator import Outcome, ServiceModel, ServingPlan, fit_service, read_programs, simulate
 from metier.runtime.simulator.placing import PlacementName, costs_of, make_chooser
 from metier.runtime.simulator.recorded_programs import Program, ProgramAsk, ProgramStep

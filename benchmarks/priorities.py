@@ -23,10 +23,10 @@ from metier.agents import Role, TaskGraph
 from metier.agents.nodes import BuiltGraph
 from metier.router import PrioritySettings, Router
 from metier.runtime import RunStore, Session, Settings
-from metier.runtime.engine_settings import EngineSettings
-from metier.runtime.inprocess_engine import InProcessEngine
-from metier.runtime.pool import EnginePool
-from metier.runtime.variant_targets import EngineStart
+from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
+from metier.runtime.engines.pool import EnginePool
+from metier.runtime.engines.variant_targets import EngineStart
+from metier.runtime.settings.engine import EngineSettings
 from metier.specializers.shelf.base_model import find_base
 
 Order = Literal["first_come", "shortest_first"]

@@ -23,8 +23,8 @@ from typing import Any
 import anyio
 import numpy as np
 
-from metier.runtime.engine_settings import EngineSettings
-from metier.runtime.pool import EnginePool
+from metier.runtime.engines.pool import EnginePool
+from metier.runtime.settings.engine import EngineSettings
 from metier.specializers import Recipe, Shelf, find_base
 from metier.specializers.methods.role_quality import measure_role
 from metier.specializers.recipes.produce import produce

@@ -21,7 +21,7 @@ import psutil
 
 from metier.agents import Ask, Message
 from metier.runtime import Session, open_session
-from metier.runtime.settings import load_settings
+from metier.runtime.settings.session import load_settings
 
 AT_ONCE = 16
 IDLE_S = 5.0

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from metier.agents import Role, TaskGraph
 from metier.runtime import Session, open_session
 from metier.runtime.ray.cluster import import_ray
-from metier.runtime.settings import load_settings
+from metier.runtime.settings.session import load_settings
 
 PROGRAMS = 32
 ARMS = {"two replicas, a core each": (2, 1), "one replica, one core": (1, 1), "one replica, both cores": (1, 2)}

@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from metier.agents import Message, Role, Task, TaskGraph
 from metier.agents.messages import Usage
 from metier.runtime import RunStore
-from metier.runtime.batches import new_batch
 from metier.runtime.report import render_html, render_markdown
-from metier.runtime.store_records import AskRecord, StepRecord
+from metier.runtime.runs.batches import new_batch
+from metier.runtime.store.records import AskRecord, StepRecord
 
 LIMIT_S, LIMIT_BYTES = 5.0, 3_000_000
 ROUNDS = 3

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from metier.runtime.fier_cpu import SideCache
+from metier.runtime.plugin.fier_cpu import SideCache
 from metier.specializers.methods.fier.key_retrieval import (
     attend,
     page_bounds,
@@ -113,15 +113,15 @@ class ArmEngine:
     """A vLLM engine on a checkpoint, asked in token ids, greedily, by one arm after the other."""
 
     def __init__(self, weights: Path, *, threads: int, context_tokens: int = 8192, cache_mib: int = 1024) -> None:
-        from metier.runtime.vllm_environment import import_vllm
+        from metier.runtime.engines.vllm_environment import import_vllm
 
         import_vllm(threads=threads, in_process=True)
         torch.set_num_threads(threads)
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from metier.runtime.engine import engine_arguments
-        from metier.runtime.engine_settings import EngineSettings
-        from metier.runtime.fier_attention import FierAttention
+        from metier.runtime.engines.vllm_calls import engine_arguments
+        from metier.runtime.plugin.fier_attention import FierAttention
+        from metier.runtime.settings.engine import EngineSettings
 
         settings = EngineSettings(
             kv_cache_mib=cache_mib,

@@ -21,7 +21,7 @@ from thinking_budgets import TEST_SEED, TEST_TASKS, arm_row
 
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.probing import ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import ProbeOptions, open_bench
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "gift_card.py"
 WHOLE, EIGHT_BIT = "gift-card-single", "gift-card-single-w8a8"

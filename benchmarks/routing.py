@@ -13,8 +13,7 @@ from pydantic import BaseModel
 
 from metier.agents import Ask, Message, Role, TaskGraph, Usage
 from metier.router import Assignment, PrioritySettings, Router, Setbacks
-from metier.runtime.remaining_path import RemainingPath
-from metier.runtime.run_priority import AttainedService, RunPriority
+from metier.runtime.runs.run_priority import AttainedService, RemainingPath, RunPriority
 
 ASSIGNMENT = {
     "roles": {

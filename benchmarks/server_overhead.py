@@ -31,7 +31,7 @@ from metier.runtime import Session, open_session
 from metier.runtime.server.app import make_app
 from metier.runtime.server.served_models import ServedWorkflow
 from metier.runtime.server.serving import listen_on, loop_options, new_server
-from metier.runtime.settings import load_settings
+from metier.runtime.settings.session import load_settings
 
 AT_ONCE = 16
 TEXT = "How many legs do three dogs, two spiders and one duck have in total?"

@@ -28,7 +28,7 @@ from metier.agents import TaskGraph
 from metier.agents.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, load_settings, open_session
-from metier.runtime.engine_settings import SlotRank
+from metier.runtime.settings.engine import SlotRank
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORKLOADS = ("puzzles", "programs")

@@ -27,7 +27,7 @@ import numpy as np
 from metier.agents import Role, ThinkingProfile
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.probing import Bench, ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import Bench, ProbeOptions, open_bench
 from metier.specializers.methods.role_quality import Score, measure_role, paired_interval, same_answer
 from metier.specializers.methods.thinking.curves import ThinkingPoint, fit_saturation, saturated_budget
 

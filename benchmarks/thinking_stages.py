@@ -20,7 +20,7 @@ from thinking_budgets import TEST_SEED, TEST_TASKS, arm_row
 
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.probing import Bench, ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import Bench, ProbeOptions, open_bench
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "ledger.py"
 READER, TUNED = "ledger-reader", "ledger-staged"

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 
 from metier.agents import ThinkingProfile
-from metier.runtime.probing import ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import ProbeOptions, open_bench
 from metier.specializers.methods.role_quality import RoleQuality, measure_role, paired_interval
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "ledger.py"

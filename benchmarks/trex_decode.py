@@ -25,7 +25,7 @@ from typing import Any
 
 from lora_decode import Sample, Worker, add, decode, least_disturbed, measured, prompt, spread
 
-from metier.runtime.engine import INTUITION_KEY
+from metier.runtime.plugin.wire import INTUITION_KEY
 from metier.specializers.adapters.semantic_map import SemanticMap
 from metier.specializers.shelf.base_model import find_base
 

@@ -31,8 +31,8 @@ from metier.agents.errors import AnswerError
 from metier.agents.prompts import task_text
 from metier.agents.tasksets import Task
 from metier.agents.traffic import write_traffic
-from metier.runtime.engine_settings import EngineSettings
-from metier.runtime.pool import EnginePool
+from metier.runtime.engines.pool import EnginePool
+from metier.runtime.settings.engine import EngineSettings
 from metier.specializers import Shelf, find_base, load_recipe
 from metier.specializers.recipes.produce import produce
 from metier.specializers.recipes.recipe import Recipe, TrafficData

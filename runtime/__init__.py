@@ -3,10 +3,10 @@
 from .events import Event
 from .opening import open_session
 from .report import render_report
-from .session import RunResult, Session
-from .settings import Settings, load_settings
-from .steps import RunLimits
-from .store import RunStore
+from .runs.session import RunResult, Session
+from .settings.limits import RunLimits
+from .settings.session import Settings, load_settings
+from .store.store import RunStore
 
 __all__ = [
     "Event",

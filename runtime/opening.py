@@ -7,9 +7,10 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from anyio import from_thread, to_thread
+from pydantic import Field
 
 from ..agents.backend import Backend
 from ..agents.errors import SettingsError
@@ -17,19 +18,19 @@ from ..agents.messages import Ask, Usage
 from ..router.assignment import Assignment, load_assignment
 from ..router.route import Router
 from .events import Event, OnEvent
-from .session import Session
-from .settings import API_KEY_VARIABLE, Settings, load_settings
-from .store import RunStore
-from .tracing import open_tracer
+from .runs.session import Session
+from .runs.tracing import open_tracer
+from .settings.session import API_KEY_VARIABLE, Settings, load_settings
+from .store.store import RunStore
 
 if TYPE_CHECKING:
     from ..specializers.shelf.variant import Variant
-    from .fleet import Fleet
-    from .pool import EnginePool
+    from .engines.pool import EnginePool
     from .ray.backend import RayBackend
-    from .remote_backend import RemoteBackend, Resolve
+    from .remote.fleet import Fleet
+    from .remote.remote_backend import RemoteBackend, Resolve
 
-__all__ = ["EngineForm", "open_session"]
+__all__ = ["AnyEngine", "EngineForm", "ServerUrl", "open_session"]
 
 EngineForm = Literal["embedded", "supervised"]
 FLEET = "fleet"
@@ -115,13 +116,13 @@ async def open_session(
 
 
 def _open_remote(url: str, variants: Iterable[str | Path], settings: Settings) -> RemoteBackend:
-    from .remote_backend import RemoteBackend
+    from .remote.remote_backend import RemoteBackend
 
     return RemoteBackend(url, _on_shelf(variants, settings), settings.remote, api_key=os.environ.get(API_KEY_VARIABLE))
 
 
 def _open_fleet(engine: str, variants: Iterable[str | Path], settings: Settings, on_event: OnEvent) -> Fleet:
-    from .fleet import Fleet
+    from .remote.fleet import Fleet
 
     fleet = settings.fleet
     return Fleet(
@@ -186,7 +187,7 @@ async def _open_pool(
             on_abandoned=on_abandoned,
         )
         return on_ray, fingerprint
-    from .pool import EnginePool
+    from .engines.pool import EnginePool
 
     pool = EnginePool(
         folder,
@@ -198,3 +199,10 @@ async def _open_pool(
         on_abandoned=on_abandoned,
     )
     return pool, fingerprint
+
+
+AnyEngine = Literal["embedded", "supervised", "scripted", "fleet", "ray"]
+
+
+ServerUrl = Annotated[str, Field(pattern=r"^https?://")]
+"""One, or several with commas between them."""

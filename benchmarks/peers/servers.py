@@ -16,7 +16,7 @@ import httpx
 import psutil
 from ours import BENCHMARKS, load_parts, overrides_of
 
-from metier.runtime.vllm_environment import engine_environment
+from metier.runtime.engines.vllm_environment import engine_environment
 
 START_TIMEOUT_S = 300.0
 LOOK_EVERY_S = 0.3

@@ -16,9 +16,9 @@ from ...agents.backend import Backend, OnText
 from ...agents.errors import MetierError, SettingsError
 from ...agents.messages import Ask, Reply
 from ..opening import open_session
-from ..session import Session
-from ..settings import load_settings
-from ..store import RunStore
+from ..runs.session import Session
+from ..settings.session import load_settings
+from ..store.store import RunStore
 from .load import LoadLevel, apply_load
 from .records import RequestRecord
 from .summary import summary_table

@@ -16,7 +16,7 @@ from ...agents.messages import Ask, Message
 from ...agents.prompts import PROMPT_LAYOUT, task_text_of_json
 from ...agents.thinking import ThinkingProfile
 from ...agents.traffic import TrafficRow, read_traffic
-from ..store import RunStore
+from ..store.store import RunStore
 
 __all__ = ["Conversation", "SyntheticMix", "from_store", "from_traffic", "synthetic", "variants_of"]
 

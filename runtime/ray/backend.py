@@ -19,15 +19,15 @@ from ...agents.messages import Ask, Reply
 from ...router.placement.placement import place
 from ...router.placement.replica_account import ReplicaAccount
 from ...router.placement.token_estimates import TokenEstimates
-from ..announced_uses import AnnouncedUses
-from ..engine import OnAbandoned, added_up
-from ..engine_settings import EngineSettings
+from ..engines.engine import OnAbandoned, added_up
+from ..engines.running_engine import RunningEngine
+from ..engines.variant_targets import EngineStart, Resolve, VariantTarget, VariantTargets
 from ..events import Event, EventKind, OnEvent
-from ..running_engine import RunningEngine
-from ..variant_targets import EngineStart, Resolve, VariantTarget, VariantTargets
+from ..settings.engine import EngineSettings
+from ..settings.ray import RaySettings
+from ..slots.announced_uses import AnnouncedUses
 from .cluster import import_ray, open_ray
 from .deployment import EngineDeployment, ReplicaSeat
-from .ray_settings import RaySettings
 from .replica_engine import ReplicaEngine
 from .resources import Available, ReplicaNeed, check_resources, free_mib, weights_mib
 

@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 
 from ...agents.errors import EngineDeadError, EngineError
-from .ray_settings import RaySettings
+from ..settings.ray import RaySettings
 
 __all__ = ["import_ray", "open_ray"]
 

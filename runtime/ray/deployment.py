@@ -15,14 +15,14 @@ import anyio.to_thread
 
 from ...agents.errors import EngineDeadError, EngineError
 from ...router.placement.replica_account import ReplicaAccount
-from ..answer_check import check_answers
-from ..engine import EngineCounters
-from ..engine_settings import EngineSettings
-from ..host_protocol import Begin, to_line
-from ..running_engine import RunningEngine
-from ..variant_targets import EngineStart
+from ..engines.answer_check import check_answers
+from ..engines.engine import EngineCounters
+from ..engines.running_engine import RunningEngine
+from ..engines.supervised.host_protocol import Begin, to_line
+from ..engines.variant_targets import EngineStart
+from ..settings.engine import EngineSettings
+from ..settings.ray import RaySettings
 from .membership import members
-from .ray_settings import RaySettings
 from .replica_engine import ReplicaEngine
 
 __all__ = ["EngineDeployment", "ReplicaSeat"]

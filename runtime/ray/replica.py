@@ -10,8 +10,8 @@ from typing import Any
 
 from ...agents.errors import EngineDeadError, MetierError
 from ...agents.messages import Ask, Usage
-from ..engine import EngineRequest, SwapCost
-from ..host_protocol import (
+from ..engines.engine import EngineRequest
+from ..engines.supervised.host_protocol import (
     Abandoned,
     Answered,
     Begin,
@@ -25,7 +25,8 @@ from ..host_protocol import (
     to_host,
     to_line,
 )
-from ..supervised_engine import SupervisedEngine
+from ..engines.supervised.supervised_engine import SupervisedEngine
+from ..slots.adapter import SwapCost
 
 __all__ = ["EngineReplica"]
 

@@ -11,8 +11,8 @@ import anyio
 from ...agents.backend import OnText
 from ...agents.errors import EngineDeadError, EngineError
 from ...agents.messages import Reply
-from ..engine import EngineCounters, EngineRequest, LoadedAdapter, SwapCost
-from ..host_protocol import (
+from ..engines.engine import EngineCounters, EngineRequest
+from ..engines.supervised.host_protocol import (
     Abandoned,
     Answered,
     Failed,
@@ -26,6 +26,7 @@ from ..host_protocol import (
     from_host,
     to_line,
 )
+from ..slots.adapter import LoadedAdapter, SwapCost
 
 __all__ = ["ReplicaEngine"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from ..store import RunStore
-from ..store_records import BatchRecord
+from ..store.records import BatchRecord
+from ..store.store import RunStore
 from .ledger import read_ledger
 
 __all__ = ["render_report"]

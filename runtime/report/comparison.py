@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...router.probing.intervals import bootstrap_interval, mean
-from ..store_records import RunRecord
+from ..store.records import RunRecord
 from .costs import Cost, run_costs
 from .ledger import Ledger
 

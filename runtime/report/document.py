@@ -12,14 +12,14 @@ from ...agents.errors import ProfileError
 from ...router.probing.profile import read_profiles
 from ...specializers.methods.thinking.curves import Saturation, ThinkingPoint
 from ...specializers.shelf.variant import Variant
-from ..figures import FrontPoint
-from ..store import RunStore
-from ..thinking_figures import thinking_of
+from ..store.store import RunStore
 from . import tables
 from .comparison import Comparison, compare
 from .costs import Cost, WorkflowFigures, by_role, percentile, workflow_figures
+from .figures import FrontPoint
 from .ledger import Ledger, read_ledger
 from .tables import NOTHING, Table, count, number
+from .thinking_figures import thinking_of
 
 __all__ = ["BatchPart", "Document", "Probed", "Thought", "Tile", "read_document", "role_costs"]
 

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from ...agents.workflow_shape import WorkflowShape, read_shape
-from ..energy import Energy
-from ..store import RunStore
-from ..store_records import BatchRecord, RunRecord
+from ..meters.energy import Energy
+from ..store.records import BatchRecord, RunRecord
+from ..store.store import RunStore
 
 __all__ = ["AdapterMove", "AskEntry", "Ledger", "StepEntry", "read_ledger", "round_of", "step_of"]
 

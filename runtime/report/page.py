@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from ...specializers.shelf.variant import Variant
-from ..store import RunStore
+from ..store.store import RunStore
 from .document import BatchPart, Document, read_document, role_costs
 from .graph_picture import draw_workflow
 from .plots import Plots, Series

@@ -11,11 +11,11 @@ from typing import Any
 
 from ...agents.errors import SettingsError
 from ...specializers.methods.thinking.curves import Saturation, ThinkingPoint
-from ..figures import FrontPoint
-from ..thinking_figures import plot_thinking
 from .comparison import Comparison
 from .costs import Cost
+from .figures import FrontPoint
 from .slot_timeline import EngineTimeline
+from .thinking_figures import plot_thinking
 
 __all__ = ["Plots", "Series"]
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import anyio
 
+from ..settings.server import ServerSettings
 from .error_replies import RequestRefused
-from .server_settings import ServerSettings
 
 __all__ = ["Admission"]
 

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...agents.errors import MetierError
-from ..session import Session
+from ..runs.session import Session
 from .admission import Admission
 from .announced_errors import errors
 from .chat import Chat

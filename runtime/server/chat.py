@@ -15,13 +15,13 @@ from ...agents.errors import RunError, RunInterrupted
 from ...agents.messages import Ask, Message, Usage
 from ...agents.prompts import PROMPT_LAYOUT, render_prompt, task_text
 from ..events import Event
-from ..session import Session
-from ..step_values import schema_of, type_adapter
+from ..runs.session import Session
+from ..runs.step_values import schema_of, type_adapter
+from ..settings.server import ServerSettings
 from .chat_protocol import AskOrigin, ChatRequest, answer_schema, to_messages
 from .error_replies import RequestRefused, error_body
 from .live_runs import LiveRuns
 from .served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
-from .server_settings import ServerSettings
 from .typed_inputs import role_inputs, workflow_input
 
 __all__ = ["Answer", "Chat", "Completed"]

@@ -10,8 +10,8 @@ import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..settings.server import ServerSettings
 from .error_replies import RequestRefused, error_response
-from .server_settings import ServerSettings
 
 __all__ = ["Door", "is_loopback"]
 

@@ -11,8 +11,8 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from ..events import Event
+from ..settings.server import ServerSettings
 from .error_replies import RequestRefused
-from .server_settings import ServerSettings
 
 __all__ = ["EventHub", "Numbered"]
 

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
+from ..settings.server import ServerSettings
 from .admission import Admission
 from .chat import Answer, Completed
-from .server_settings import ServerSettings
 
 __all__ = ["gather"]
 

@@ -10,8 +10,8 @@ from anyio.abc import TaskGroup
 
 from ...agents.errors import MetierError
 from ..events import Event
-from ..session import Session
-from ..steps import RunLimits
+from ..runs.session import Session
+from ..settings.limits import RunLimits
 from .admission import Admission
 from .error_replies import RequestRefused, log
 from .served_models import ServedWorkflow

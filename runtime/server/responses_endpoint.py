@@ -11,13 +11,13 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
+from ..settings.server import ServerSettings
 from .admission import Admission
 from .announced_errors import errors
 from .chat import Answer, Chat
 from .error_replies import RequestRefused
 from .gathered_answer import gather
 from .responses_protocol import ResponsesRequest, message_item, output_items, response_object, text_part
-from .server_settings import ServerSettings
 from .watched_response import EventStream, JsonWork, Write, sse
 
 __all__ = ["add_responses_endpoint"]

@@ -9,10 +9,10 @@ from fastapi import FastAPI, Header, Query
 from starlette.responses import JSONResponse, Response
 
 from ...agents.errors import ResumeError
-from ..batches import check_resumable, keep_answer
 from ..events import Event
-from ..session import Session
-from ..store_records import RunRecord
+from ..runs.batches import check_resumable, keep_answer
+from ..runs.session import Session
+from ..store.records import RunRecord
 from .admission import Admission
 from .announced_errors import errors
 from .error_replies import RequestRefused

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...agents.nodes import BuiltBody, BuiltGraph, BuiltNode, FunctionWork, GraphWork, LoopWork, PersonWork, RoleWork
-from ..steps import RunLimits
-from ..store import RunStore
-from ..store_records import RunRecord
+from ..settings.limits import RunLimits
+from ..store.records import RunRecord
+from ..store.store import RunStore
 from .chat_protocol import MAX_SEED
 
 __all__ = ["NewRun", "ResumeAnswers", "graph_tree", "run_row", "run_steps"]

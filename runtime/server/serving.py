@@ -15,10 +15,10 @@ from typing import Any
 import uvicorn
 
 from ...agents.errors import ServerError
-from ..settings import API_KEY_VARIABLE
+from ..settings.server import ServerSettings
+from ..settings.session import API_KEY_VARIABLE
 from .app import MetierApp
 from .door import is_loopback
-from .server_settings import ServerSettings
 
 __all__ = ["api_key", "listen_on", "loop_options", "new_server", "serve"]
 

@@ -10,8 +10,8 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..settings.server import ServerSettings
 from .error_replies import error_body, error_response
-from .server_settings import ServerSettings
 
 __all__ = ["EventStream", "JsonWork", "Write", "sse"]
 

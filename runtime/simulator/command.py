@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...agents.errors import SettingsError, TaskSetError
-from ..store import RunStore
+from ..store.store import RunStore
 from .recorded_programs import RecordedBatch, read_programs
 from .service_model import FEWEST_ASKS, ServiceModel, fit_service
 from .simulation import Outcome, ServingPlan, quantile, simulate

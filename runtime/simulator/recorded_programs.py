@@ -13,10 +13,10 @@ from statistics import median
 
 from ...agents.errors import ResumeError, StoreError, TaskSetError
 from ...agents.workflow_shape import StepShape
-from ..engine_settings import EngineSettings
 from ..report.ledger import AskEntry, Ledger, read_ledger
-from ..settings import load_settings
-from ..store import RunStore
+from ..settings.engine import EngineSettings
+from ..settings.session import load_settings
+from ..store.store import RunStore
 
 __all__ = ["Program", "ProgramAsk", "ProgramStep", "RecordedBatch", "prompt_blocks", "read_programs", "step_order"]
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from ..announced_uses import AnnouncedUses
-from ..slot_queue import SlotWaiter
-from ..slot_table import Resident, SlotGrant, SlotTable
+from ..slots.announced_uses import AnnouncedUses
+from ..slots.slot_table import Resident, SlotGrant, SlotTable, SlotWaiter
 from .clock import Clock
 from .simulated_engine import EngineRow, SimulatedEngine
 

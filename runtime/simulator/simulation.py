@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...router.placement.placement import PlacedAsk, ReplicaState
 from ...router.priority import PrioritySettings, order_key_s
-from ..announced_uses import AnnouncedUses
 from ..report.ledger import BASE
-from ..slot_table import SlotTable
+from ..slots.announced_uses import AnnouncedUses
+from ..slots.slot_table import SlotTable
 from .clock import Clock
 from .placing import PlacementName, costs_of, make_chooser
 from .recorded_programs import Program, ProgramAsk

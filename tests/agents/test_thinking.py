@@ -22,7 +22,7 @@ from metier.agents import (
 )
 from metier.agents.errors import SettingsError
 from metier.runtime import open_session
-from metier.runtime.store import RunStore
+from metier.runtime.store.store import RunStore
 
 
 class Puzzle(BaseModel):

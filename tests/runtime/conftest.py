@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from metier.agents.messages import Ask, Message
-from metier.runtime.engine_settings import EngineSettings
-from metier.runtime.inprocess_engine import InProcessEngine
+from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
+from metier.runtime.settings.engine import EngineSettings
 from metier.specializers.shelf.base_model import base_fingerprint
 from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 from tests.tiny_model import write_random_lora, write_tiny_llama

@@ -20,7 +20,7 @@ from metier.runtime import RunStore, Settings, open_session
 from metier.runtime.server.app import MetierApp, make_app
 from metier.runtime.server.served_models import ServedWorkflow
 from metier.runtime.server.serving import listen_on, loop_options, new_server
-from metier.runtime.settings import load_settings
+from metier.runtime.settings.session import load_settings
 from tests.agents.workflow import Answer, Plan, Puzzle
 
 planner = Role("planner", takes=Puzzle, gives=Plan, instructions="Turn the puzzle into one expression.")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from metier.agents import PROMPT_LAYOUT, AdapterError
-from metier.runtime.engine_settings import SlotRank
+from metier.runtime.settings.engine import SlotRank
 from metier.specializers import AskSpec, EngineSpec, Variant, base_fingerprint, check_adapter, check_variant
 from metier.specializers.adapters.adapter_check import SLOT_RANKS
 from tests.tiny_model import LINEAR_TARGETS, write_tiny_llama

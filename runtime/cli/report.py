@@ -1,0 +1,96 @@
+"""The verb of the command line that reports runs: brief on the terminal, full as a page or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ...agents.errors import ResumeError, SettingsError
+from ...specializers.shelf.shelf import Shelf
+from ..report import render_html, render_markdown
+from ..settings.session import load_settings
+from ..store.store import RunStore
+from .run import list_batches, print_report
+
+__all__ = ["add_report_command"]
+
+DEFAULT_STORE = Path("runs/runs.db")
+errors = Console(stderr=True)
+
+
+def add_report_command(app: typer.Typer) -> None:
+    """Add `report` to the command line."""
+    app.command(
+        epilog="Example: `metier report --html report.html`, or `metier report --store runs/runs.db > report.md`"
+    )(report)
+
+
+def report(
+    batches: Annotated[
+        list[str] | None,
+        typer.Argument(help="Batches, or runs of them; the newest by default. Several are compared with the first."),
+    ] = None,
+    store: Annotated[Path, typer.Option("--store", help="SQLite file of runs.")] = DEFAULT_STORE,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the full report here, as one page that needs nothing.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the full report's tables here.")] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="With --html or --markdown: a probe's folder, whose profiles are shown too.")
+    ] = None,
+    curves: Annotated[
+        list[str] | None,
+        typer.Option(help="With --html or --markdown: a variant whose thinking was swept; may be repeated."),
+    ] = None,
+    variants: Annotated[
+        list[Path] | None, typer.Option(help="Folder of variants beside the shelf, for --curves; may be repeated.")
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="List the batches there are.")] = False,
+) -> None:
+    """Report finished or broken runs, from the store alone: on the terminal, or in full as a page or Markdown."""
+    if list_all:
+        list_batches(store)
+        return
+    if html is None and markdown is None:
+        for option, given in (("--probe", probe), ("--curves", curves)):
+            if given:
+                raise SettingsError(f"{option} shows in the full report", expected="--html or --markdown beside it")
+        print_report(store, batches or [])
+        return
+    if not store.exists():
+        raise ResumeError(f"no run store {store}", expected="the --store of the run", remedy="Name it with --store.")
+    swept = [Shelf(load_settings().shelf, also=variants or []).get(name) for name in curves or []]
+    with RunStore(store) as runs:
+        named = _batches(runs, batches or [batch.id for batch in runs.batches()[-1:]])
+        if html is not None:
+            _write(html, lambda: render_html(runs, named, probe, swept))
+        if markdown is not None:
+            _write(markdown, lambda: render_markdown(runs, named, probe, swept))
+
+
+def _batches(store: RunStore, named: list[str]) -> list[str]:
+    """The batches that were named, or those of the runs that were; raises ResumeError where there are none."""
+    if not named:
+        raise ResumeError(
+            f"no batch in {store.path}", expected="one at least", remedy="Run a workflow first: metier run --help."
+        )
+    known = {batch.id for batch in store.batches()}
+    return list(dict.fromkeys(name if name in known else store.run(name).batch for name in named))
+
+
+def _write(path: Path, render: Callable[[], str]) -> None:
+    """Write a file whole or not at all; raises SettingsError when it cannot be written."""
+    text = render()
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise SettingsError(
+            f"{path} cannot be written: {error}", expected="a file in a folder that is there"
+        ) from error
+    errors.print(f"wrote {path} ({len(text.encode()) / 1024:.0f} KiB)", markup=False)

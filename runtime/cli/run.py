@@ -1,0 +1,237 @@
+"""What `metier run`, `resume` and `report` do: one batch of a workflow file, with a live view and a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from rich.markdown import Markdown
+
+from ...agents.errors import ResumeError, RunError, RunInterrupted, SettingsError
+from ...agents.nodes import BuiltGraph
+from ...agents.tasksets import TaskSet
+from ...agents.traffic import write_traffic
+from ...agents.workflow_file import WorkflowFile, load_workflow
+from ...router.assignment import Assignment, load_assignment
+from ..opening import AnyEngine, ServerUrl, open_session
+from ..report import render_report
+from ..runs.session import RunResult, Session
+from ..settings.limits import RunLimits
+from ..settings.session import load_settings
+from ..store.records import BatchRecord
+from ..store.store import RunStore
+from .live import LiveView
+
+__all__ = ["RunOptions", "list_batches", "print_report", "resume_run", "run_workflow", "show_report"]
+
+errors = Console(stderr=True)
+
+
+class RunOptions(BaseModel):
+    """What a batch was started with; kept in the store, so that `metier resume` needs nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    workflow: str
+    tasks: str | None = None
+    input: str | None = None
+    assignment: str | dict[str, Any] | None = None
+    base: str = "smollm2-135m"
+    variants: list[str] = []
+    engine: AnyEngine | ServerUrl = "embedded"
+    concurrency: int | None = None
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+    seed: int = 0
+    settings: str | None = None
+    overrides: dict[str, Any] = {}
+
+    def limits(self) -> RunLimits:
+        """The limits of one run; raises SettingsError when they are out of range."""
+        try:
+            return RunLimits(max_tokens=self.max_tokens, max_seconds_s=self.max_seconds)
+        except ValidationError as error:
+            raise SettingsError(f"limits: {error.errors()[0]['msg']}", expected="numbers above 0") from error
+
+
+async def run_workflow(options: RunOptions, store: Path, report: Path | None, export_traffic: Path | None) -> None:
+    """Start a batch, watch it, print and write its report; raises what its only run raised."""
+    file = load_workflow(options.workflow)
+    inputs = _inputs(file, options)
+    options = options.model_copy(update={"workflow": _absolute(options.workflow), "assignment": _read(options)})
+    with RunStore(store) as runs:
+        async with _watched(options, runs, file, len(inputs)) as session:
+            results = await session.map(
+                file.graph,
+                inputs,
+                concurrency=options.concurrency,
+                seed=options.seed,
+                limits=options.limits(),
+                options=options.model_dump(mode="json"),
+            )
+            batch = session.batch
+        assert batch is not None
+        _finish(runs, batch, results, report)
+        if export_traffic is not None:
+            count = write_traffic(export_traffic, runs.traffic(batch))
+            errors.print(f"wrote {count} asks to {export_traffic}", markup=False)
+
+
+async def resume_run(which: str | None, answer: Any, at: str | None, store: Path, report: Path | None) -> None:
+    """Go on with a batch, or with one run; see `metier resume --help`."""
+    with _existing(store) as runs:
+        batch, run_id = _find(runs, which)
+        options = RunOptions.model_validate(batch.options)
+        if not options.workflow:
+            raise ResumeError(
+                f"batch {batch.id} was not started by `metier run`",
+                remedy="Resume it from Python: session.resume(graph, run_id).",
+            )
+        file = load_workflow(options.workflow)
+        tasks = file.tasks(options.tasks) if options.tasks else None
+        answers = _answers(runs, run_id, answer, at) if answer is not None else {}
+        open_runs = [run for run in runs.runs(batch.id) if run.state != "finished"]
+        if not open_runs:
+            raise ResumeError(f"every run of batch {batch.id} is finished", remedy="See it with `metier report`.")
+        async with _watched(options, runs, file, len(open_runs)) as session:
+            if answers:
+                assert run_id is not None
+                results = [RunResult(run_id, await session.resume(file.graph, run_id, answers=answers))]
+            else:
+                results = await session.resume_batch(
+                    file.graph, batch.id, tasks, concurrency=options.concurrency, limits=options.limits()
+                )
+        _finish(runs, batch.id, results, report)
+
+
+def print_report(store: Path, batches: list[str]) -> None:
+    """Print the report of the named batches, or of the newest."""
+    with _existing(store) as runs:
+        named = batches or [batch.id for batch in runs.batches()[-1:]]
+        show_report(render_report(runs, named))
+
+
+def list_batches(store: Path) -> None:
+    """Print a line for each batch, oldest first."""
+    with _existing(store) as runs:
+        for batch in runs.batches():
+            states = [run.state for run in runs.runs(batch.id)]
+            sys.stdout.write(f"{batch.id}\t{states.count('finished')} of {len(states)} finished\n")
+
+
+def _existing(store: Path) -> RunStore:
+    if not store.exists():
+        raise ResumeError(f"no run store {store}", expected="the --store of the run", remedy="Name it with --store.")
+    return RunStore(store)
+
+
+@asynccontextmanager
+async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, total: int) -> AsyncGenerator[Session]:
+    """A session opened from a batch's options, with the live view on."""
+    given = options.assignment
+    assignment = Assignment.model_validate(given) if isinstance(given, dict) else given
+    if isinstance(assignment, Assignment):
+        assignment.check_roles(file.graph.roles())  # before an engine takes its time to start
+    settings = load_settings(Path(options.settings) if options.settings else None, options.overrides)
+    with LiveView(file.graph.name, total, errors) as view:
+        scripted = options.engine == "scripted"
+        async with open_session(
+            base=options.base,
+            assignment=assignment,
+            backend=file.scripted() if scripted else None,
+            engine="embedded" if options.engine == "scripted" else options.engine,
+            variants=options.variants,
+            store=store,
+            settings=settings,
+            on_event=view.on_event,
+        ) as session:
+            yield session
+
+
+def _inputs(file: WorkflowFile, options: RunOptions) -> TaskSet | list[BaseModel]:
+    if (options.tasks is None) == (options.input is None):
+        raise SettingsError("neither or both of --tasks and --input", expected="one", remedy="Try --tasks test:8.")
+    if options.tasks is not None:
+        return file.tasks(options.tasks)
+    return [parse_input(file.graph, options.input or "")]
+
+
+def parse_input(graph: BuiltGraph, text: str) -> BaseModel:
+    """One input of a workflow from JSON; raises SettingsError that shows the fields it has."""
+    try:
+        return graph.takes.model_validate_json(text)
+    except ValidationError as error:
+        fields = ", ".join(f'"{name}": …' for name in graph.takes.model_fields)
+        first = error.errors()[0]
+        raise SettingsError(f"--input {text!r}: {first['msg']}", expected=f"{{{fields}}}") from error
+
+
+def _absolute(reference: str) -> str:
+    file, colon, name = reference.partition(":")
+    return f"{Path(file).resolve()}{colon}{name}"
+
+
+def _read(options: RunOptions) -> dict[str, Any] | None:
+    """The assignment's content rather than its path: a batch goes on with what it was started with."""
+    if options.assignment is None or isinstance(options.assignment, dict):
+        return options.assignment
+    return load_assignment(options.assignment).model_dump(mode="json", exclude_defaults=True)
+
+
+def _find(runs: RunStore, which: str | None) -> tuple[BatchRecord, str | None]:
+    if which is None:
+        for batch in reversed(runs.batches()):
+            if any(run.state != "finished" for run in runs.runs(batch.id)):
+                return batch, None
+        raise ResumeError(f"every run in {runs.path} is finished", remedy="See them with `metier report`.")
+    if any(batch.id == which for batch in runs.batches()):
+        return runs.batch(which), None
+    run = runs.run(which)
+    return runs.batch(run.batch), run.id
+
+
+def _answers(runs: RunStore, run_id: str | None, answer: Any, at: str | None) -> dict[str, Any]:
+    if run_id is None:
+        raise ResumeError("an answer needs a run", expected="metier resume RUN --answer …")
+    waiting = [path for path, (_, given) in runs.questions(run_id).items() if given is None]
+    if at is None and len(waiting) != 1:
+        raise ResumeError(
+            f"run {run_id} has {len(waiting)} open questions", expected="one", remedy="Name its step with --at."
+        )
+    return {at or waiting[0]: answer}
+
+
+def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path | None) -> None:
+    text = render_report(runs, [batch])
+    show_report(text)
+    if report is not None:
+        report.write_text(text, encoding="utf-8")
+        errors.print(f"wrote {report}", markup=False)
+    waiting = [r.error for r in results if isinstance(r.error, RunInterrupted)]
+    if waiting:
+        raise waiting[0]
+    failed = [r.error for r in results if r.error is not None]
+    if failed and len(failed) == len(results):
+        raise failed[0]
+    if len(results) == 1 and results[0].output is not None:
+        output = results[0].output
+        errors.print(f"output: {output.model_dump_json() if isinstance(output, BaseModel) else output}", markup=False)
+    elif failed:
+        raise RunError(
+            f"{len(failed)} of {len(results)} runs failed; the first: {failed[0].problem}",
+            remedy=f"Go on with them: metier resume {batch}.",
+        )
+
+
+def show_report(text: str) -> None:
+    """Print Markdown: drawn on a terminal, as it is anywhere else."""
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        sys.stdout.write(text)

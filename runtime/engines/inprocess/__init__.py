@@ -1,0 +1,1 @@
+"""An engine in this process, stepped by a thread of ours."""

@@ -1,0 +1,54 @@
+"""An ask on its way through the stepping thread."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from ....agents.backend import ResumedText
+from ....agents.messages import Reply, Usage
+from ..engine import EngineRequest
+from ..loop_mailbox import LoopMailbox, Promise
+from ..thinking_asks import ReplyReader
+
+__all__ = ["PendingAsk"]
+
+
+@dataclass(eq=False)
+class PendingAsk:
+    """An ask inside an engine; made in the event loop, then touched by the stepping thread only.
+
+    `promise` and `on_text` belong to the event loop: the thread reaches them through `mailbox`.
+    """
+
+    key: str
+    request: EngineRequest
+    mailbox: LoopMailbox
+    promise: Promise[Reply]
+    on_text: ResumedText | None
+    submitted_s: float = field(default_factory=time.monotonic)
+    token_ids: list[int] = field(default_factory=list)
+    vllm_id: str = ""
+    failures: int = 0
+    reader: ReplyReader = field(default_factory=ReplyReader)
+    gone: bool = False
+    # Usage of a reply on its way, in case nobody waits for it any more when it arrives.
+    late: Usage | None = None
+
+    def begin_again(self) -> None:
+        """The engine will write the reply anew."""
+        if self.on_text is not None:
+            self.mailbox.post(self.on_text.restart)
+
+    def read(self, text: str, token_ids: list[int]) -> None:
+        """Keep a piece of the reply, and stream what is answer in it if the asker wants it as it comes."""
+        piece = self.reader.read(text, token_ids)
+        if piece and self.on_text is not None:
+            self.mailbox.post(lambda: self._stream(piece))
+
+    def _stream(self, piece: str) -> None:
+        assert self.on_text is not None
+        try:
+            self.on_text(piece)
+        except Exception as error:  # the asker's own callback: it ends the asker's ask, not the delivery
+            self.promise.fail(error)

@@ -1,0 +1,1 @@
+"""An engine in processes of its own, restarted when it dies."""

@@ -1,0 +1,197 @@
+"""What a supervised engine and its host process say to each other: one JSON object a line, over a socket pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from ....agents import errors
+from ....agents.errors import EngineError, MetierError
+from ....agents.messages import Ask, Reply, Usage
+from ...settings.engine import EngineSettings
+from ...slots.adapter import LoadedAdapter, SwapCost
+from ..engine import EngineCounters
+
+__all__ = [
+    "Abandoned",
+    "Abort",
+    "Answered",
+    "Begin",
+    "Died",
+    "Failed",
+    "FromHost",
+    "Generate",
+    "Load",
+    "Quit",
+    "Ready",
+    "Swapped",
+    "Text",
+    "ToHost",
+    "Unload",
+    "from_host",
+    "to_host",
+    "to_line",
+]
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Begin(_Line):
+    """Start the engine."""
+
+    op: Literal["begin"] = "begin"
+    name: str
+    weights: Path
+    dtype: str
+    adapters: bool
+    settings: EngineSettings
+
+
+class Generate(_Line):
+    """Answer an ask; its pieces as they come when `stream`."""
+
+    op: Literal["generate"] = "generate"
+    key: int
+    ask: Ask
+    adapter: LoadedAdapter | None = None
+    intuition: tuple[float, ...] | None = None
+    stream: bool = False
+
+
+class Abort(_Line):
+    """Nobody waits for this ask any more."""
+
+    op: Literal["abort"] = "abort"
+    key: int
+
+
+class Load(_Line):
+    """Load an adapter."""
+
+    op: Literal["load"] = "load"
+    key: int
+    adapter: LoadedAdapter
+
+
+class Unload(_Line):
+    """Take an adapter out."""
+
+    op: Literal["unload"] = "unload"
+    key: int
+    adapter: LoadedAdapter
+
+
+class Quit(_Line):
+    """Shut the engine down and end."""
+
+    op: Literal["quit"] = "quit"
+
+
+class Ready(_Line):
+    """The engine can answer; `pids` are the processes that hold it, the host first."""
+
+    op: Literal["ready"] = "ready"
+    pids: tuple[int, ...]
+    counters: EngineCounters
+
+
+class Text(_Line):
+    """A piece of an answer."""
+
+    op: Literal["text"] = "text"
+    key: int
+    piece: str
+
+
+class Answered(_Line):
+    """The whole reply."""
+
+    op: Literal["answered"] = "answered"
+    key: int
+    reply: Reply
+    counters: EngineCounters
+
+
+class Failed(_Line):
+    """What was asked under `key` failed; `usage` is what an ask had used."""
+
+    op: Literal["failed"] = "failed"
+    key: int
+    kind: str
+    problem: str
+    expected: str = ""
+    remedy: str = ""
+    usage: Usage | None = None
+    counters: EngineCounters | None = None
+
+    @classmethod
+    def from_error(
+        cls, key: int, error: MetierError, usage: Usage | None = None, counters: EngineCounters | None = None
+    ) -> Failed:
+        """The line that carries `error` to the other process."""
+        kind = type(error).__name__
+        return cls(
+            key=key,
+            kind=kind,
+            problem=error.problem,
+            expected=error.expected,
+            remedy=error.remedy,
+            usage=usage,
+            counters=counters,
+        )
+
+    def to_error(self) -> MetierError:
+        """The error again, of the class it had."""
+        kind: type[MetierError] = getattr(errors, self.kind, EngineError)
+        return kind(self.problem, expected=self.expected, remedy=self.remedy)
+
+
+class Abandoned(_Line):
+    """An aborted ask has ended; this is what it used."""
+
+    op: Literal["abandoned"] = "abandoned"
+    key: int
+    usage: Usage
+    counters: EngineCounters
+
+
+class Swapped(_Line):
+    """An adapter was loaded or taken out."""
+
+    op: Literal["swapped"] = "swapped"
+    key: int
+    cost: SwapCost
+    counters: EngineCounters
+
+
+class Died(_Line):
+    """The engine is gone; the host ends too."""
+
+    op: Literal["died"] = "died"
+    reason: str
+
+
+ToHost = Begin | Generate | Abort | Load | Unload | Quit
+FromHost = Ready | Text | Answered | Failed | Abandoned | Swapped | Died
+
+_to_host: TypeAdapter[ToHost] = TypeAdapter(Annotated[ToHost, Field(discriminator="op")])
+_from_host: TypeAdapter[FromHost] = TypeAdapter(Annotated[FromHost, Field(discriminator="op")])
+
+
+def to_line(message: ToHost | FromHost) -> bytes:
+    """A message as one line."""
+    return message.model_dump_json().encode() + b"\n"
+
+
+def to_host(line: bytes) -> ToHost:
+    """The message in a line that the host received."""
+    return _to_host.validate_json(line)
+
+
+def from_host(line: bytes) -> FromHost:
+    """The message in a line that the host sent."""
+    return _from_host.validate_json(line)

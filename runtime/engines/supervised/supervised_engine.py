@@ -1,0 +1,369 @@
+"""vLLM's engine in processes of its own: its death is an error that asks get, not the end of the program."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import anyio
+import anyio.to_thread
+
+from ....agents.backend import OnText
+from ....agents.errors import EngineDeadError, EngineError
+from ....agents.messages import Reply, Usage
+from ...settings.engine import EngineSettings
+from ...slots.adapter import LoadedAdapter, SwapCost
+from ..engine import EngineCounters, EngineRequest
+from ..loop_mailbox import LoopMailbox, Promise
+from ..vllm_environment import engine_environment
+from .host_protocol import (
+    Abandoned,
+    Abort,
+    Answered,
+    Begin,
+    Died,
+    Failed,
+    FromHost,
+    Generate,
+    Load,
+    Quit,
+    Ready,
+    Swapped,
+    Text,
+    ToHost,
+    Unload,
+    from_host,
+    to_line,
+)
+
+__all__ = ["SupervisedEngine"]
+
+_SHOWN_LOG_BYTES = 2000
+_GROUP_GRACE_S = 5.0
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """Someone in the event loop who waits for an answer from the host."""
+
+    mailbox: LoopMailbox
+    promise: Promise[Any]
+    request: EngineRequest | None = None
+    on_text: OnText | None = None
+    gone: bool = False
+
+
+class SupervisedEngine:
+    """An `Engine` in child processes. Make it with `start`.
+
+    A child of ours, the host, runs vLLM's AsyncLLM, whose engine core is a child of the host. We talk over a
+    socket pair, read by one thread and written by another, so asyncio and trio are served alike and a host that
+    hangs blocks nobody. When any of the processes dies, the asks under way get EngineDeadError and the rest
+    of the processes are ended; starting anew is the pool's decision.
+    """
+
+    def __init__(self, name: str, settings: EngineSettings) -> None:
+        self.name = name
+        self._settings = settings
+        self._keys = itertools.count(1)
+        self._waiting: dict[int, _Waiting] = {}
+        self._lock = threading.Lock()  # over `_waiting`, `_death` and `_written_off`
+        self._death: EngineDeadError | None = None
+        self._counters = EngineCounters(name)
+        self._written_off: dict[str, float] = {}
+        self._mailboxes: dict[int, LoopMailbox] = {}
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._closed = False
+        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self.pids: tuple[int, ...] = ()
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", f"{__package__}.engine_host", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(theirs.fileno(),),
+                env=os.environ | engine_environment(threads=settings.thread_count, in_process=settings.one_process),
+                # A group of its own: Ctrl-C is the program's to handle, and the whole group can be ended.
+                start_new_session=True,
+            )
+        self._threads = [
+            threading.Thread(target=target, name=f"metier-{name}-{role}", daemon=True)
+            for role, target in (("reader", self._read), ("writer", self._write))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @classmethod
+    async def start(
+        cls, weights: Path, settings: EngineSettings, *, adapters: bool, dtype: str = "auto", name: str = "engine"
+    ) -> SupervisedEngine:
+        """Start the processes on the checkpoint folder `weights` and wait until they can answer.
+
+        Raises: PluginError or EngineError with the reason, EngineError after `start_timeout_s`.
+        """
+        engine = cls(name, settings)
+        waiting = engine._wait_for(0)
+        engine._send(Begin(name=name, weights=weights, dtype=dtype, adapters=adapters, settings=settings))
+        try:
+            with anyio.fail_after(settings.start_timeout_s):
+                await waiting.promise.wait()
+        except BaseException as error:
+            tail = engine._log_tail()
+            engine._process.kill()  # while it builds it hears nothing else
+            await engine.close()
+            if isinstance(error, TimeoutError | EngineDeadError):
+                problem = f"not ready after {settings.start_timeout_s:.0f} s"
+                if isinstance(error, EngineDeadError):
+                    problem = error.problem
+                raise EngineError(
+                    f"the supervised engine on {weights} does not start: {problem}. Its last words: {tail}",
+                    expected="a running engine",
+                    remedy="Raise start_timeout_s on a slow machine; otherwise look at what it says.",
+                ) from error
+            raise
+        return engine
+
+    async def generate(self, request: EngineRequest, on_text: OnText | None = None) -> Reply:
+        """See `Engine.generate`."""
+        key = next(self._keys)
+        waiting = self._wait_for(key, request, on_text)
+        stream = on_text is not None
+        self._send(
+            Generate(key=key, ask=request.ask, adapter=request.adapter, intuition=request.intuition, stream=stream)
+        )
+        try:
+            reply: Reply = await waiting.promise.wait()
+        except BaseException:
+            # The entry stays until the host says what the ask has used.
+            waiting.gone = True
+            self._send(Abort(key=key))
+            raise
+        return reply
+
+    async def add_adapter(self, adapter: LoadedAdapter) -> SwapCost:
+        """See `Engine.add_adapter`."""
+        key = next(self._keys)
+        waiting = self._wait_for(key)
+        self._send(Load(key=key, adapter=adapter))
+        cost: SwapCost = await waiting.promise.wait()
+        return cost
+
+    async def remove_adapter(self, adapter: LoadedAdapter) -> SwapCost:
+        """See `Engine.remove_adapter`."""
+        key = next(self._keys)
+        waiting = self._wait_for(key)
+        self._send(Unload(key=key, adapter=adapter))
+        cost: SwapCost = await waiting.promise.wait()
+        return cost
+
+    @property
+    def dead(self) -> bool:
+        """Whether a process of the engine has ended by itself."""
+        with self._lock:
+            return self._death is not None
+
+    def write_off(self, role: str, cpu_s: float) -> None:
+        """See `Engine.write_off`."""
+        with self._lock:
+            self._written_off[role] = self._written_off.get(role, 0.0) + cpu_s
+
+    def counters(self) -> EngineCounters:
+        """See `Engine.counters`; as of the last reply."""
+        abandoned = dict(self._counters.abandoned_cpu_s)
+        with self._lock:
+            for role, cpu_s in self._written_off.items():
+                abandoned[role] = abandoned.get(role, 0.0) + cpu_s
+        return replace(self._counters, abandoned_cpu_s=abandoned)
+
+    async def close(self) -> None:
+        """End the engine and wait until its processes are gone; closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            self._send(Quit())
+            await anyio.to_thread.run_sync(self._end)
+
+    async def __aenter__(self) -> SupervisedEngine:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
+        if not getattr(self, "_closed", True):
+            _warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
+
+    # -- event loop side ---------------------------------------------------------------------------------
+
+    def _wait_for(self, key: int, request: EngineRequest | None = None, on_text: OnText | None = None) -> _Waiting:
+        waiting = _Waiting(self._mailbox(), Promise(), request, on_text)
+        with self._lock:
+            if self._death is not None:
+                raise _copy(self._death)
+            if self._closed:
+                raise EngineError(f"engine {self.name!r} is closed", expected="an open session")
+            self._waiting[key] = waiting
+        return waiting
+
+    def _mailbox(self) -> LoopMailbox:
+        mailbox = LoopMailbox()
+        kept = self._mailboxes.get(id(mailbox.loop))
+        if kept is None or kept.loop is not mailbox.loop:
+            self._mailboxes[id(mailbox.loop)] = kept = mailbox
+        return kept
+
+    def _send(self, message: ToHost) -> None:
+        self._lines.put(to_line(message))
+
+    # -- threads -----------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._socket.sendall(line)
+            except OSError:
+                return  # the reader finds out why
+
+    def _read(self) -> None:
+        reason = "its host process ended"
+        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+            for line in lines:
+                message = from_host(line)
+                if isinstance(message, Died):
+                    reason = message.reason
+                else:
+                    self._take(message)
+        self._bury(reason)
+
+    def _take(self, message: FromHost) -> None:
+        """Hand one message of the host to who waits for it."""
+        assert not isinstance(message, Died)
+        if not isinstance(message, Text) and message.counters is not None:
+            self._counters = message.counters
+        key = 0 if isinstance(message, Ready) else message.key
+        with self._lock:
+            waiting = self._waiting.get(key)
+            if not isinstance(message, Text):
+                self._waiting.pop(key, None)
+        if waiting is None:
+            return
+        post, promise = waiting.mailbox.post, waiting.promise
+        match message:
+            case Ready(pids=pids):
+                self.pids = pids
+                post(partial(promise.succeed, None))
+            case Text(piece=piece):
+                post(partial(_stream, waiting, piece))
+            case Answered(reply=reply):
+                if waiting.gone and waiting.request is not None:  # the reply crossed the cancellation
+                    self.write_off(waiting.request.ask.role, reply.usage.cpu_s)
+                    self._tell_abandoned(waiting, reply.usage)
+                post(partial(promise.succeed, reply))
+            case Swapped(cost=cost):
+                post(partial(promise.succeed, cost))
+            case Failed() | Abandoned():
+                self._tell_abandoned(waiting, message.usage)
+                if isinstance(message, Failed):
+                    error = message.to_error()
+                    if isinstance(error, EngineDeadError):
+                        self._note_death(error)  # asks hear of it before the host's end does
+                    post(partial(promise.fail, error))
+        waiting.mailbox.flush()
+
+    def _tell_abandoned(self, waiting: _Waiting, usage: Usage | None) -> None:
+        request = waiting.request
+        if request is not None and request.on_abandoned is not None and usage is not None:
+            waiting.mailbox.post(partial(request.on_abandoned, request.ask, usage))
+
+    def _bury(self, reason: str) -> None:
+        """The host is gone: tell everybody who waits."""
+        with self._lock:
+            death = EngineDeadError(
+                f"engine {self.name!r} is gone: {reason}",
+                expected="a living engine",
+                remedy="The pool starts it again; if it keeps dying, memory is the usual cause.",
+            )
+            orphans, self._waiting = list(self._waiting.values()), {}
+        self._note_death(death)
+        for waiting in orphans:
+            waiting.mailbox.post(partial(waiting.promise.fail, _copy(death)))
+        for mailbox in {waiting.mailbox for waiting in orphans}:
+            mailbox.flush()
+
+    def _note_death(self, death: EngineDeadError) -> None:
+        with self._lock:
+            if not self._closed:
+                self._death = death
+
+    def _end(self) -> None:
+        """Wait for the host to go, then make sure that nothing of its group is left (in a worker thread)."""
+        try:
+            self._process.wait(self._settings.close_timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for pid in self.pids[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # Python's resource tracker is in the group too: given a moment, it removes shared memory that a killed
+        # process left behind, and ends by itself.
+        deadline_s = time.monotonic() + _GROUP_GRACE_S
+        while _group_lives(self._process.pid) and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._lines.put(None)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for thread in self._threads:
+            thread.join()
+        self._log.close()
+
+    def _log_tail(self) -> str:
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(size - _SHOWN_LOG_BYTES, 0))
+        return self._log.read().decode(errors="replace").strip() or "none"
+
+
+def _copy(error: EngineDeadError) -> EngineDeadError:
+    # One object raised in many tasks would gather all their tracebacks.
+    return EngineDeadError(error.problem, expected=error.expected, remedy=error.remedy)
+
+
+def _stream(waiting: _Waiting, piece: str) -> None:
+    assert waiting.on_text is not None
+    try:
+        waiting.on_text(piece)
+    except Exception as error:  # the asker's own callback: it ends the asker's ask, not the delivery
+        waiting.promise.fail(error)
+
+
+def _group_lives(group: int) -> bool:
+    """Whether a process of the group still runs; one that only waits for its parent to notice does not."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError):
+            # After the command's name: state, parent, group.
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                return True
+    return False

@@ -1,0 +1,183 @@
+"""From a variant to what serves it: the engine it needs, the adapter it needs there, and whether both are sound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from ...agents.errors import AdapterError, AskRejectedError, UnknownVariantError, VariantError
+from ...agents.messages import Ask
+from ...specializers.checkpoints.self_check import read_self_check
+from ...specializers.shelf.variant import EngineSpec, Variant, served_by
+from ..settings.engine import EngineSettings
+
+if TYPE_CHECKING:
+    from ...specializers.adapters.semantic_map import SemanticMap
+
+__all__ = ["EngineStart", "Resolve", "VariantTarget", "VariantTargets"]
+
+Resolve = Callable[[str], tuple[Variant, Path]]
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """What one engine of a pool is started with; `weights` is the checkpoint folder.
+
+    `self_check` is what it must answer before it may serve (see `specializers.self_check`).
+    """
+
+    name: str
+    weights: Path
+    dtype: str
+    adapters: bool
+    settings: EngineSettings
+    self_check: tuple[tuple[str, str], ...] = ()
+    checkpoint: str = "base"
+
+
+@dataclass(frozen=True)
+class VariantTarget:
+    """Where the asks of one variant go: the engine, and the adapter they need there."""
+
+    start: EngineStart
+    variant: Variant | None = None
+    adapter: Path | None = None
+    semantic_map: SemanticMap | None = None
+
+    def check_layout(self, ask: Ask) -> None:
+        """Refuse an ask whose prompt is laid out otherwise than the adapter was trained with.
+
+        Raises: AdapterError.
+        """
+        variant = self.variant
+        if self.adapter is None or variant is None or variant.prompt_layout == ask.prompt_layout:
+            return
+        raise AdapterError(
+            f"variant {variant.name!r} was trained with prompt layout {variant.prompt_layout}",
+            expected=f"layout {ask.prompt_layout}, in which role {ask.role!r} asks",
+            remedy="Make the variant again with this version of metier.",
+        )
+
+    def intuition(self, ask: Ask) -> tuple[float, ...] | None:
+        """What a T-REX adapter wants to know of the run: computed once per run, since every ask has the same task.
+
+        Raises: AskRejectedError when the ask carries no task.
+        """
+        if self.semantic_map is None:
+            return None
+        if not ask.task:
+            raise AskRejectedError(
+                f"the ask of role {ask.role!r} at step {ask.step_path!r} carries no task",
+                expected=f"the text of the run's input, which T-REX variant {ask.variant!r} turns into its intuition",
+                remedy="Set Ask.task (task_text gives it from a run's input); runs of a session set it themselves.",
+            )
+        return self.semantic_map.intuition(ask.task)
+
+
+class VariantTargets:
+    """Finds the target of each variant once: its checkpoint, its adapter, and every check of both.
+
+    `base` is the base checkpoint's folder; `resolve` turns a variant's name or content id into its record and folder.
+    `adapters` names the checkpoints (`base`, or content ids) whose engines have LoRA layers, or is True for all and
+    False for none. `adapter_paths` maps the content ids of the variants found so far to their adapters.
+    """
+
+    def __init__(
+        self, base: Path, resolve: Resolve, settings: EngineSettings, adapters: bool | Collection[str]
+    ) -> None:
+        self._base = base
+        self._resolve = resolve
+        self._settings = settings
+        self._adapters = adapters
+        self._found: dict[str | None, VariantTarget] = {}
+        self.adapter_paths: dict[str, Path] = {}
+
+    async def find(self, name: str | None) -> VariantTarget:
+        """The target of a variant by name or content id, None for the base; checked when it is first named.
+
+        Raises: UnknownVariantError, VariantError, AdapterError.
+        """
+        target = self._found.get(name)
+        if target is None:
+            target = self._found[name] = await self._find(name)
+        return target
+
+    def known(self, name: str | None) -> VariantTarget | None:
+        """The target of a variant that was found before."""
+        return self._found.get(name)
+
+    def name_of(self, adapter_id: str) -> str:
+        """The name of a variant that was found, by its content id."""
+        return next(t.variant.name for t in self._found.values() if t.variant and t.variant.id == adapter_id)
+
+    async def _find(self, name: str | None) -> VariantTarget:
+        if name is None:
+            return VariantTarget(self._engine_start(EngineSpec(base=""), None, self._base))
+        variant, folder = self._resolve(name)
+        owner, weights = self._checkpoint(variant, folder)
+        start = self._engine_start(variant.engine, owner, weights)
+        if variant.ask.adapter is not None and not start.adapters:
+            raise AdapterError(
+                f"variant {variant.name!r} has an adapter, and the pool was opened without any",
+                expected="variants without adapters",
+                remedy="Name the variant in the assignment before the session opens.",
+            )
+        await anyio.to_thread.run_sync(self._check_variant, variant, folder, weights)
+        if variant.ask.adapter is None:
+            return VariantTarget(start, variant)
+        adapter = self.adapter_paths[variant.id] = folder / "adapter"
+        if variant.ask.adapter == "trex":
+            return VariantTarget(start, variant, adapter, await anyio.to_thread.run_sync(_load_semantic_map, adapter))
+        return VariantTarget(start, variant, adapter)
+
+    def _checkpoint(self, variant: Variant, folder: Path) -> tuple[Variant | None, Path]:
+        """Who holds the checkpoint a variant stands on (None for the base), and its folder."""
+        if variant.engine.weights == "base":
+            return None, self._base
+        owner, place = variant, folder
+        if variant.engine.weights != "own":
+            try:
+                owner, place = self._resolve(variant.engine.weights)
+            except UnknownVariantError as error:
+                raise VariantError(
+                    f"variant {variant.name!r} stands on the weights of variant {variant.engine.weights}",
+                    expected="that variant on the same shelf",
+                    remedy="Copy its folder there too, or make it again from its recipe.",
+                ) from error
+        return owner, place / "weights"
+
+    def _engine_start(self, spec: EngineSpec, owner: Variant | None, weights: Path) -> EngineStart:
+        checkpoint = "base" if owner is None else owner.id
+        adapters = self._adapters if isinstance(self._adapters, bool) else checkpoint in self._adapters
+        # The name is for people and may be used again; the id keeps engines apart.
+        name = "base" if owner is None else f"{owner.name}-{owner.id[:6]}"
+        name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
+        known = () if owner is None else read_self_check(owner.card)
+        settings = self._settings
+        if spec.fier is not None:
+            name = f"{name}-fier{spec.fier.budget_tokens}"
+            settings = settings.model_copy(update={"fier": spec.fier})
+        return EngineStart(name, weights, spec.dtype, adapters, settings, known, served_by(checkpoint, spec))
+
+    def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
+        """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""
+        from ...specializers.adapters.adapter_check import check_adapter, check_variant
+        from ...specializers.shelf.base_model import check_weights
+
+        if weights == self._base:
+            check_variant(variant, folder, weights, slot_rank=self._settings.slot_rank)
+            return
+        check_weights(variant, weights, self._base)
+        if variant.ask.adapter is not None:
+            # Its adapter was made for these weights, whose shapes may differ from the base's.
+            check_adapter(folder / "adapter", weights, slot_rank=self._settings.slot_rank)
+
+
+def _load_semantic_map(adapter: Path) -> SemanticMap:
+    from ...specializers.adapters.semantic_map import SemanticMap
+
+    return SemanticMap.load(adapter)

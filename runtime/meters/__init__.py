@@ -1,0 +1,1 @@
+"""CPU-seconds and energy, read from the machine."""

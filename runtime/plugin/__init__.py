@@ -1,0 +1,1 @@
+"""Everything that runs inside vLLM, and the keys by which requests talk to it."""

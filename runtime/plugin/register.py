@@ -1,0 +1,80 @@
+"""The vLLM plugin: what vLLM calls, in every process of an engine, before it builds anything.
+
+The entry point `vllm.general_plugins` names `register`. It puts the parts into vLLM that this version needs, after
+checking that the version and every method it replaces are the ones the parts were written for.
+"""
+
+from __future__ import annotations
+
+from .orphan_guard import end_with_parent
+from .signatures import (
+    COMPILE_CACHE_METHODS,
+    CPU_LORA_METHODS,
+    FIER_METHODS,
+    GPU_LORA_METHODS,
+    QUANTISED_LORA_METHODS,
+    THINKING_METHODS,
+    TREX_METHODS,
+    check_signatures,
+    check_version,
+)
+from .wire import REASONING_PARSER, STATUS, plugin_wanted
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Put our parts into vLLM; called by vLLM in every engine process, safe to call again.
+
+    `METIER_PLUGIN=0` leaves vLLM as it is. Raises PluginError when vLLM is not the version, or one of the methods we
+    replace not the one, that the parts were written for: an engine that answered wrongly would be worse than none.
+    """
+    if STATUS:
+        return
+    end_with_parent()
+    if not plugin_wanted():
+        STATUS["lora"] = STATUS["trex"] = STATUS["thinking"] = STATUS["fier"] = "off (METIER_PLUGIN=0)"
+        return
+    import vllm
+    from vllm.platforms import current_platform
+
+    check_version(vllm.__version__)
+    check_signatures(THINKING_METHODS)
+    STATUS["thinking"] = _register_thinking()
+    if not current_platform.is_cpu():
+        STATUS["fier"] = "off (CPU only)"
+        STATUS["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"
+        STATUS["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
+        return
+    check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
+    from . import compile_cache, fier_attention, lora_cpu, quantised_lora, trex_loader, trex_step
+
+    STATUS["lora"] = lora_cpu.install()
+    trex_loader.install()
+    trex_step.install()
+    STATUS["trex"] = STATUS["lora"]
+    STATUS["lora on int8"] = quantised_lora.install()
+    STATUS["compile cache"] = compile_cache.install()
+    STATUS["fier"] = fier_attention.install()
+
+
+def _register_thinking() -> str:
+    """Where grammars begin behind thinking; the logits processor comes with the engine's arguments."""
+    from vllm.reasoning import ReasoningParserManager
+
+    ReasoningParserManager.register_lazy_module(
+        REASONING_PARSER, "metier.runtime.plugin.thinking_parser", "EndTagParser"
+    )
+    return "active"
+
+
+def _register_gpu() -> str:
+    """T-REX on CUDA; not run by us."""
+    check_signatures(GPU_LORA_METHODS | TREX_METHODS)
+    from . import trex_gpu, trex_loader, trex_step
+
+    status = trex_gpu.install()
+    if status.startswith("active"):
+        trex_loader.install()
+        trex_step.install()
+    return status

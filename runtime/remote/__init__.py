@@ -1,0 +1,1 @@
+"""Servers elsewhere, one or a fleet of them, as a backend."""

@@ -1,0 +1,144 @@
+"""Calls to a server over HTTP: tried again within bounds, and what goes wrong as an error that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ...agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, ServerError
+from ..settings.fleet import RemoteSettings
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["ServerBusyError", "ServerCalls", "ServerGoneError", "shown"]
+
+RETRIED = frozenset({429, 502, 503, 504})
+SHOWN_CHARACTERS = 300
+
+
+class ServerGoneError(EngineDeadError):
+    """The server cannot be reached, or has no room; an error inside it is another EngineDeadError."""
+
+
+class ServerBusyError(ServerGoneError):
+    """The server is well, and has no room for another ask now (429)."""
+
+
+class ServerCalls:
+    """The connections to one server at `url`."""
+
+    def __init__(self, url: str, settings: RemoteSettings, api_key: str | None) -> None:
+        try:
+            import httpx
+        except ModuleNotFoundError as error:
+            raise ServerError(
+                "asking another server needs httpx, which is not installed",
+                remedy="Install metier[cpu], or httpx alone.",
+            ) from error
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._settings = settings
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        self.client = httpx.AsyncClient(
+            base_url=self.url,
+            headers=headers,
+            timeout=httpx.Timeout(settings.silence_timeout_s, connect=settings.connect_timeout_s, pool=None),
+            limits=httpx.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections),
+        )
+        # Of its own: all connections of the other may be taken by asks.
+        self.probing = httpx.AsyncClient(base_url=self.url, headers=headers, limits=httpx.Limits(max_connections=1))
+        self._errors: tuple[type[Exception], ...] = (httpx.TransportError,)
+
+    async def close(self) -> None:
+        """Close the connections; closing twice is harmless."""
+        with anyio.CancelScope(shield=True):
+            await self.client.aclose()
+            await self.probing.aclose()
+
+    async def probe(self, path: str, timeout_s: float) -> int:
+        """The status that a GET of `path` gets at once, without another try; raises ServerGoneError when none comes."""
+        unanswered: tuple[type[Exception], ...] = (*self._errors, TimeoutError)
+        try:
+            with anyio.fail_after(timeout_s):
+                return (await self.probing.get(path, timeout=timeout_s)).status_code
+        except unanswered as error:
+            raise self.gone(f"does not answer {path} within {timeout_s:g} s: {_reason(error)}") from error
+
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What the server answers, as JSON.
+
+        Raises: NotServedError, AskRejectedError, EngineError, EngineDeadError.
+        """
+        async with self.answered(method, path, body) as response:
+            await response.aread()
+            try:
+                data = response.json() if "json" in response.headers.get("content-type", "") else {}
+            except ValueError as error:
+                raise EngineError(f"{self.url}{path} answered no JSON: {shown(response.text)}") from error
+            return data if isinstance(data, dict) else {"data": data}
+
+    @asynccontextmanager
+    async def answered(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
+        """A response that is no error, its body still to be read; what failed on the way is tried again."""
+        left = self._settings.retries
+        wait_s = self._settings.retry_wait_s
+        while True:
+            try:
+                async with self.client.stream(method, path, json=body) as response:
+                    if response.status_code < 400:
+                        try:
+                            yield response
+                        except self._errors as error:
+                            raise self.gone(f"stopped in the middle of an answer: {_reason(error)}") from error
+                        return
+                    await response.aread()
+                    status, text = response.status_code, response.text
+                    asked_s = response.headers.get("retry-after", "")
+            except self._errors as error:
+                if not left:
+                    raise self.gone(f"cannot be reached: {_reason(error)}") from error
+                asked_s = ""
+            else:
+                if status not in RETRIED or not left:
+                    raise self.refused(status, path, text)
+            left -= 1
+            await anyio.sleep(min(float(asked_s) if asked_s.isdigit() else wait_s, self._settings.retry_wait_max_s))
+            wait_s *= 2
+
+    def gone(self, reason: str) -> ServerGoneError:
+        """The error that says so."""
+        return ServerGoneError(
+            f"{self.url} {reason}", expected="a running server", remedy="Start it, or correct its address."
+        )
+
+    def refused(self, status: int, path: str, text: str) -> EngineError:
+        """The error that an answer of this status is."""
+        try:
+            said = json.loads(text)
+            reason = said["error"]["message"] if "error" in said else said.get("message") or said["detail"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            reason = text
+        problem = f"{self.url}{path} answered {status}: {shown(str(reason))}"
+        if status in (401, 403):
+            return EngineError(problem, expected="a key it knows", remedy="Set METIER_API_KEY to it.")
+        if status in RETRIED or status >= 500:
+            kind = EngineDeadError
+            if status in RETRIED:
+                kind = ServerBusyError if status == 429 else ServerGoneError
+            return kind(problem, expected="an answer", remedy="Look at the server's own log.")
+        if status == 404:
+            return NotServedError(problem, expected="a model that is served there")
+        return AskRejectedError(problem, expected="what that server can serve")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def shown(text: str) -> str:
+    """The beginning of a text, as errors show it."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,1 @@
+"""Runs of a workflow: sessions, the executor, steps, batches, and traces."""

@@ -1,0 +1,94 @@
+"""Batches of runs: how they start, whether a run may go on, and what a person has to say to it."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from pydantic import BaseModel
+
+from ...agents.answers import parse_answer
+from ...agents.errors import AnswerError, ResumeError, RunError, RunInterrupted
+from ...agents.nodes import BuiltGraph, PersonWork
+from ...agents.pictures import to_mermaid
+from ...agents.tasksets import Task
+from ...agents.workflow_shape import workflow_shape
+from ..store.records import BatchRecord, RunRecord
+from ..store.store import RunStore
+
+__all__ = ["check_resumable", "keep_answer", "new_batch", "waiting_for_person"]
+
+
+def new_batch(
+    built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
+) -> tuple[BatchRecord, list[RunRecord]]:
+    """Records of a batch that is about to start; raises RunError for an input of the wrong type."""
+    for task in tasks:
+        if not isinstance(task.input, built.takes):
+            raise RunError(
+                f"input {task.input!r} is no {built.takes.__name__}", expected=f"what graph {built.name!r} takes"
+            )
+    batch = f"{built.name}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    runs = [
+        RunRecord(f"{batch}.{index}", batch, task.id, task.input.model_dump_json(), seed)
+        for index, task in enumerate(tasks)
+    ]
+    record = BatchRecord(
+        batch,
+        label or built.name,
+        built.name,
+        built.fingerprint,
+        to_mermaid(built),
+        options,
+        time.time(),
+        workflow_shape(built).model_dump_json(exclude_defaults=True),
+    )
+    return record, runs
+
+
+def check_resumable(store: RunStore, built: BuiltGraph, run: RunRecord) -> None:
+    """Raise ResumeError when a run is finished, or was started by another workflow than this one."""
+    if run.state == "finished":
+        raise ResumeError(f"run {run.id} is finished", expected="a run that is not", remedy="Start a new run.")
+    fingerprint = store.batch(run.batch).fingerprint
+    if fingerprint != built.fingerprint:
+        raise ResumeError(
+            f"run {run.id} was started with workflow {fingerprint}, this one is {built.fingerprint}",
+            expected="the same steps, instructions and types",
+            remedy="Undo the change to the workflow, or start a new run.",
+        )
+
+
+def keep_answer(store: RunStore, built: BuiltGraph, run: RunRecord, path: str, answer: Any) -> None:
+    """Keep a person's answer for when the run goes on.
+
+    Raises: ResumeError when nothing waits at `path`, or the answer is not of the type that was asked for.
+    """
+    waiting = store.questions(run.id)
+    if path not in waiting:
+        raise ResumeError(
+            f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(waiting) or 'none'}"
+        )
+    text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
+    name = path.rpartition("/")[2].partition("#")[0]
+    asked = next(n for _, n in built.walk() if n.name == name and isinstance(n.work, PersonWork))
+    try:
+        parse_answer(text, asked.gives)
+    except AnswerError as error:
+        raise ResumeError(
+            f"the answer {text} does not fit the question at {path!r}: {error.problem}", expected=error.expected
+        ) from error
+    store.answer_question(run.id, path, text)
+
+
+def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
+    """The interrupt to raise for a run that waits, with its open questions."""
+    waiting = {path: q for path, (q, answer) in store.questions(run_id).items() if answer is None}
+    shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
+    return RunInterrupted(
+        f"run {run_id} waits for a person. {shown}",
+        remedy=f"Answer with: metier resume {run_id} --answer '{{…}}'.",
+        questions=waiting,
+    )

@@ -1,0 +1,92 @@
+"""From a step's inputs to what is recorded of it: content keys, JSON of outputs, and calling functions."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from anyio import to_thread
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from ...agents.answers import answer_schema
+from ...agents.errors import MetierError, StepError
+from ...agents.messages import Message
+from ...agents.nodes import BuiltNode
+
+__all__ = ["call_function", "content_key", "gives_each", "schema_of", "type_adapter", "typed_output"]
+
+
+async def call_function(function: Callable[..., Any], name: str, inputs: dict[str, Any]) -> Any:
+    """Call a function step: async ones here, others in a worker thread; raises StepError with the cause chained."""
+    try:
+        if inspect.iscoroutinefunction(function):
+            return await function(**inputs)
+        return await to_thread.run_sync(partial(function, **inputs), abandon_on_cancel=True)
+    except MetierError:
+        raise
+    except Exception as error:
+        raise StepError(
+            f"function step {name!r} raised {type(error).__name__}: {error}",
+            expected="a result of the annotated type",
+            remedy="Mend the function; `metier resume` then goes on from here.",
+        ) from error
+
+
+def content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) -> str:
+    """Hash of what a step is given: its prompt, or a function's inputs. A check on resume, never the identity."""
+    digest = hashlib.sha256()
+    if messages is not None:
+        for message in messages:
+            digest.update(f"{message.role}\0{message.content}\0".encode())
+    else:
+        plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in inputs.items()}
+        digest.update(json.dumps(plain, sort_keys=True, default=_as_json).encode())
+    return digest.hexdigest()[:16]
+
+
+def _as_json(value: Any) -> Any:
+    return _ANYTHING.dump_python(value, mode="json")
+
+
+def gives_each(node: BuiltNode) -> Any:
+    """Type that one run of a step gives: of a fan-out, the type of one item."""
+    if node.each is None:
+        return node.gives
+    return node.gives.__args__[0]
+
+
+def typed_output(output: Any, gives: Any, path: str) -> tuple[Any, str]:
+    """A step's output as the type it gives, and as JSON; raises StepError when it is not of that type.
+
+    A run and its resumption then see the same value, whatever a function returned.
+    """
+    if isinstance(output, BaseModel) and type(output) is gives:
+        return output, output.model_dump_json()
+    try:
+        typed = type_adapter(gives).validate_python(output)
+        return typed, type_adapter(gives).dump_json(typed).decode()
+    except (ValidationError, ValueError) as error:
+        raise StepError(
+            f"step {path!r} gave {output!r}: {error}",
+            expected=f"a value of its annotated type {gives!r}",
+            remedy="Return what the annotation says, or correct the annotation.",
+        ) from error
+
+
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+@cache
+def type_adapter(gives: Any) -> TypeAdapter[Any]:
+    """The pydantic adapter of an output type, made once."""
+    return TypeAdapter(type(None) if gives is None else gives)
+
+
+@cache
+def schema_of(gives: Any) -> dict[str, Any] | None:
+    """The JSON schema of an answer type, made once."""
+    return answer_schema(gives)

@@ -1,0 +1,1 @@
+"""Every setting of the runtime, one file a subject."""

@@ -1,0 +1,127 @@
+"""Settings of a session: from a file, then the environment, then what the caller passes; unknown names fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ...agents.errors import SettingsError
+from ...router.priority import PrioritySettings
+from ...specializers.shelf.base_model import cache_folder
+from .engine import EngineSettings
+from .fleet import FleetSettings, RemoteSettings
+from .limits import RunLimits
+from .ray import RaySettings
+from .server import ServerSettings
+
+__all__ = ["API_KEY_VARIABLE", "Settings", "load_settings"]
+
+ENVIRONMENT_PREFIX = "METIER_"
+API_KEY_VARIABLE = "METIER_API_KEY"
+"""The key that `metier serve` asks of its clients, and that we give to a server; never a setting, so never on disk."""
+
+OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_LORA_KERNEL", "METIER_FIER_KERNEL", API_KEY_VARIABLE}
+"""Variables of ours that are switches of their own, not fields."""
+
+
+class Settings(BaseSettings):
+    """Everything a session can be told, with defaults that work on a small machine.
+
+    `shelf` is the folder of variants and `store` the SQLite file of runs; `concurrency` is how many runs of a
+    `map` go on at once; `limits` bound one run; `priority` orders the asks of
+    concurrent runs; `engine` is what engines are started with, `server` what `metier
+    serve` allows, `remote` how long we wait for a server of others, `fleet` which servers there are where there are
+    several, `ray` how engines run on Ray Serve. With `tracing`, spans go where OpenTelemetry's own variables
+    (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say.
+    Environment: `METIER_CONCURRENCY=8`, nested `METIER_ENGINE__KV_CACHE_MIB=1024`.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENVIRONMENT_PREFIX, env_nested_delimiter="__"
+    )
+
+    shelf: Path = Field(default_factory=lambda: cache_folder() / "shelf")
+    store: Path = Path("runs/runs.db")
+    concurrency: int = Field(default=16, ge=1, le=10_000)
+    limits: RunLimits = RunLimits()
+    priority: PrioritySettings = PrioritySettings()
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    remote: RemoteSettings = RemoteSettings()
+    fleet: FleetSettings = FleetSettings()
+    ray: RaySettings = RaySettings()
+    tracing: bool = False
+
+
+def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read settings: the file (YAML), over it the environment, over it `overrides` (`{"engine.threads": 1}`).
+
+    Raises: SettingsError naming the setting that is unknown or out of range, and close names.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise SettingsError(f"settings file {path} cannot be read: {error}", expected="a YAML file") from error
+    values = _merge(values, _from_environment())
+    for name, value in (overrides or {}).items():
+        nested: Any = value
+        for part in reversed(name.split(".")):
+            nested = {part: nested}
+        values = _merge(values, nested)
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def _from_environment() -> dict[str, Any]:
+    """Environment variables as nested values; read here so that misspelt ones fail like misspelt fields."""
+    values: dict[str, Any] = {}
+    for variable, text in os.environ.items():
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in OTHER_VARIABLES:
+            nested: Any = yaml.safe_load(text)
+            for part in reversed(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")):
+                nested = {part: nested}
+            values = _merge(values, nested)
+    return values
+
+
+def _merge(under: dict[str, Any], over: Any) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError) -> SettingsError:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    name = ".".join(where)
+    if first["type"] != "extra_forbidden":
+        return SettingsError(f"setting {name}={first['input']!r}: {first['msg']}", remedy="Correct the value.")
+    model: Any = Settings
+    for part in where[:-1]:
+        if not part.isdigit():  # a place in a list has the list's own type
+            model = _model_in(model.model_fields[part].annotation)
+    known = list(model.model_fields)
+    close = get_close_matches(where[-1], known, 1)
+    return SettingsError(
+        f"unknown setting {name!r}",
+        expected=f"one of {', '.join(known)}",
+        remedy=f"Did you mean {close[0]!r}?" if close else "Remove it.",
+    )
+
+
+def _model_in(annotation: Any) -> Any:
+    """The settings model that a field holds, by itself, in a tuple, or where it is not None."""
+    return next((arg for arg in get_args(annotation) if hasattr(arg, "model_fields")), annotation)

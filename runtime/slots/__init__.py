@@ -1,0 +1,1 @@
+"""Adapter slots of an engine: which adapter is loaded, kept, fetched ahead, or evicted."""

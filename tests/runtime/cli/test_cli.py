@@ -1,0 +1,124 @@
+"""The command line as a newcomer uses it, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKFLOW = str(Path(__file__).parents[2] / "workflow_for_cli.py")
+
+
+def metier(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line and wait for it."""
+    command = [sys.executable, "-c", "from metier.runtime.cli.main import main; main()", *words]
+    env = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+
+
+def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start a run that hangs at its third task, and return once it does."""
+    command = [sys.executable, "-c", "from metier.runtime.cli.main import main; main()", *words]
+    here, there = os.pipe()
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**os.environ, "TEST_HANG": str(there)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[there],
+    )
+    os.close(there)
+    said = os.read(here, 4)
+    os.close(here)
+    assert said == b"here", process.communicate()[1]
+    return process
+
+
+def table(report: str) -> list[str]:
+    """The role tables of a report without what differs between runs: seconds, and asks that Ctrl-C cut off."""
+    rows = [line.split(" | ") for line in report.splitlines() if line.startswith(("| planner", "| solver"))]
+    return [" | ".join(row[:5] + row[6:]) for row in rows if "." not in "".join(row)]
+
+
+def test_run_prints_and_writes_a_report(tmp_path: Path) -> None:
+    done = metier(
+        "run", WORKFLOW, "--tasks", "test:5", "--engine", "scripted", "--report", "r.md", "--export-traffic", "t.jsonl",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "4 of 5" in done.stdout
+    assert (tmp_path / "r.md").read_text() == done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert len(rows) == 10 and {row["role"] for row in rows} == {"planner", "solver"}
+    assert "5 of 5 runs ended, 4 solved" in done.stderr
+    again = metier("report", cwd=tmp_path)
+    assert again.stdout == done.stdout
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_resumes_to_the_same_table(tmp_path: Path, signal_number: int) -> None:
+    words = ("run", WORKFLOW, "--tasks", "test:6", "--engine", "scripted", "--concurrency", "2")
+    (tmp_path / "whole").mkdir()
+    whole = metier(*words, cwd=tmp_path / "whole")
+    process = started(*words, cwd=tmp_path)
+    process.send_signal(signal_number)
+    _, said = process.communicate(timeout=60)
+    if signal_number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "go on with `metier resume`" in said and "Traceback" not in said
+    done = metier("resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "5 of 6" in done.stdout
+    assert table(done.stdout) == table(whole.stdout)
+    none_left = metier("resume", cwd=tmp_path)
+    assert none_left.returncode == 1 and "every run in runs/runs.db is finished" in none_left.stderr
+
+
+def test_a_person_is_asked_and_answers(tmp_path: Path) -> None:
+    words = ("run", f"{WORKFLOW}:asking", "--engine", "scripted", "--input", '{"text": "4"}')
+    waits = metier(*words, cwd=tmp_path)
+    assert waits.returncode == 3
+    found = re.search(r"metier resume (\S+)", waits.stderr)
+    assert found and "approve: Is 4 fine?" in waits.stderr
+    wrong = metier("resume", found[1], "--answer", '{"okay": 1}', cwd=tmp_path)
+    assert wrong.returncode == 1 and "no Approval" in wrong.stderr
+    done = metier("resume", found[1], "--answer", '{"ok": true}', "--at", "approve", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'output: {"value":4}' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("run", "nope.py"), "GraphError: no workflow file 'nope.py'"),
+        (("run", WORKFLOW), "SettingsError: neither or both of --tasks and --input"),
+        (("run", f"{WORKFLOW}:nope", "--tasks", "test:1"), "no TaskGraph named 'nope'; expected one of asking, graph"),
+        (("run", WORKFLOW, "--tasks", "tests:1"), "TaskSetError: task spec 'tests:1' cannot be read"),
+        (("run", WORKFLOW, "--input", '{"txt": "4"}'), 'Field required; expected {"text": …}'),
+        (("run", WORKFLOW, "--tasks", "test:1", "--set", "x"), "SettingsError: --set 'x'; expected name=value"),
+        (("run", WORKFLOW, "--tasks", "test:1", "--engine", "scripted", "--max-tokens", "0"), "SettingsError: limits"),
+        (("run", WORKFLOW, "--tasks", "test:1", "--assignment", "a.yaml"), "AssignmentError: the assignment"),
+        (("resume",), "ResumeError: no run store runs/runs.db"),
+        (("report",), "ResumeError: no run store runs/runs.db"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
+    done = metier(*words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_verb_has_help_with_an_example(tmp_path: Path) -> None:
+    for verb in ("run", "resume", "report", "demo", "make", "variants", "probe", "assign", "doctor", "graph"):
+        done = metier(verb, "--help", cwd=tmp_path)
+        assert done.returncode == 0
+        assert f"Example: metier {verb}" in done.stdout

@@ -1,0 +1,56 @@
+"""The live view counts what happens, on a terminal and off it."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from metier.runtime import Event
+from metier.runtime.cli.live import LiveView
+
+
+def events() -> list[Event]:
+    usage = {"variant": "solver-lora", "prompt_tokens": 40, "cached_tokens": 32, "answer_tokens": 5, "swaps": 1}
+    step = {"run_id": "r", "step_path": "solver", "role": "solver"}
+    return [
+        Event(kind="engine_ready", data={"engine": "base", "seconds": 5.0}),
+        Event(kind="run_started", run_id="r"),
+        Event(kind="step_started", **step),  # type: ignore[arg-type]
+        Event(kind="ask_finished", data=usage, **step),  # type: ignore[arg-type]
+        Event(kind="ask_retried", **step),  # type: ignore[arg-type]
+        Event(kind="step_finished", **step),  # type: ignore[arg-type]
+        Event(kind="run_finished", run_id="r"),
+        Event(kind="run_scored", run_id="r", data={"score": 1.0}),
+    ]
+
+
+def test_it_counts() -> None:
+    view = LiveView("demo", 2, Console(file=io.StringIO()))
+    for event in events():
+        view.on_event(event)
+    assert "demo: 1 of 2 runs ended, 1 solved, 0 asks running, 45 tokens, 1 swaps" in str(view.headline())
+    solver = view.roles["solver"]
+    assert (solver.variant, solver.done, solver.running, solver.retried) == ("solver-lora", 1, 0, 1)
+
+
+def test_off_a_terminal_it_prints_lines() -> None:
+    file = io.StringIO()
+    with LiveView("demo", 2, Console(file=file, width=200)) as view:
+        for event in events():
+            view.on_event(event)
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "demo: engine ready engine=base seconds=5.0"
+    assert lines[-1].startswith("demo: 1 of 2 runs ended, 1 solved")
+
+
+def test_on_a_terminal_it_draws_a_table() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=120)
+    view = LiveView("demo", 2, console)
+    for event in events():
+        view.on_event(event)
+    console.print(view.render())
+    drawn = file.getvalue()
+    for word in ("solver-lora", "cached", "engine ready engine=base", "1 of 2"):
+        assert word in drawn
