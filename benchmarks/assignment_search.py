@@ -120,7 +120,7 @@ def show(table: Table, rows: Sequence[Row], shuffles: int) -> str:
 
 async def record(arguments: argparse.Namespace) -> Table:
     """Run every assignment of a workflow on every task, through real engines, and note what each run asked."""
-    from metier.runtime.trials.run_probe import ProbeOptions, absolute, open_bench, read_variants
+    from metier.runtime.trials.run_probe import ProbeOptions, absolute, open_trials, read_variants
 
     options = ProbeOptions(
         workflow=absolute(arguments.record),
@@ -132,16 +132,16 @@ async def record(arguments: argparse.Namespace) -> Table:
         concurrency=arguments.concurrency,
     )
     folder = arguments.table.parent
-    async with open_bench(options, folder) as bench:
-        tasks = bench.file.tasks(options.tasks)
+    async with open_trials(options, folder) as trials:
+        tasks = trials.file.tasks(options.tasks)
         ids = [task.id for task in tasks]
-        evaluator = bench.evaluator(tasks)
-        roles = tuple(part.role for part in bench.space.parts)
+        evaluator = trials.evaluator(tasks)
+        roles = tuple(part.role for part in trials.space.parts)
         scores: dict[Cast, list[float]] = {}
         asks: dict[Cast, list[list[int]]] = {}
         numbers: dict[str, int] = {}
         for cast in itertools.product(options.variants, repeat=len(roles)):
-            choices = {part: Candidate.read(name) for part, name in zip(bench.space.parts, cast, strict=True)}
+            choices = {part: Candidate.read(name) for part, name in zip(trials.space.parts, cast, strict=True)}
             outcomes = await evaluator.outcomes(choices, ids)
             scores[cast] = [outcome.score for outcome in outcomes]
             asks[cast] = [

@@ -32,7 +32,7 @@ from metier.router.solving.coupling import Problem, make_problem, predict
 from metier.router.solving.limits import Limits
 from metier.router.solving.solve import solve
 from metier.runtime.trials.run_assign import serving_of
-from metier.runtime.trials.run_probe import PROFILES, Bench, open_bench, read_options
+from metier.runtime.trials.run_probe import PROFILES, Trials, open_trials, read_options
 
 TASKS, BLOCK_TASKS, QUALITY_LOSS = "test:200:8", 100, 0.02
 COUPLED, UNCOUPLED = "coupled", "uncoupled"
@@ -42,19 +42,19 @@ async def choices(folder: Path, limits: Limits, overrides: dict[str, Any], out: 
     """What each solver chooses; writes the assignments to `out` and returns a record for each."""
     options = read_options(folder)
     options = options.model_copy(update={"overrides": {**options.overrides, **overrides}})
-    async with open_bench(options, folder) as bench:
-        problem = make_problem(read_profiles(folder / PROFILES), bench.space.parts, serving=serving_of(bench))
+    async with open_trials(options, folder) as trials:
+        problem = make_problem(read_profiles(folder / PROFILES), trials.space.parts, serving=serving_of(trials))
         limits = limits.model_copy(update={"min_quality": max(problem.quality - QUALITY_LOSS, 0.0)})
-        return [choose(bench, problem, name, limits, out) for name in (COUPLED, UNCOUPLED)]
+        return [choose(trials, problem, name, limits, out) for name in (COUPLED, UNCOUPLED)]
 
 
-def choose(bench: Bench, problem: Problem, name: str, limits: Limits, out: Path) -> dict[str, Any]:
+def choose(trials: Trials, problem: Problem, name: str, limits: Limits, out: Path) -> dict[str, Any]:
     """One solver's choice, with what it thinks of it and what the coupled model does."""
     try:
         solution = solve(replace(problem, coupled=name == COUPLED), limits)
     except InfeasibleError as error:
         return {"solver": name, "refused": str(error)}
-    (out / f"{name}.yaml").write_text(bench.space.assignment(solution.choices).to_yaml(), encoding="utf-8")
+    (out / f"{name}.yaml").write_text(trials.space.assignment(solution.choices).to_yaml(), encoding="utf-8")
     return {
         "solver": name,
         "choices": {str(part): str(candidate) for part, candidate in solution.choices.items()},

@@ -29,7 +29,7 @@ from metier.agents import Ask, Reply
 from metier.router.placement.placement import PlacedAsk, ReplicaState
 from metier.runtime import RunStore, open_session
 from metier.runtime.report.figures import svg_figure
-from metier.runtime.simulator import Outcome, ServiceModel, ServingPlan, fit_service, read_programs, simulate
+from metier.runtime.simulator import ServiceModel, ServingPlan, SimulationResult, fit_service, read_programs, simulate
 from metier.runtime.simulator.placing import PlacementName, costs_of, make_chooser
 from metier.runtime.simulator.recorded_programs import Program, ProgramAsk, ProgramStep
 from metier.runtime.simulator.simulation import quantile
@@ -70,7 +70,7 @@ def curve(replicas: int, policy: PlacementName, model: ServiceModel, seed: int) 
         foresight=False,
     )  # fmt: skip
     began_s = time.process_time()
-    outcome: Outcome = simulate(made_up(replicas, seed), model, plan)
+    outcome: SimulationResult = simulate(made_up(replicas, seed), model, plan)
     asks = len(outcome.ask_s)
     return {
         "replicas": replicas,

@@ -21,7 +21,7 @@ from thinking_budgets import TEST_SEED, TEST_TASKS, arm_row
 
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.trials.run_probe import ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import ProbeOptions, open_trials
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "gift_card.py"
 WHOLE, EIGHT_BIT = "gift-card-single", "gift-card-single-w8a8"
@@ -44,11 +44,11 @@ async def measure(shelf: Path, folder: Path, test_tasks: int) -> list[dict[str, 
     )
     records: list[dict[str, Any]] = []
     reference: list[Outcome] | None = None
-    async with open_bench(options, folder) as bench:
-        tasks = bench.file.tasks(f"test:{test_tasks}:{TEST_SEED}")
+    async with open_trials(options, folder) as trials:
+        tasks = trials.file.tasks(f"test:{test_tasks}:{TEST_SEED}")
         for arm, (first, later) in ARMS.items():
             choices = OTHERS | {Part("finder", "first"): first, Part("finder", "later"): later}
-            outcomes = await bench.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
+            outcomes = await trials.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
             reference = reference or outcomes
             records.append(arm_row(arm, outcomes, reference))
             print(json.dumps(records[-1]), flush=True)

@@ -27,7 +27,7 @@ import numpy as np
 from metier.agents import Role, ThinkingProfile
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.trials.run_probe import Bench, ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import ProbeOptions, Trials, open_trials
 from metier.specializers.methods.role_quality import Score, measure_role, paired_interval, same_answer
 from metier.specializers.methods.thinking.curves import ThinkingPoint, fit_saturation, saturated_budget
 
@@ -61,19 +61,21 @@ def arms(budgets: Mapping[str, int], uniform: int, thinker: str) -> dict[str, di
 # ---- tune rows --------------------------------------------------------------------------------------------
 
 
-async def role_curves(bench: Bench, module: Any) -> dict[str, list[ThinkingPoint]]:
+async def role_curves(trials: Trials, module: Any) -> dict[str, list[ThinkingPoint]]:
     """Every role at every budget, on its own variant and its own tune rows."""
     return {
-        name: [await _point(bench, module, role, budget) for budget in BUDGETS]
-        for name, role in bench.file.graph.roles().items()
+        name: [await _point(trials, module, role, budget) for budget in BUDGETS]
+        for name, role in trials.file.graph.roles().items()
     }
 
 
-async def _point(bench: Bench, module: Any, role: Role, budget: int) -> ThinkingPoint:
+async def _point(trials: Trials, module: Any, role: Role, budget: int) -> ThinkingPoint:
     rows = list(getattr(module, f"{role.name}_tune_rows")(TUNE_ROWS, TUNE_SEED))
     score: Score = getattr(module, f"{role.name}_score", same_answer)
-    variant = variant_of(bench, role.name)
-    quality = await measure_role(bench.backend, role, rows, variant, score, thinking=ThinkingProfile(max_tokens=budget))
+    variant = variant_of(trials, role.name)
+    quality = await measure_role(
+        trials.backend, role, rows, variant, score, thinking=ThinkingProfile(max_tokens=budget)
+    )
     _, low, high = paired_interval(quality.scores, [0.0] * len(rows))
     used = quality.thinking_tokens / len(rows)
     return ThinkingPoint(variant, budget, quality.mean, (low, high), used, quality.cpu_ms_per_ask, len(rows))
@@ -97,19 +99,19 @@ def gain(points: Sequence[ThinkingPoint]) -> float:
 # ---- test tasks -------------------------------------------------------------------------------------------
 
 
-async def run_arm(bench: Bench, budgets: Mapping[str, tuple[int, int]], spec: str) -> list[Outcome]:
+async def run_arm(trials: Trials, budgets: Mapping[str, tuple[int, int]], spec: str) -> list[Outcome]:
     """The workflow under one arm."""
-    tasks = bench.file.tasks(spec)
+    tasks = trials.file.tasks(spec)
     choices: dict[Part, Candidate] = {}
-    for part in bench.space.parts:
+    for part in trials.space.parts:
         first, later = budgets[part.role]
-        choices[part] = Candidate(variant_of(bench, part.role), later if part.rounds == "later" else first)
-    return await bench.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
+        choices[part] = Candidate(variant_of(trials, part.role), later if part.rounds == "later" else first)
+    return await trials.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
 
 
-def variant_of(bench: Bench, role: str) -> str:
+def variant_of(trials: Trials, role: str) -> str:
     """The role's own variant."""
-    return f"{bench.file.graph.name}-{role}"
+    return f"{trials.file.graph.name}-{role}"
 
 
 def thinking_tokens(outcomes: Sequence[Outcome]) -> list[float]:
@@ -158,8 +160,8 @@ async def measure(workflow: Path, shelf: Path, folder: Path, test_tasks: int) ->
     own = tuple(f"{graph.name}-{role}" for role in graph.roles())
     options = ProbeOptions(workflow=str(workflow), tasks="tune:1", variants=own, also=(str(shelf),))
     records: list[dict[str, Any]] = []
-    async with open_bench(options, folder) as bench:
-        curves = await role_curves(bench, teachers)
+    async with open_trials(options, folder) as trials:
+        curves = await role_curves(trials, teachers)
         budgets, uniform = choose(curves)
         thinker = max(curves, key=lambda role: gain(curves[role]))
         for role, points in curves.items():
@@ -173,7 +175,7 @@ async def measure(workflow: Path, shelf: Path, folder: Path, test_tasks: int) ->
         records.append({"budgets": budgets, "uniform": uniform, "thinker": thinker})
         reference: list[Outcome] | None = None
         for arm, chosen in arms(budgets, uniform, thinker).items():
-            outcomes = await run_arm(bench, chosen, f"test:{test_tasks}:{TEST_SEED}")
+            outcomes = await run_arm(trials, chosen, f"test:{test_tasks}:{TEST_SEED}")
             reference = reference or outcomes
             records.append(arm_row(arm, outcomes, reference))
             print(json.dumps(records[-1]), flush=True)

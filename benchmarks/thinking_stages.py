@@ -20,7 +20,7 @@ from thinking_budgets import TEST_SEED, TEST_TASKS, arm_row
 
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.trials.run_probe import Bench, ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import ProbeOptions, Trials, open_trials
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "ledger.py"
 READER, TUNED = "ledger-reader", "ledger-staged"
@@ -32,12 +32,12 @@ ARMS: Mapping[str, tuple[str, str]] = {
 }
 
 
-async def run_arm(bench: Bench, think: str, answer: str, test_tasks: int) -> list[Outcome]:
+async def run_arm(trials: Trials, think: str, answer: str, test_tasks: int) -> list[Outcome]:
     """The staged workflow with these variants."""
-    tasks = bench.file.tasks(f"test:{test_tasks}:{TEST_SEED}")
+    tasks = trials.file.tasks(f"test:{test_tasks}:{TEST_SEED}")
     played = {"reader": READER, "thinker": think, "answerer": answer}
     choices = {Part(role): Candidate(variant) for role, variant in played.items()}
-    return await bench.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
+    return await trials.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
 
 
 async def measure(shelf: Path, folder: Path, test_tasks: int) -> list[dict[str, Any]]:
@@ -47,9 +47,9 @@ async def measure(shelf: Path, folder: Path, test_tasks: int) -> list[dict[str, 
     )
     records: list[dict[str, Any]] = []
     reference: list[Outcome] | None = None
-    async with open_bench(options, folder) as bench:
+    async with open_trials(options, folder) as trials:
         for arm, (think, answer) in ARMS.items():
-            outcomes = await run_arm(bench, think, answer, test_tasks)
+            outcomes = await run_arm(trials, think, answer, test_tasks)
             reference = reference or outcomes
             prefilled = sum(a.prompt_tokens - a.cached_tokens for o in outcomes for a in o.asks if a.role == "answerer")
             again = {"answerer_prefill_tokens": round(prefilled / len(outcomes), 1)}

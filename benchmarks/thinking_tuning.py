@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 
 from metier.agents import ThinkingProfile
-from metier.runtime.trials.run_probe import ProbeOptions, open_bench
+from metier.runtime.trials.run_probe import ProbeOptions, open_trials
 from metier.specializers.methods.role_quality import RoleQuality, measure_role, paired_interval
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "ledger.py"
@@ -53,12 +53,12 @@ async def measure(shelf: Path, folder: Path) -> list[dict[str, Any]]:
     names = tuple(variant for variant in VARIANTS.values() if variant)
     options = ProbeOptions(workflow=str(WORKFLOW), tasks="tune:1", variants=("base", *names), also=(str(shelf),))
     records = []
-    async with open_bench(options, folder) as bench:
+    async with open_trials(options, folder) as trials:
         for budget in BUDGETS:
             reference: RoleQuality | None = None
             for arm, variant in VARIANTS.items():
                 found = await measure_role(
-                    bench.backend, ledger.accountant, rows, variant, thinking=ThinkingProfile(max_tokens=budget)
+                    trials.backend, ledger.accountant, rows, variant, thinking=ThinkingProfile(max_tokens=budget)
                 )
                 reference = reference or found
                 records.append(row_of(arm, budget, found, reference))

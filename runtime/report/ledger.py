@@ -13,7 +13,7 @@ from ..meters.energy import Energy
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
 
-__all__ = ["AdapterMove", "AskEntry", "Ledger", "StepEntry", "read_ledger", "round_of", "step_of"]
+__all__ = ["AskEntry", "Ledger", "SlotEvent", "StepEntry", "read_ledger", "round_of", "step_of"]
 
 BASE = "base"
 LAST_ROUND = re.compile(r"\[(\d+)\](?!.*\[)")
@@ -80,7 +80,7 @@ class StepEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterMove:
+class SlotEvent:
     """An adapter that came into an engine's slots or left them; `at` is when that was done, `seconds` what it took."""
 
     at: float
@@ -100,7 +100,7 @@ class Ledger:
     steps: tuple[StepEntry, ...]
     asks: tuple[AskEntry, ...]
     abandoned: tuple[AskEntry, ...]
-    moves: tuple[AdapterMove, ...]
+    slot_events: tuple[SlotEvent, ...]
     restarts: int
     totals: dict[str, dict[str, Any]]
     energy: Energy | None
@@ -148,7 +148,7 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
         steps=tuple(StepEntry(**dict(row)) for row in steps),
         asks=tuple(_ask(row) for row in asks),
         abandoned=tuple(AskEntry(**dict(row), abandoned=True) for row in abandoned),
-        moves=tuple(_move(row) for row in events if row["kind"] in ("adapter_loaded", "adapter_evicted")),
+        slot_events=tuple(_slot_event(row) for row in events if row["kind"] in ("adapter_loaded", "adapter_evicted")),
         restarts=sum(row["kind"] == "engine_restarted" for row in events),
         totals=store.engine_totals(batch),
         energy=_sum_energy([dict(row) for row in drawn]),
@@ -176,9 +176,9 @@ def _ask(row: Any) -> AskEntry:
     return AskEntry(**{**values, "corrected": bool(values["corrected"]), "lost": bool(values["lost"])})
 
 
-def _move(row: Any) -> AdapterMove:
+def _slot_event(row: Any) -> SlotEvent:
     data = json.loads(row["data"])
-    return AdapterMove(row["at"], row["kind"] == "adapter_loaded", data["adapter"], data["engine"], data["seconds"])
+    return SlotEvent(row["at"], row["kind"] == "adapter_loaded", data["adapter"], data["engine"], data["seconds"])
 
 
 def _sum_energy(rows: list[dict[str, Any]]) -> Energy | None:

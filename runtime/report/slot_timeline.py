@@ -144,17 +144,17 @@ def _note_moves(
 ) -> None:
     """Residence from loads and evictions; what was there before the batch began was there from the start."""
     since: dict[str, float] = {}
-    for move in ledger.moves:
-        if move.engine != engine:
+    for event in ledger.slot_events:
+        if event.engine != engine:
             continue
-        lane = lanes.setdefault(move.adapter, Lane(move.adapter))
+        lane = lanes.setdefault(event.adapter, Lane(event.adapter))
         lane.adapter = True
-        at = squeezed(move.at)
-        if move.loaded:
-            lane.loading.append((squeezed(move.at - move.seconds), at))
-            since[move.adapter] = at
+        at = squeezed(event.at)
+        if event.loaded:
+            lane.loading.append((squeezed(event.at - event.seconds), at))
+            since[event.adapter] = at
         else:
-            lane.resident.append((since.pop(move.adapter, 0.0), at))
+            lane.resident.append((since.pop(event.adapter, 0.0), at))
     for adapter, start in since.items():
         lanes[adapter].resident.append((start, length))
     for lane in lanes.values():

@@ -7,13 +7,13 @@ loop is a heap and twenty lines (`clock.py`), less than the processes of a simul
 
 from .recorded_programs import RecordedBatch, read_programs
 from .service_model import ServiceModel, fit_service
-from .simulation import Outcome, ServingPlan, simulate
+from .simulation import ServingPlan, SimulationResult, simulate
 
 __all__ = [
-    "Outcome",
     "RecordedBatch",
     "ServiceModel",
     "ServingPlan",
+    "SimulationResult",
     "fit_service",
     "read_programs",
     "simulate",

@@ -18,7 +18,7 @@ from ...agents.errors import SettingsError, TaskSetError
 from ..store.store import RunStore
 from .recorded_programs import RecordedBatch, read_programs
 from .service_model import FEWEST_ASKS, ServiceModel, fit_service
-from .simulation import Outcome, ServingPlan, quantile, simulate
+from .simulation import ServingPlan, SimulationResult, quantile, simulate
 
 __all__ = ["SimulateOptions", "Validation", "recorded_plan", "run_simulate", "swept_plans", "validate"]
 
@@ -166,7 +166,7 @@ def _validations(
     return found
 
 
-def _summary(outcome: Outcome) -> dict[str, float]:
+def _summary(outcome: SimulationResult) -> dict[str, float]:
     return {
         "completion_s": outcome.completion_s,
         "programs_per_min": 60 * len(outcome.program_s) / max(outcome.completion_s, 1e-9),
@@ -181,7 +181,9 @@ def _summary(outcome: Outcome) -> dict[str, float]:
     }
 
 
-def _outcome_table(outcomes: Sequence[tuple[ServingPlan, Outcome]], sweep: Mapping[str, Sequence[Any]]) -> Table:
+def _outcome_table(
+    outcomes: Sequence[tuple[ServingPlan, SimulationResult]], sweep: Mapping[str, Sequence[Any]]
+) -> Table:
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     swept = [name for name, values in sweep.items() if len(values) > 1]
     for head in (

@@ -108,8 +108,8 @@ def fit_service(batches: Sequence[RecordedBatch]) -> ServiceModel:
     step_s, prompt_token_s, row_s, adapter_s = costs
     batch_rows = x[:, 2] / x[:, 0]
     fewest, most = np.quantile(batch_rows[x[:, 0] > 1] if (x[:, 0] > 1).any() else batch_rows, (0.1, 0.9))
-    loads = [m.seconds for b in batches for m in b.ledger.moves if m.loaded]
-    evictions = [m.seconds for b in batches for m in b.ledger.moves if not m.loaded]
+    loads = [event.seconds for b in batches for event in b.ledger.slot_events if event.loaded]
+    evictions = [event.seconds for b in batches for event in b.ledger.slot_events if not event.loaded]
     return ServiceModel(
         step_s=float(step_s),
         prompt_token_s=float(prompt_token_s),
@@ -127,7 +127,7 @@ def fit_service(batches: Sequence[RecordedBatch]) -> ServiceModel:
 
 def _moves(ledger: Ledger, engine: str) -> list[Span]:
     server = engine.partition(" ")[0]  # a server says which of its engines answered
-    return merged((move.at - move.seconds, move.at) for move in ledger.moves if move.engine == server)
+    return merged((event.at - event.seconds, event.at) for event in ledger.slot_events if event.engine == server)
 
 
 def _stretches(asks: Sequence[AskEntry], moves: Sequence[Span]) -> list[tuple[list[float], float]]:

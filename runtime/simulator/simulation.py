@@ -21,7 +21,7 @@ from .service_model import ServiceModel
 from .simulated_engine import EngineBounds, EngineRow, SimulatedEngine
 from .simulated_replica import SimulatedReplica
 
-__all__ = ["Outcome", "ServingPlan", "quantile", "simulate"]
+__all__ = ["ServingPlan", "SimulationResult", "quantile", "simulate"]
 
 Order = Literal["first_come", "shortest_first"]
 
@@ -57,7 +57,7 @@ class ServingPlan(BaseModel):
 
 
 @dataclass
-class Outcome:
+class SimulationResult:
     """What a simulation came to; seconds and tokens. `ask_s` from asked to answered, `program_s` from start to end."""
 
     completion_s: float = 0.0
@@ -89,7 +89,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
-def simulate(programs: Sequence[Program], model: ServiceModel, plan: ServingPlan) -> Outcome:
+def simulate(programs: Sequence[Program], model: ServiceModel, plan: ServingPlan) -> SimulationResult:
     """Run programs through replicas, `plan.concurrency` at a time, in the order given; the same in, the same out.
 
     `plan.programs` more than there are repeats them: what a repeated program shares with others is shared again, what
@@ -122,7 +122,7 @@ class _Driver:
         self._model = model
         self._plan = plan
         self._clock = Clock()
-        self._outcome = Outcome()
+        self._outcome = SimulationResult()
         self._count = plan.programs or len(programs)
         self._started = 0
         self._driver_free_s = 0.0
@@ -143,7 +143,7 @@ class _Driver:
         costs = costs_of(model, max_running=plan.max_running, running=running, output_tokens=mean)
         self._choose = make_chooser(plan.placement, self._states, costs)
 
-    def run(self) -> Outcome:
+    def run(self) -> SimulationResult:
         for _ in range(min(self._plan.concurrency, self._count)):
             self._start_next()
         self._clock.run()

@@ -12,7 +12,7 @@ from ...router.assignment import BASE
 from ...router.probing.journal import Journal, content_key
 from ...router.probing.outcomes import AskCost
 
-__all__ = ["RecordedReply", "ReplayedBackend", "RunRecord", "common_prefix"]
+__all__ = ["AskedInRun", "RecordedReply", "ReplayedBackend", "common_prefix"]
 
 
 class RecordedReply(BaseModel):
@@ -25,7 +25,7 @@ class RecordedReply(BaseModel):
 
 
 @dataclass
-class RunRecord:
+class AskedInRun:
     """What one run asked: costs in the order the replies came, and each role's answers as text."""
 
     asks: list[AskCost] = field(default_factory=list)
@@ -58,7 +58,7 @@ class ReplayedBackend:
         self._identity = identity
         self._variants = variants or {}
         self._block_tokens = block_tokens
-        self._runs: dict[str, RunRecord] = {}
+        self._runs: dict[str, AskedInRun] = {}
         self._last_run: dict[str, tuple[str, str]] = {}
 
     async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
@@ -75,9 +75,9 @@ class ReplayedBackend:
         self._note(ask, reply, key, reused=known is not None)
         return reply
 
-    def take(self, run_id: str) -> RunRecord:
+    def take(self, run_id: str) -> AskedInRun:
         """What a run has asked, which is forgotten here."""
-        return self._runs.pop(run_id, RunRecord())
+        return self._runs.pop(run_id, AskedInRun())
 
     def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
         """See `ForeseeingBackend`; nothing where the backend does not look ahead."""
@@ -99,7 +99,7 @@ class ReplayedBackend:
         return content_key(ask=seen, variant=self._variants.get(variant, variant), identity=self._identity)
 
     def _note(self, ask: Ask, reply: Reply, key: str, *, reused: bool) -> None:
-        run = self._runs.setdefault(ask.run_id, RunRecord())
+        run = self._runs.setdefault(ask.run_id, AskedInRun())
         name = f"{ask.role}[{ask.round}]"
         text = "\n".join(f"{message.role}\n{message.content}" for message in ask.messages)
         usage = reply.usage

@@ -20,7 +20,7 @@ from ...router.solving.coupling import Problem, Serving, ask_seconds, make_probl
 from ...router.solving.solve import Solution
 from ...router.space import Candidate, Part, Space
 from ..report.figures import FrontPoint, draw_front
-from .run_probe import PROFILES, Bench, ProbeOptions, open_bench, read_options, wide_console
+from .run_probe import PROFILES, ProbeOptions, Trials, open_trials, read_options, wide_console
 
 __all__ = ["held_out", "run_assign", "serving_of"]
 
@@ -48,25 +48,25 @@ async def run_assign(
     options = read_options(folder)
     options = options.model_copy(update={"overrides": {**options.overrides, **(overrides or {})}})
     profiles = read_profiles(folder / PROFILES)
-    async with open_bench(options, folder) as bench:
-        if profiles[0].workflow != bench.file.graph.fingerprint:
+    async with open_trials(options, folder) as trials:
+        if profiles[0].workflow != trials.file.graph.fingerprint:
             raise ProfileError(
                 f"{folder / PROFILES} holds profiles of workflow {profiles[0].workflow}",
-                expected=f"this one, {bench.file.graph.fingerprint}",
+                expected=f"this one, {trials.file.graph.fingerprint}",
                 remedy="Run `metier probe` again: what is still the same is not run again.",
             )
         wanted = [Candidate.read(name) for name in candidates] or None
-        problem = make_problem(profiles, bench.space.parts, serving=serving_of(bench), candidates=wanted)
-        tasks = held_out(bench, options, check)
+        problem = make_problem(profiles, trials.space.parts, serving=serving_of(trials), candidates=wanted)
+        tasks = held_out(trials, options, check)
         result = await assign(
-            problem, settings, check=bench.evaluator(tasks), on_note=lambda note: errors.print(note, markup=False)
+            problem, settings, check=trials.evaluator(tasks), on_note=lambda note: errors.print(note, markup=False)
         )
         _print(result, problem, settings)
-        _write(out, result, problem, bench.space, settings, len(tasks))
+        _write(out, result, problem, trials.space, settings, len(tasks))
     _write_front(folder, result, problem)
 
 
-def held_out(bench: Bench, options: ProbeOptions, check: str | None) -> TaskSet:
+def held_out(trials: Trials, options: ProbeOptions, check: str | None) -> TaskSet:
     """The tasks to check on, none of which was probed; by default as many, of the seed after the probe's.
 
     Raises: SettingsError when none is left.
@@ -74,8 +74,8 @@ def held_out(bench: Bench, options: ProbeOptions, check: str | None) -> TaskSet:
     split, _, rest = options.tasks.partition(":")
     size, _, seed = rest.partition(":")
     spec = check or f"{split}:{size}:{int(seed or 0) + 1}"
-    probed = {task.input.model_dump_json() for task in bench.file.tasks(options.tasks)}
-    given = bench.file.tasks(spec)
+    probed = {task.input.model_dump_json() for task in trials.file.tasks(options.tasks)}
+    given = trials.file.tasks(spec)
     fresh = tuple(task for task in given if task.input.model_dump_json() not in probed)
     if not fresh:
         raise SettingsError(
@@ -86,16 +86,16 @@ def held_out(bench: Bench, options: ProbeOptions, check: str | None) -> TaskSet:
     return TaskSet(given.name, given.split, fresh, given.scorer, given.seeds)
 
 
-def serving_of(bench: Bench) -> Serving:
-    """How the engines of a bench serve, with the cost of a swap as it was measured, where there were any."""
-    engine = bench.settings.engine
-    asks = [ask for _, outcome in bench.runs.items() for ask in outcome.asks if ask.swaps and not ask.reused]
+def serving_of(trials: Trials) -> Serving:
+    """How the engines of these trials serve, with the cost of a swap as it was measured, where there were any."""
+    engine = trials.settings.engine
+    asks = [ask for _, outcome in trials.runs.items() for ask in outcome.asks if ask.swaps and not ask.reused]
     swaps = sum(ask.swaps for ask in asks)
     known: dict[str, float] = {}
     if swaps:
         waited_s = sum(ask.swap_s for ask in asks) / swaps
         known = {"swap_s": waited_s, "swap_cpu_s": waited_s}
-    running = min(bench.options.concurrency or bench.settings.concurrency, engine.max_running)
+    running = min(trials.options.concurrency or trials.settings.concurrency, engine.max_running)
     return Serving(
         kv_cache_mib=engine.kv_cache_mib,
         engine_mib=ENGINE_MIB,
@@ -103,7 +103,7 @@ def serving_of(bench: Bench) -> Serving:
         adapter_slots=engine.adapter_slots,
         slot_rank=engine.slot_rank,
         running=running,
-        busy_s_per_cpu_s=bench.meter.busy_s_per_cpu_s(),
+        busy_s_per_cpu_s=trials.meter.busy_s_per_cpu_s(),
         **known,
     )
 

@@ -40,7 +40,7 @@ from ..store.store import RunStore
 from .replayed_backend import RecordedReply, ReplayedBackend
 from .work_meter import WorkMeter
 
-__all__ = ["Bench", "ProbeOptions", "SessionRunner", "open_bench", "read_options", "run_probe"]
+__all__ = ["ProbeOptions", "SessionRunner", "Trials", "open_trials", "read_options", "run_probe"]
 
 errors = Console(stderr=True)
 OPTIONS, PROFILES, RUNS, REPLIES = "probe.json", "profiles.jsonl", "runs.jsonl", "replies.jsonl"
@@ -84,7 +84,7 @@ def read_options(folder: Path) -> ProbeOptions:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Trials:
     """Everything one needs to run a workflow under any assignment of the candidates, and to know what that took."""
 
     file: WorkflowFile
@@ -111,25 +111,25 @@ class Bench:
 
 
 class SessionRunner:
-    """Runs tasks under an assignment in a session of their own, on the bench's backend: a `RunTasks`."""
+    """Runs tasks under an assignment in a session of their own, on the trials' backend: a `RunTasks`."""
 
-    def __init__(self, bench: Bench, tasks: TaskSet) -> None:
-        self._bench = bench
+    def __init__(self, trials: Trials, tasks: TaskSet) -> None:
+        self._trials = trials
         self._tasks = tasks
         self._by_id = {task.id: task for task in tasks}
-        self._verifiers = bench.file.verifiers()
+        self._verifiers = trials.file.verifiers()
 
     async def __call__(self, assignment: Assignment, tasks: Sequence[str], on_outcome: OnOutcome) -> None:
         """See `RunTasks`. Raises what keeps runs from being made at all (engines, adapters), rather than score it 0."""
-        bench = self._bench
+        trials = self._trials
         chosen = [self._by_id[task] for task in tasks]
         subset = TaskSet(self._tasks.name, self._tasks.split, tuple(chosen), self._tasks.scorer, self._tasks.seeds)
         with RunStore(":memory:") as store:
-            session = Session(bench.backend, Router(assignment), store, bench.settings)
+            session = Session(trials.backend, Router(assignment), store, trials.settings)
             results = await session.map(
-                bench.file.graph, subset, concurrency=bench.options.concurrency, seed=bench.options.seed
+                trials.file.graph, subset, concurrency=trials.options.concurrency, seed=trials.options.seed
             )
-        bench.meter.note()
+        trials.meter.note()
         for task, result in zip(chosen, results, strict=True):
             on_outcome(self._outcome(task, result))
 
@@ -141,7 +141,7 @@ class SessionRunner:
             )
         if error is not None and not isinstance(error, RunError | AskRejectedError):
             raise error
-        record = self._bench.backend.take(result.run_id)
+        record = self._trials.backend.take(result.run_id)
         return Outcome(
             key="",
             task=task.id,
@@ -159,7 +159,7 @@ class SessionRunner:
         total = 0.0
         for text in answers:
             try:
-                total += float(verifier(task, parse_answer(text, self._bench.file.graph.roles()[role].gives)))
+                total += float(verifier(task, parse_answer(text, self._trials.file.graph.roles()[role].gives)))
             except AnswerError:
                 continue  # an answer that is none scores 0
             except Exception as error:
@@ -171,7 +171,7 @@ class SessionRunner:
 
 
 @asynccontextmanager
-async def open_bench(options: ProbeOptions, folder: Path) -> AsyncGenerator[Bench]:
+async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Trials]:
     """Open engines and journals for a workflow and its candidates; all of it is closed at the end.
 
     Raises: GraphError, AssignmentError, UnknownVariantError, BaseModelError, ProfileError.
@@ -198,32 +198,32 @@ async def open_bench(options: ProbeOptions, folder: Path) -> AsyncGenerator[Benc
                 backend, replies, identity=identity, variants=variants, block_tokens=settings.engine.block_tokens
             )
             meter = WorkMeter(totals, work)
-            yield Bench(file, space, replayed, settings, options, variants, footprints, runs, meter)
+            yield Trials(file, space, replayed, settings, options, variants, footprints, runs, meter)
 
 
 async def run_probe(options: ProbeOptions, folder: Path) -> None:
     """Probe a workflow and print what came of it; see `metier probe --help`."""
     incumbent = None if options.incumbent is None else load_assignment(options.incumbent)
-    async with open_bench(options, folder) as bench:
-        tasks = bench.file.tasks(options.tasks)
+    async with open_trials(options, folder) as trials:
+        tasks = trials.file.tasks(options.tasks)
         (folder / OPTIONS).write_text(options.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        arms = 1 + sum(len(bench.space.candidates[part]) - 1 for part in bench.space.parts)
-        with _Progress(f"probing {bench.file.graph.name}", arms * len(tasks)) as progress:
-            evaluator = bench.evaluator(tasks, progress.on_outcome)
+        arms = 1 + sum(len(trials.space.candidates[part]) - 1 for part in trials.space.parts)
+        with _Progress(f"probing {trials.file.graph.name}", arms * len(tasks)) as progress:
+            evaluator = trials.evaluator(tasks, progress.on_outcome)
             try:
                 result = await probe(
                     evaluator,
-                    None if incumbent is None else bench.space.read(incumbent),
+                    None if incumbent is None else trials.space.read(incumbent),
                     options.probe,
-                    workflow=bench.file.graph.fingerprint,
-                    footprints=bench.footprints,
-                    variants=bench.variants,
-                    engine_costs=bench.meter.costs,
+                    workflow=trials.file.graph.fingerprint,
+                    footprints=trials.footprints,
+                    variants=trials.variants,
+                    engine_costs=trials.meter.costs,
                     on_note=progress.note,
                 )
             except anyio.get_cancelled_exc_class():
                 progress.note(
-                    f"stopped: {len(bench.runs)} runs are kept in {folder}; the same command goes on with them"
+                    f"stopped: {len(trials.runs)} runs are kept in {folder}; the same command goes on with them"
                 )
                 raise
         write_profiles(folder / PROFILES, result.profiles)
@@ -278,12 +278,12 @@ async def _engines(
         yield pool, ids, footprints(wanted, checkpoint, settings), pool.checkpoint_totals
 
 
-def _serving(bench: Bench) -> dict[str, Any]:
-    engine = bench.settings.engine
+def _serving(trials: Trials) -> dict[str, Any]:
+    engine = trials.settings.engine
     return {
         "dtype": engine.dtype,
-        "base": bench.variants.get(BASE, BASE),
-        "scripted": bench.options.engine == "scripted",
+        "base": trials.variants.get(BASE, BASE),
+        "scripted": trials.options.engine == "scripted",
     }
 
 
