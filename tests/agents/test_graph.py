@@ -107,6 +107,10 @@ def test_fingerprint_changes_with_instructions_only_when_they_change() -> None:
     assert solve_and_check(2)[0].build().fingerprint != solve_and_check(3)[0].build().fingerprint
 
 
+def test_a_run_stored_by_an_earlier_version_is_of_the_same_graph() -> None:
+    assert solve_and_check()[0].build().fingerprint == "3129fa34f52a94a2"
+
+
 def test_pictures_name_every_step() -> None:
     from metier.agents.pictures import to_dot
 

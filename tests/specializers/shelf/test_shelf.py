@@ -10,6 +10,7 @@ import pytest
 
 from metier.agents import UnknownVariantError, VariantError
 from metier.specializers import AskSpec, EngineSpec, Shelf, Variant
+from metier.specializers.shelf.variant import content_id
 
 
 def record(**more: Any) -> dict[str, Any]:
@@ -46,6 +47,12 @@ def test_the_id_covers_weights_and_recipe_but_neither_name_nor_card(tmp_path: Pa
     assert shelf.get(first.id).card == {"loss": 0.4}
     assert put(shelf, "three", text="other").id != first.id
     assert put(shelf, "four", seed=1).id != first.id
+
+
+def test_a_record_keeps_the_id_it_had_when_variants_were_first_made() -> None:
+    recipe = {"name": "zähler", "methods": [{"method": "lora", "rank": 8, "learning_rate": 0.001}]}
+    made = {"base": "0123456789abcdef", "parent": None, "recipe": recipe, "seed": 7, "data": "ab", "prompt_layout": 1}
+    assert content_id({**made, "id": "x", "name": "n", "card": {"a": 1}}) == "6f388b078e901c6a"
 
 
 def test_a_name_means_the_variant_added_last(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""What a step was given is known again by its key, also in stores of earlier versions."""
+
+from __future__ import annotations
+
+import datetime
+
+from pydantic import BaseModel
+
+from metier.agents import Message
+from metier.runtime.runs.step_values import content_key
+
+
+class Puzzle(BaseModel):
+    text: str
+    number: int = 2
+
+
+def test_steps_keep_their_keys() -> None:
+    inputs = {"puzzle": Puzzle(text="ä"), "at": datetime.date(2026, 1, 2), "k": [1, 2.5, None]}
+    assert content_key(None, inputs) == "66b831baf54a6110"
+    messages = (Message(role="user", content="hé"), Message(role="assistant", content="b"))
+    assert content_key(messages, {}) == "05dfeda191db125c"
