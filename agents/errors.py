@@ -216,9 +216,10 @@ class ResumeError(StoreError):
     """A run cannot be resumed as asked."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"Did you mean {close[0]!r}?" if close else ""
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, most: int = 1) -> str:
+    """A remedy for a misspelt name: the `most` closest of the known ones, or `otherwise` where none is close."""
+    close = difflib.get_close_matches(name, list(known), n=most)
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else otherwise
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
-from .errors import TaskSetError
+from .errors import TaskSetError, did_you_mean
 from .tasksets import SEEDS_PER_SET, Split, Task, TaskSet, seed_range, split_of
 
 __all__ = ["mix_tasks", "reasoning_gym_tasks"]
@@ -124,11 +123,10 @@ def _create(dataset: str, first_seed: int, knobs: dict[str, Any]) -> Any:
             remedy="pip install 'metier[eval]'",
         ) from error
     if dataset not in DATASETS:
-        close = difflib.get_close_matches(dataset, DATASETS, n=3)
         raise TaskSetError(
             f"reasoning-gym has no dataset {dataset!r}",
             expected=f"one of its {len(DATASETS)} datasets",
-            remedy=f"Did you mean {' or '.join(map(repr, close))}?" if close else "See its gallery.",
+            remedy=did_you_mean(dataset, DATASETS, "See its gallery.", most=3),
         )
     try:
         return reasoning_gym.create_dataset(dataset, seed=first_seed, size=SEEDS_PER_SET, **knobs)

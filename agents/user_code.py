@@ -39,6 +39,6 @@ def load_named(folder: Path, named: str, where: str, what: str, fits: Callable[[
         raise RecipeError(
             f"{where}: {file} has no {what} {name!r}",
             expected=f"one of {', '.join(own) or 'none'}",
-            remedy=did_you_mean(name, own) or "Correct the name.",
+            remedy=did_you_mean(name, own, "Correct the name."),
         )
     return found

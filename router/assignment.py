@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..agents.errors import AssignmentError, SettingsError
+from ..agents.errors import AssignmentError, SettingsError, did_you_mean
 from ..agents.thinking import ThinkingProfile
 from .escalation import ClimbCause, Rung
 
@@ -141,11 +140,10 @@ class Assignment(BaseModel):
         known = sorted(roles)
         for role in self.roles:
             if role not in known:
-                close = get_close_matches(role, known, 1)
                 raise AssignmentError(
                     f"the assignment names the unknown role {role!r}",
                     expected=f"one of {', '.join(known) or 'none: the workflow has no roles'}",
-                    remedy=f"Did you mean {close[0]!r}?" if close else "Remove it from the assignment.",
+                    remedy=did_you_mean(role, known, "Remove it from the assignment."),
                 )
 
     def to_yaml(self) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from ...agents.errors import did_you_mean
 from ...agents.nodes import BuiltGraph
 from ...agents.roles import Role
 from ...router.assignment import BASE
@@ -73,14 +73,13 @@ class ServedModels:
         """What a name stands for; raises RequestRefused (404) that names what there is."""
         found = self._names.get(name) or self._explicit.get(name)
         if found is None:
-            close = get_close_matches(name, [*self._names, *self._explicit], 1)
             raise RequestRefused(
                 f"model {name[:100]!r} is not served",
                 status=404,
                 code="model_not_found",
                 param="model",
                 expected=f"one of {', '.join(self.names())}",
-                remedy=f"Did you mean {close[0]!r}?" if close else "",
+                remedy=did_you_mean(name, [*self._names, *self._explicit], ""),
             )
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ...agents.errors import SettingsError
+from ...agents.errors import SettingsError, did_you_mean
 from ...router.priority import PrioritySettings
 from ...specializers.shelf.base_model import cache_folder
 from .engine import EngineSettings
@@ -114,11 +113,10 @@ def _explain(error: ValidationError) -> SettingsError:
         if not part.isdigit():  # a place in a list has the list's own type
             model = _model_in(model.model_fields[part].annotation)
     known = list(model.model_fields)
-    close = get_close_matches(where[-1], known, 1)
     return SettingsError(
         f"unknown setting {name!r}",
         expected=f"one of {', '.join(known)}",
-        remedy=f"Did you mean {close[0]!r}?" if close else "Remove it.",
+        remedy=did_you_mean(where[-1], known, "Remove it."),
     )
 
 

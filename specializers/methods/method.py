@@ -5,7 +5,6 @@ A method writes an adapter, a checkpoint, or both. The next method of the recipe
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ...agents.backend import Backend
-from ...agents.errors import RecipeError
+from ...agents.errors import RecipeError, did_you_mean
 from ...agents.traffic import TrafficRow
 from ..shelf.fier_settings import FierSettings
 from ..shelf.variant import AskSpec
@@ -102,11 +101,10 @@ class Method:
 def find_method(name: str) -> Method:
     """Import the method of that name; raises RecipeError that lists those there are."""
     if name not in METHODS:
-        close = difflib.get_close_matches(name, METHODS, n=1)
         raise RecipeError(
             f"there is no method {name!r}",
             expected=f"one of {', '.join(sorted(METHODS))}",
-            remedy=f"Did you mean {close[0]!r}?" if close else "Correct the method's name.",
+            remedy=did_you_mean(name, METHODS, "Correct the method's name."),
         )
     method = import_module(METHODS[name], __package__).METHOD
     assert isinstance(method, Method)

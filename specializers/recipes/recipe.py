@@ -246,7 +246,7 @@ def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str
         return RecipeError(
             f"{prefix}{path}: unknown field with value {first['input']!r}",
             expected=f"one of {', '.join(known)}",
-            remedy=did_you_mean(str(location[-1]), known) or "Remove it.",
+            remedy=did_you_mean(str(location[-1]), known, "Remove it."),
         )
     if first["type"] == "missing":
         return RecipeError(f"{prefix}{path}: missing", expected="a value", remedy="Add the field.")

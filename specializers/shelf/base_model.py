@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ...agents.errors import BaseModelError, VariantError
+from ...agents.errors import BaseModelError, VariantError, did_you_mean
 from ..checkpoints.tensor_files import base_tensors, read_json, weight_files
 from .bundled_model import BUNDLED, MANIFEST, convert_bundled
 from .shelf import hash_files
@@ -46,11 +45,10 @@ def find_base(
         return folder.resolve()
     if isinstance(name_or_path, str) and _HUB_ID.match(name) and not name.startswith("."):
         return _fetch(name, say)
-    close = difflib.get_close_matches(name, BUNDLED, n=1)
     raise BaseModelError(
         f"there is no base model {name!r}",
         expected=f"{', '.join(sorted(BUNDLED))}, a local folder, or a Hugging Face id such as org/model",
-        remedy=f"Did you mean {close[0]!r}?" if close else "Correct the name or the path.",
+        remedy=did_you_mean(name, BUNDLED, "Correct the name or the path."),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...agents.errors import UnknownVariantError, VariantError
+from ...agents.errors import UnknownVariantError, VariantError, did_you_mean
 from .variant import Variant, content_id
 
 __all__ = ["RECORD", "Shelf", "hash_files", "read_variant"]
@@ -155,13 +154,15 @@ class Shelf:
                 if getattr(variant, by) == name_or_id:
                     return variant, folder
         names = sorted({variant.name for variant, _ in found})
-        close = difflib.get_close_matches(name_or_id, names, n=3)
         raise UnknownVariantError(
             f"no variant {name_or_id!r} on the shelf {self.folder}",
             expected=f"one of {', '.join(names)}" if names else "a variant (the shelf is empty)",
-            remedy=f"Did you mean {' or '.join(map(repr, close))}?"
-            if close
-            else "Make it with `metier make recipe.yaml`, or name the folder it lies in with `--variants`.",
+            remedy=did_you_mean(
+                name_or_id,
+                names,
+                "Make it with `metier make recipe.yaml`, or name the folder it lies in with `--variants`.",
+                most=3,
+            ),
         )
 
     def _found(self) -> Sequence[tuple[Variant, Path]]:
