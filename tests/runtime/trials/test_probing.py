@@ -18,7 +18,7 @@ from metier.router import Candidate, Journal, load_assignment, read_profiles
 from metier.router.probing.outcomes import Outcome
 from metier.runtime.report.figures import FrontPoint, draw_front
 from metier.runtime.trials.replayed_backend import RecordedReply, ReplayedBackend, common_prefix
-from metier.runtime.trials.run_probe import ProbeOptions, open_bench, run_probe
+from metier.runtime.trials.run_probe import ProbeOptions, open_trials, run_probe
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = str(ROOT / "workflow_for_probe.py")
@@ -193,16 +193,16 @@ async def test_runs_share_every_step_that_is_asked_the_same(folder: Path, monkey
     """Replacing the critic asks no planner and no solver again; replacing the planner by its equal asks nobody else."""
     monkeypatch.chdir(folder)
     options = ProbeOptions(workflow=WORKFLOW, tasks="tune:4", variants=("sharp", "brief"), engine="scripted")
-    async with open_bench(options, folder / "bench") as bench:
-        tasks = bench.file.tasks("tune:4")
-        evaluator = bench.evaluator(tasks)
-        incumbent = bench.space.uniform(Candidate("sharp"))
+    async with open_trials(options, folder / "trials") as trials:
+        tasks = trials.file.tasks("tune:4")
+        evaluator = trials.evaluator(tasks)
+        incumbent = trials.space.uniform(Candidate("sharp"))
         await evaluator.outcomes(incumbent, [task.id for task in tasks])
         assert evaluator.counts.asks == 12 and evaluator.counts.asks_reused == 0
-        critic = next(part for part in bench.space.parts if str(part) == "critic[1]")
+        critic = next(part for part in trials.space.parts if str(part) == "critic[1]")
         await evaluator.outcomes({**incumbent, critic: Candidate("brief")}, [task.id for task in tasks])
         assert evaluator.counts.asks == 16 and evaluator.counts.asks_reused == 8
-        later = next(part for part in bench.space.parts if str(part) == "solver[2+]")
+        later = next(part for part in trials.space.parts if str(part) == "solver[2+]")
         await evaluator.outcomes({**incumbent, later: Candidate("brief")}, [task.id for task in tasks])
         assert evaluator.counts.asks == 16 and evaluator.counts.asks_reused == 8 + 12
 
