@@ -5,31 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import ConfigDict, model_validator
 
 from .errors import SettingsError
+from .frozen_model import FrozenModel
 
 __all__ = ["THINKING_OFF", "ThinkingProfile", "ThinkingTags", "open_thinking"]
 
 
-class ThinkingProfile(BaseModel):
+class ThinkingProfile(FrozenModel):
     """How long one ask thinks before it answers, in tokens between the tags; kept to the token by the engines.
-
-    Thinking ends at `max_tokens` at the latest; 0 is off: the ask gets a closed, empty block and answers at once.
-    It does not end before `min_tokens`. `waits` is how often an attempt to end is answered with the word "Wait"
-    instead (budget forcing, arXiv 2501.19393, section 3.1): attempts below the minimum where one is stated, any
-    attempt otherwise. A Wait that would not fit below the maximum is left out.
 
     Where people write it, a number is the maximum and `off` (also YAML's false) is 0: `thinking: 64`.
     An ask without a profile is asked as if there were no thinking: no tags, no block.
     Raises: SettingsError when the numbers contradict each other.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     max_tokens: int
+    """Thinking ends at this many tokens at the latest. 0 is off: the ask gets a closed, empty block and answers at
+    once."""
+
     min_tokens: int = 0
+    """Thinking does not end before this many tokens."""
+
     waits: int = 0
+    """How often an attempt to end is answered with the word "Wait" instead (budget forcing, arXiv 2501.19393, section
+    3.1). These are attempts below `min_tokens` where it is set, else any. A Wait that does not fit below `max_tokens`
+    is left out."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,20 +77,23 @@ THINKING_OFF = ThinkingProfile(max_tokens=0)
 """Answer at once, after a closed block: what a model that was trained to think needs to be told."""
 
 
-class ThinkingTags(BaseModel):
+class ThinkingTags(FrozenModel):
     """The text that thinking is written between, as the model was trained with it.
 
-    `open` is put behind the prompt of an ask that thinks, `close` ends its thinking, whether the model writes it or the
-    budget does; `empty` is put behind the prompt of an ask with thinking off. `wait` is the word that lengthens
-    thinking. Raises: SettingsError when a tag is missing or would hide in another.
+    Raises: SettingsError when a tag is missing or would hide in another.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     open: str = "<think>\n"
+    """Put behind the prompt of an ask that thinks."""
+
     close: str = "</think>"
+    """Ends thinking, whether the model writes it or the budget does."""
+
     empty: str = "<think>\n</think>"
+    """Put behind the prompt of an ask with thinking off."""
+
     wait: str = "Wait"
+    """The word that lengthens thinking."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

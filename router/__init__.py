@@ -12,8 +12,9 @@ from .probing.profile import Footprint, Profile, read_profiles, write_profiles
 from .route import Route, Router
 from .solving.assign import assign
 from .solving.assigned import Assigned, AssignSettings
-from .solving.coupling import Prediction, Problem, Serving, make_problem, predict
+from .solving.coupling import Prediction, Problem, make_problem, predict
 from .solving.limits import Limits
+from .solving.serving import Serving
 from .solving.solve import Solution, SolverSettings, front, solve
 from .space import Candidate, Part, Space, space_of
 

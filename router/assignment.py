@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..agents.errors import AssignmentError, SettingsError, did_you_mean
+from ..agents.frozen_model import FrozenModel
 from ..agents.thinking import ThinkingProfile
 from .escalation import ClimbCause, Rung
 
@@ -19,29 +20,38 @@ BASE = "base"
 """Name of the base model itself, where a variant could stand."""
 
 
-class RoleAssignment(BaseModel):
-    """The variant of one role, and other ones for particular rounds; `reason` says why.
-
-    `thinking` and, for particular rounds, `thinking_rounds` say how long the role thinks, whatever it says itself.
-    `expected_s` is how many seconds one of its asks takes, where that is known: runs are ordered by it.
-
-    With a `ladder` the role begins on its first rung and goes one up for each setback named in `climb_on`, at most
-    `max_climbs` in all; None is to the ladder's end. `min_logprob` is the mean log-probability (nats a token, at most
-    0) below which an answer is unsure.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RoleAssignment(FrozenModel):
+    """The variant of one role, and how that changes by round or after failures."""
 
     variant: str = BASE
+    """Name of the variant that plays the role."""
+
     rounds: dict[int, str] = {}
+    """Other variants for particular rounds of a loop, counted from 1."""
+
     thinking: ThinkingProfile | None = None
+    """How long the role thinks, whatever the role says itself."""
+
     thinking_rounds: dict[int, ThinkingProfile] = {}
+    """Other lengths of thinking for particular rounds."""
+
     ladder: tuple[Rung, ...] = ()
+    """Steps that the role climbs: it begins on the first, and goes up one for each failure named in `climb_on`."""
+
     climb_on: tuple[ClimbCause, ...] = ()
+    """Kinds of failure that climb: `rejected`, `unparsed`, `unsure`."""
+
     max_climbs: int | None = Field(default=None, ge=1)
+    """How many steps up at most. None is to the ladder's end."""
+
     min_logprob: float | None = Field(default=None, le=0, allow_inf_nan=False)
+    """Mean log-probability (nats a token, at most 0) below which an answer is unsure."""
+
     expected_s: float | None = Field(default=None, gt=0)
+    """Seconds that one of the role's asks takes, where that is known. Runs are ordered by it."""
+
     reason: str = ""
+    """Why this variant was chosen; for people."""
 
     @field_validator("rounds", "thinking_rounds")
     @classmethod
@@ -90,7 +100,7 @@ class RoleAssignment(BaseModel):
         return len(self.ladder) - 1 if self.max_climbs is None else self.max_climbs
 
 
-class Assignment(BaseModel):
+class Assignment(FrozenModel):
     """(role, round) to variant; roles that are not named get `default`.
 
     In YAML a role is either the name of a variant, or a mapping with `variant`, `rounds`, `thinking`,
@@ -103,10 +113,11 @@ class Assignment(BaseModel):
           critic: {thinking: off, thinking_rounds: {2: 64, 3: {max_tokens: 128, min_tokens: 32, waits: 1}}}
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     roles: dict[str, RoleAssignment] = {}
+    """What each role gets, by the role's name."""
+
     default: str = BASE
+    """Variant of the roles that are not named."""
 
     @field_validator("roles", mode="before")
     @classmethod

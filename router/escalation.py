@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
+from ..agents.frozen_model import FrozenModel
 from ..agents.thinking import ThinkingProfile
 
 __all__ = ["NO_SETBACKS", "ClimbCause", "Rung", "Setbacks", "climb"]
@@ -15,13 +14,14 @@ ClimbCause = Literal["rejected", "unparsed", "unsure"]
 included; `unsure`: the answer's mean log-probability was below the role's threshold."""
 
 
-class Rung(BaseModel):
-    """One step of a ladder; what it does not say is the role's own `variant` and `thinking`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Rung(FrozenModel):
+    """One step of a ladder."""
 
     variant: str | None = None
+    """Variant of this step. None is the role's own."""
+
     thinking: ThinkingProfile | None = None
+    """How long this step thinks. None is the role's own."""
 
 
 class Setbacks(NamedTuple):

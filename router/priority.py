@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ..agents.frozen_model import FrozenModel
 
 __all__ = ["PrioritySettings", "order_key_s", "priority_of"]
 
@@ -12,21 +14,21 @@ PRIORITY_LIMIT = 2**31 - 1
 """Largest priority we give, in milliseconds: a session of 24 days."""
 
 
-class PrioritySettings(BaseModel):
-    """How the asks of concurrent runs are ordered when the engine cannot take all of them at once.
-
-    `shortest_first` orders by what a run still has before it and, with less weight, by what it has had;
-    `first_come` leaves asks in the order they come. A role costs `ask_s` seconds where the assignment says no
-    `expected_s` for it. `attained_weight` is how much of a second a second already had counts. No run is ever
-    overtaken by one that began `ageing_s` seconds after it, or later.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PrioritySettings(FrozenModel):
+    """How the asks of concurrent runs are ordered when the engine cannot take all of them at once."""
 
     order: Literal["shortest_first", "first_come"] = "shortest_first"
+    """`shortest_first`: by the seconds a run still needs and, with less weight, those it has had. `first_come`: as they
+    come."""
+
     ask_s: float = Field(default=1.0, gt=0)
+    """Seconds that an ask of a role takes where the assignment says no `expected_s` for it."""
+
     attained_weight: float = Field(default=0.25, ge=0)
+    """Weight of a second that a run has already had, against one that it still needs."""
+
     ageing_s: float = Field(default=60.0, gt=0)
+    """A run is never overtaken by one that began this many seconds after it, or later."""
 
 
 def order_key_s(began_s: float, remaining_s: float, attained_s: float, settings: PrioritySettings) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...agents.errors import EngineDeadError
+from ...agents.frozen_model import FrozenModel
 
 __all__ = ["PlacedAsk", "Placement", "PlacementCosts", "ReplicaState", "place"]
 
@@ -45,24 +46,29 @@ class ReplicaState:
     healthy: bool = True
 
 
-class PlacementCosts(BaseModel):
-    """What things take on a replica, in seconds; the defaults are those of a 135M model on one CPU core.
-
-    A token in flight there delays a new ask by `outstanding_token_s`, less than what one takes alone, since asks are
-    computed together. An adapter in use keeps its slot for `slot_hold_s`, so that asks for further ones wait. Who
-    evicts an adapter makes others load it again, which counts as their `adapter_load_s`, and half as much for an ask
-    with `patience_s` still before it: that its run ends in time depends on it. All asks on a replica stand still during
-    a load, so that `adapter_load_s` is a load's own time (0.03-0.1 s here) times the asks it typically holds up.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PlacementCosts(FrozenModel):
+    """What things take on a replica, in seconds. The defaults are those of a 135M model on one CPU core."""
 
     prompt_token_s: float = Field(default=0.001, ge=0)
+    """Seconds of one prompt token that the replica's cache does not have."""
+
     answer_token_s: float = Field(default=0.02, ge=0)
+    """Seconds of one answer token."""
+
     outstanding_token_s: float = Field(default=0.004, ge=0)
+    """Seconds by which one token under way delays a new ask. Less than a token takes alone, since asks are computed
+    together."""
+
     adapter_load_s: float = Field(default=1.0, ge=0)
+    """Seconds of an adapter's load, times the asks that it holds up: a load takes 0.03 to 0.1 s here, and all asks
+    stand still meanwhile."""
+
     slot_hold_s: float = Field(default=0.5, ge=0)
+    """Seconds that an adapter in use keeps its slot, so that asks for further adapters wait."""
+
     patience_s: float = Field(default=10.0, gt=0)
+    """Evicting an adapter counts as its load, and half as much for an ask whose run still has this many seconds before
+    it."""
 
 
 @dataclass(frozen=True, slots=True)

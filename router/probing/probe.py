@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...agents.errors import ProfileError
+from ...agents.frozen_model import FrozenModel
 from ..space import Candidate, Choices, Part
 from .evaluator import Evaluator
 from .intervals import mean, upper_bound
@@ -19,21 +20,23 @@ from .search import SearchSettings, explore, find_best
 __all__ = ["ProbeResult", "ProbeSettings", "probe"]
 
 
-class ProbeSettings(BaseModel):
-    """How much is measured, and when an arm (a candidate at a part) is dropped.
-
-    All arms go through the tasks together, `batch_tasks` at a time. An arm is dropped when its mean score is below
-    that of another arm of its part, or of the incumbent, by more than `margin`, with `confidence` over all arms and
-    all looks. `intervals` is the confidence of the reported intervals. `search` is used where no incumbent is given.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ProbeSettings(FrozenModel):
+    """How much is measured, and when a candidate at a part (an arm) is dropped."""
 
     batch_tasks: int = Field(default=8, ge=1)
+    """Tasks that all arms go through before the next look."""
+
     margin: float = Field(default=0.05, ge=0, le=1)
+    """An arm is dropped when its mean score lies this far below another arm of its part, or below the incumbent."""
+
     confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence of such a drop, over all arms and all looks."""
+
     intervals: float = Field(default=0.95, gt=0, lt=1)
+    """Confidence of the reported intervals."""
+
     search: SearchSettings = SearchSettings(batch_tasks=4)
+    """How an incumbent is searched for where none is given."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...agents.errors import ProfileError
+from ...agents.frozen_model import FrozenModel
 from ..space import Candidate, Choices, Part, Space
 from .intervals import upper_bound
 
@@ -19,24 +20,30 @@ Score = Callable[[Choices, Sequence[str]], Awaitable[list[float]]]
 """Scores of tasks under a choice, in their order."""
 
 
-class SearchSettings(BaseModel):
-    """How long to explore, and when a duel is decided.
-
-    Exploring ends once the likeliest choice has stayed the same for `settled_runs` runs, or after `explore_runs`. Then
-    duels, `batch_tasks` tasks at a time: first on the tasks that the better choice failed, but where those are more
-    than `random_tasks` first on that many in random order, which may end a duel with a chance of error of `alpha` over
-    all duels of a sweep. At most `sweeps` rounds over all parts are made.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SearchSettings(FrozenModel):
+    """How an assignment to start from is found: first by exploring, then by duels of two choices on the same tasks."""
 
     alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Chance that some duel of a sweep is decided wrongly."""
+
     batch_tasks: int = Field(default=1, ge=1)
+    """Tasks of a duel that are run before the next look."""
+
     random_tasks: int = Field(default=12, ge=0)
+    """Where the better choice failed more tasks than this, a duel begins with this many in random order, which may end
+    it early. Else it begins with the failed ones."""
+
     explore_runs: int = Field(default=128, ge=1)
+    """Most runs of exploring."""
+
     settled_runs: int = Field(default=24, ge=1)
+    """Exploring ends when the likeliest choice has stayed the same for this many runs."""
+
     sweeps: int = Field(default=8, ge=1)
+    """Most rounds of duels over all parts."""
+
     seed: int = 0
+    """Seed of the order of tasks, parts and candidates."""
 
 
 @dataclass

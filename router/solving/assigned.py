@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...agents.frozen_model import FrozenModel
 from ..probing.intervals import bootstrap_interval, mean
 from ..probing.outcomes import Outcome
 from ..space import Candidate, Part
@@ -21,27 +22,36 @@ __all__ = ["AssignSettings", "Assigned", "Contender", "Goal", "Measured", "measu
 Goal = Literal["cpu_s", "cost_of_pass", "latency_s", "tokens", "memory_mib"]
 
 
-class AssignSettings(BaseModel):
-    """What is minimised, within which limits, and how a choice is checked.
-
-    The check runs the choice and the incumbent on held-out tasks: the choice holds when its mean score is not below
-    the incumbent's by more than `quality_loss`, and not below `limits.min_quality` where that is given. At most
-    `checks` choices are tried. With `rivals` the best choice on each checkpoint alone is run too, and taken where it
-    holds and costs less; also one that is predicted to miss the quality by up to `rival_shortfall`, which is what
-    profiles on some fifty tasks may be off by. With `measure_baselines` the baselines are run on the same tasks.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AssignSettings(FrozenModel):
+    """What is minimised, within which limits, and how a choice is checked on held-out tasks."""
 
     minimise: Goal = "cpu_s"
+    """The amount to make small. `cost_of_pass` is CPU-seconds per solved task."""
+
     limits: Limits = Limits()
+    """What the choice must keep to."""
+
     quality_loss: float = Field(default=0.02, ge=0, le=1)
+    """How far the choice's mean score may lie below the incumbent's."""
+
     checks: int = Field(default=8, ge=1)
+    """How many choices are run on the held-out tasks at most."""
+
     rivals: bool = True
+    """Whether the best choice on each checkpoint alone is run too, and taken where it holds and costs less."""
+
     rival_shortfall: float = Field(default=0.1, ge=0, le=1)
+    """Such a choice is still run when it is predicted to miss the quality by this much: profiles on some fifty tasks
+    may be off by as much."""
+
     measure_baselines: bool = False
+    """Whether the baselines are run on the same tasks."""
+
     solver: SolverSettings = SolverSettings()
+    """How choices are searched for."""
+
     seed: int = 0
+    """Seed of the search and of the checks."""
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from ...agents.errors import ProfileError
 from ..probing.profile import Profile
 from ..space import Candidate, Choices, Part
 from .engine_work import engine_steps
+from .serving import Serving
 
 __all__ = [
     "LoneCost",
     "Prediction",
     "Problem",
     "Rejected",
-    "Serving",
     "ask_seconds",
     "asks_per_load",
     "make_problem",
@@ -31,28 +29,6 @@ __all__ = [
 
 SMALLEST_RATIO = 1e-3
 """A candidate that solved nothing keeps this share of the incumbent's quality, so that logarithms exist."""
-
-
-class Serving(BaseModel):
-    """How variants are served: what an engine holds beside its checkpoint, and what bringing in an adapter costs.
-
-    The process holds `process_mib` whatever it serves. Every checkpoint has an engine of its own with `kv_cache_mib`
-    and `engine_mib`; `adapter_slots` adapters of at
-    most `slot_rank` rows are resident in each. `running` runs go on at once, which is what fills batches. A CPU-second
-    of the engines' takes `busy_s_per_cpu_s` seconds; None where that is not known.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kv_cache_mib: float = Field(default=512, ge=0)
-    engine_mib: float = Field(default=0, ge=0)
-    process_mib: float = Field(default=0, ge=0)
-    adapter_slots: int = Field(default=4, ge=1)
-    slot_rank: int = Field(default=16, ge=1)
-    swap_cpu_s: float = Field(default=0.033, ge=0)
-    swap_s: float = Field(default=0.033, ge=0)
-    running: int = Field(default=16, ge=1)
-    busy_s_per_cpu_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...agents.frozen_model import FrozenModel
 from .coupling import Prediction
 
 __all__ = ["TOLERANCE", "Amount", "Limits"]
@@ -18,16 +19,23 @@ Amount = Literal["cpu_s", "latency_s", "tokens", "memory_mib", "quality"]
 TOLERANCE = 1e-9
 
 
-class Limits(BaseModel):
-    """What a choice must keep to; None is no limit. Amounts are a task, memory is that of all engines together."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Limits(FrozenModel):
+    """What a choice must keep to. None is no limit."""
 
     min_quality: float | None = Field(default=None, ge=0, le=1)
+    """Least mean score of a task, 0 to 1."""
+
     cpu_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most CPU-seconds a task."""
+
     latency_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most seconds a task, its asks one after the other."""
+
     tokens: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most tokens a task, prompts included."""
+
     memory_mib: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Most memory of all engines together, in MiB."""
 
     def given(self) -> dict[str, float]:
         """The limits there are, by name."""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...agents.errors import InfeasibleError
+from ...agents.frozen_model import FrozenModel
 from ..space import Candidate, Choices, Part
 from .coupling import Prediction, Problem, predict
 from .integer_program import OutOfTime, integer_program
@@ -29,21 +30,26 @@ __all__ = [
 ]
 
 
-class SolverSettings(BaseModel):
-    """Up to `exact_pairs` pairs of part and candidate are solved exactly, within `exact_time_s`.
-
-    Larger problems, and those that run out of time, go to local search with `restarts` starts. Up to
-    `all_choices_limit` choices are looked at one by one where all of them are wanted.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SolverSettings(FrozenModel):
+    """How the cheapest choice is searched for: exactly where the problem is small, else by local search."""
 
     exact_pairs: int = Field(default=240, ge=0)
+    """Problems with up to this many pairs of part and candidate are solved exactly."""
+
     exact_time_s: float = Field(default=20.0, gt=0)
+    """Seconds for that. What takes longer goes to local search."""
+
     restarts: int = Field(default=12, ge=1)
+    """Starting points of local search."""
+
     all_choices_limit: int = Field(default=20_000, ge=0)
+    """Up to this many choices are looked at one by one where all of them are wanted."""
+
     front_points: int = Field(default=24, ge=1)
+    """Most points of the front of cost and quality."""
+
     seed: int = 0
+    """Seed of local search."""
 
 
 @dataclass(frozen=True)

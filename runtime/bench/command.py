@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ...agents.backend import Backend, OnText
 from ...agents.errors import MetierError, SettingsError
+from ...agents.frozen_model import FrozenModel
 from ...agents.messages import Ask, Reply
 from ..opening import open_session
 from ..runs.session import Session
@@ -30,27 +31,45 @@ errors = Console(stderr=True)
 TABLE_COLUMNS = 140
 
 
-class BenchOptions(BaseModel):
-    """What a benchmark is to do: one workload, levels of load, and the engine (or URL) that bears it.
-
-    `requests` is how many conversations a level asks: a longer trace is cut, a shorter one is asked again from its
-    start. None takes it as it is.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class BenchOptions(FrozenModel):
+    """What a benchmark does: one workload, levels of load, and the engine that answers."""
 
     trace: str | None = None
+    """Workload from a run store (.db) or a traffic file (.jsonl)."""
+
     batch: str | None = None
+    """Batch of the run store. None is the newest."""
+
     mix: SyntheticMix | None = None
+    """Workload made up from common words, instead of a trace."""
+
     levels: tuple[LoadLevel, ...] = Field(min_length=1)
+    """Levels of load, one after the other."""
+
     requests: int | None = Field(default=None, ge=1)
+    """Conversations of each level. A longer trace is cut, a shorter one asked again from its start. None is the trace
+    as it is."""
+
     max_tokens: int = Field(default=64, ge=1)
+    """Most answer tokens of a request of a traffic file."""
+
     base: str = "smollm2-135m"
+    """Base model."""
+
     engine: str = "embedded"
+    """Which engine answers: its name, or a server's URL."""
+
     variants: tuple[str, ...] = ()
+    """Variants to serve."""
+
     seed: int = 0
+    """Seed of arrivals."""
+
     settings: str | None = None
+    """Settings file."""
+
     overrides: dict[str, Any] = Field(default_factory=dict)
+    """Single settings over that file, by name."""
 
 
 def read_workload(options: BenchOptions) -> list[Conversation]:

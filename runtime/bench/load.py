@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import anyio
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ...agents.backend import Backend
 from ...agents.errors import MetierError
+from ...agents.frozen_model import FrozenModel
 from ...agents.messages import Ask, Usage
 from .records import CANCELLED, FAILED, ErrorDetails, Phase, RequestMetadata, RequestRecord, request_metrics
 from .workload import Conversation
@@ -25,18 +26,18 @@ Cache = Literal["as-is", "warm", "cold"]
 OnRecord = Callable[[RequestRecord], None]
 
 
-class LoadLevel(BaseModel):
-    """One level of load: `concurrency` conversations at a time, or `rate_per_s` arrivals; exactly one of the two.
-
-    `cache` is `warm` when all of it was asked once before (prefixes cached, adapters loaded), `cold` when every prompt
-    is made different at its start, so that nothing of it is in a prefix cache, `as-is` for neither.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class LoadLevel(FrozenModel):
+    """One level of load: a number of conversations at a time, or a rate of arrivals; exactly one of the two."""
 
     concurrency: int | None = Field(default=None, ge=1)
+    """Conversations at a time."""
+
     rate_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Conversations that arrive each second, at random times (Poisson)."""
+
     cache: Cache = "as-is"
+    """`warm`: all was asked once before, so that prefixes are cached and adapters loaded. `cold`: every prompt begins
+    differently, so that nothing of it is cached. `as-is`: neither."""
 
     @model_validator(mode="after")
     def _one_of_the_two(self) -> Self:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ...agents.errors import TaskSetError
+from ...agents.frozen_model import FrozenModel
 from ...agents.messages import Ask, Message
 from ...agents.prompts import PROMPT_LAYOUT, task_text_of_json
 from ...agents.thinking import ThinkingProfile
@@ -34,22 +35,30 @@ class Conversation:
     asks: tuple[Ask, ...]
 
 
-class SyntheticMix(BaseModel):
-    """Requests made up from common words; every length is drawn evenly between two bounds, in words.
-
-    A request begins with one of `prefixes` texts of `shared_words` words, as asks of one role do, so that a prefix
-    cache has something to find. `output_tokens` bounds each answer. `variants` (`base` is one) take turns.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SyntheticMix(FrozenModel):
+    """Requests made up from common words. Every length is drawn evenly between two bounds."""
 
     requests: int = Field(default=64, ge=1)
+    """How many."""
+
     shared_words: int = Field(default=32, ge=0)
+    """Words of the text that a request begins with, as asks of one role do, so that a prefix cache has something to
+    find."""
+
     prefixes: int = Field(default=4, ge=1)
+    """How many such texts there are."""
+
     input_words: tuple[int, int] = (16, 64)
+    """Fewest and most words of a request after that."""
+
     output_tokens: tuple[int, int] = (16, 48)
+    """Fewest and most tokens that an answer may have."""
+
     variants: tuple[str, ...] = ("base",)
+    """Variants (`base` is one) that take turns."""
+
     seed: int = 0
+    """Seed of words and lengths."""
 
 
 def from_store(store: RunStore, batch: str) -> list[Conversation]:

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Iterable
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...agents.frozen_model import FrozenModel
 from ...agents.thinking import ThinkingTags
 from ...specializers.shelf.fier_settings import FierSettings
 
@@ -17,68 +18,85 @@ __all__ = ["EngineSettings", "SlotRank"]
 SlotRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 
 
-class EngineSettings(BaseModel):
-    """What every engine of a pool is started with; unknown fields and values out of range are refused.
-
-    Sizes: `kv_cache_mib` is the memory of one engine's key-value cache; vLLM would otherwise ask for most of
-    the machine. `max_model_tokens` bounds prompt plus answer (a model with a shorter context lowers it),
-    `max_batch_tokens` the tokens of one step, `max_running` the asks of one step. `block_tokens` is the unit
-    of the prefix cache: vLLM's own 128 on CPU would never let a short prompt hit.
-
-    Adapters: at most `adapter_slots` are resident, each with room for `slot_rank` rows (vLLM's list of ranks);
-    where nobody set it, for the widest adapter that is known when the engines start. While asks wait for a slot, at
-    most `adapter_pass_asks` others may overtake the first of them with adapters that are already resident. With
-    `foresight` the slots know from the graph what the runs will ask for within `foresight_asks` asks: the adapter
-    needed last is evicted, one needed within `pin_asks` asks is kept if anything else will do, one needed within
-    `prefetch_asks` asks is loaded ahead into a slot that nobody needs, and asks of one adapter run together. Keep
-    `foresight_asks` above the asks of a loop's round, or its adapters look alike.
-
-    Bounds: `ask_queue_limit` asks are inside one engine at a time, the rest wait in the pool in order.
-    A supervised engine has `start_timeout_s` to become ready and `close_timeout_s` to go; one that dies is
-    restarted at most `restart_limit` times within `restart_window_s`.
-
-    Attention: `fier` makes every engine retrieve (CPU only); a variant's own settings win. What it keeps beside the
-    key-value cache comes out of `kv_cache_mib`.
-
-    Thinking: `thinking_tags` is the text that the models in use were trained to think between.
-
-    Device: `dtype` holds where the variant says `auto`. `threads` is the number of CPU threads, None for all
-    this process may use. `eager` skips torch.compile: no minute of compiling when a model is first started, and
-    every step about a quarter slower; None skips it only where there is no C++ compiler. `tensor_parallel` and
-    `data_parallel` pass through to vLLM, for engines in processes of their own on GPU machines; not run by us.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EngineSettings(FrozenModel):
+    """What every engine of a pool is started with."""
 
     kv_cache_mib: int = Field(default=512, ge=1)
+    """Memory of one engine's key-value cache, in MiB. Without it vLLM would ask for most of the machine."""
+
     max_model_tokens: int = Field(default=2048, ge=16)
+    """Most tokens of prompt and answer together. A model with a shorter context lowers it."""
+
     max_batch_tokens: int = Field(default=2048, ge=16)
+    """Most tokens that one engine step computes."""
+
     max_running: int = Field(default=16, ge=1)
+    """Most asks that one engine step works on."""
+
     block_tokens: Literal[16, 32, 64, 128] = 32
+    """Tokens of one block of the prefix cache. With vLLM's own 128 on CPU a short prompt would never be found in it."""
 
     adapter_slots: int = Field(default=4, ge=1)
+    """Adapters that one engine holds at a time."""
+
     slot_rank: SlotRank = 16
+    """Rows of one adapter slot, from vLLM's list of ranks. Where it is not set, slots are as wide as the widest adapter
+    known when the engines start."""
+
     adapter_pass_asks: int = Field(default=32, ge=0)
+    """While asks wait for a slot, this many others with resident adapters may overtake the first of them."""
+
     foresight: bool = True
+    """Whether the slots learn from the graph which adapters the runs will use. The adapter needed last is then evicted,
+    and asks of one adapter run together."""
+
     foresight_asks: int = Field(default=16, ge=1, le=256)
+    """How many asks ahead the slots look. Keep it above the asks of a loop's round, or all adapters of the loop look
+    alike."""
+
     pin_asks: int = Field(default=2, ge=0)
+    """An adapter that is needed within this many asks stays in its slot as long as another can go."""
+
     prefetch_asks: int = Field(default=1, ge=0)
+    """An adapter that is needed within this many asks is loaded ahead into a slot that no ask needs."""
 
     ask_queue_limit: int = Field(default=1024, ge=1)
+    """Asks inside one engine at a time. Further ones wait in the pool, in order."""
+
     start_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds that an engine in a process of its own has to become ready."""
+
     close_timeout_s: float = Field(default=20.0, gt=0)
+    """Seconds that an engine in a process of its own has to end."""
+
     restart_limit: int = Field(default=3, ge=0)
+    """How often an engine that dies is restarted within `restart_window_s`."""
+
     restart_window_s: float = Field(default=600.0, gt=0)
+    """Seconds over which restarts are counted."""
 
     fier: FierSettings | None = None
+    """Retrieval attention for every engine (CPU only). A variant's own settings win. What it keeps comes out of
+    `kv_cache_mib`."""
 
     thinking_tags: ThinkingTags = ThinkingTags()
+    """The text that the models in use were trained to think between."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number type of the weights where the variant says `auto`."""
+
     threads: int | None = Field(default=None, ge=1)
+    """CPU threads of an engine. None is all that this process may use."""
+
     eager: bool | None = None
+    """Whether to skip torch.compile. That saves a minute when a model is first started and makes every step about a
+    quarter slower. None skips it only where there is no C++ compiler."""
+
     tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that share each layer. Passed on to vLLM, for engines in processes of their own; we have not run it."""
+
     data_parallel: int = Field(default=1, ge=1)
+    """Copies of the model that share the asks of one engine. Passed on to vLLM; we have not run it."""
 
     def with_room_for(self, ranks: Iterable[int]) -> EngineSettings:
         """These settings with slots wide enough for adapters of these ranks, unless `slot_rank` was set by somebody."""

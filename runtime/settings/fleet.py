@@ -5,26 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ...agents.errors import SettingsError
+from ...agents.frozen_model import FrozenModel
 from ...router.placement.placement import PlacementCosts
 
 __all__ = ["FleetServer", "FleetSettings", "RemoteSettings"]
 
 
-class FleetServer(BaseModel):
-    """One server: its address, with or without `/v1`, and what may go there.
-
-    `adapters` names the variants whose adapters it may hold; None is all. It has room for `adapter_slots` of them
-    (vLLM's `--max-loras`), None for as many as the fleet says.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FleetServer(FrozenModel):
+    """One server of a fleet."""
 
     url: str = Field(pattern=r"^https?://[^/\s,]+(/v1)?/?$")
+    """Its address, with or without `/v1`."""
+
     adapters: frozenset[str] | None = None
+    """Names of the variants whose adapters it may hold. None is all."""
+
     adapter_slots: int | None = Field(default=None, ge=1)
+    """Adapters it has room for, vLLM's `--max-loras`. None is what the fleet says."""
 
     @field_validator("url")
     @classmethod
@@ -32,31 +32,42 @@ class FleetServer(BaseModel):
         return url.rstrip("/").removesuffix("/v1").lower()
 
 
-class FleetSettings(BaseModel):
-    """Bounds of a `Fleet`; unknown fields and values out of range are refused. `remote.*` bounds each call.
-
-    `model` is the name of the base that every server has to serve; empty is what the first one says. An ask is tried at
-    `tries` servers at most; where none is left it waits, as `remote.retries` and `remote.retry_wait_s` say.
-
-    Every `health_every_s` each server has `health_timeout_s` to say that it is well. After `failures_to_open` failures
-    in a row nothing is sent there for `open_s`, and what was under way goes elsewhere; then its health is asked
-    again. A load that takes longer than `load_timeout_s` has failed. `conversations_kept` is how many
-    prompts are remembered for each server as being in its prefix cache; `costs` is what placement reckons with.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FleetSettings(FrozenModel):
+    """Which servers a fleet has, and its bounds. `remote.*` bounds each call."""
 
     servers: tuple[FleetServer, ...] = ()
+    """The servers. `--engine URL,URL` names them instead."""
+
     model: str = ""
+    """Name of the base that every server has to serve. Empty is what the first one says."""
+
     adapter_slots: int = Field(default=4, ge=1)
+    """Adapters that a server has room for where `servers` does not say."""
+
     tries: int = Field(default=4, ge=1, le=100)
+    """Servers that one ask is tried at. When none is left it waits, as `remote.retries` and
+    `remote.retry_wait_s` say."""
+
     health_every_s: float = Field(default=5.0, gt=0)
+    """Seconds between two health checks of a server."""
+
     health_timeout_s: float = Field(default=2.0, gt=0)
+    """Seconds that a server has to answer a health check."""
+
     failures_to_open: int = Field(default=3, ge=1)
+    """After this many failures in a row a server gets no asks, and those it has go elsewhere."""
+
     open_s: float = Field(default=10.0, ge=0)
+    """Seconds without asks before such a server's health is checked again."""
+
     load_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds that loading an adapter may take before it counts as failed."""
+
     conversations_kept: int = Field(default=1024, ge=1)
+    """Prompts that are remembered for each server as being in its prefix cache."""
+
     costs: PlacementCosts = PlacementCosts()
+    """What placing an ask reckons with."""
 
     def of(self, urls: Iterable[str]) -> FleetSettings:
         """These settings for servers given by their addresses; one that `servers` names keeps what is said of it.
@@ -83,20 +94,24 @@ class FleetSettings(BaseModel):
         return self
 
 
-class RemoteSettings(BaseModel):
-    """Bounds of a `RemoteBackend`; unknown fields and values out of range are refused.
-
-    A connection is made within `connect_timeout_s`, and the server may be silent for `silence_timeout_s` before it is
-    given up. What failed on the way (no connection, 429, 502, 503, 504) is tried `retries` times more, after
-    `retry_wait_s`, twice that, and so on, or what the server's Retry-After says, at most `retry_wait_max_s`.
-    `connections` are open at a time; further asks wait in order.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RemoteSettings(FrozenModel):
+    """Bounds of the calls to a server."""
 
     connect_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds to make a connection."""
+
     silence_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that a server may send nothing before the call is given up."""
+
     retries: int = Field(default=3, ge=0, le=20)
+    """How often a call that failed on the way (no connection, 429, 502, 503, 504) is made again."""
+
     retry_wait_s: float = Field(default=0.5, ge=0)
+    """Seconds before the first retry; each further wait is twice as long. A server's Retry-After is followed
+    instead."""
+
     retry_wait_max_s: float = Field(default=30.0, ge=0)
+    """Longest wait before a retry, in seconds, whatever the server says."""
+
     connections: int = Field(default=64, ge=1)
+    """Connections open at a time. Further asks wait, in order."""

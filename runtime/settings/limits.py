@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from ...agents.frozen_model import FrozenModel
 
 __all__ = ["RunLimits"]
 
 
-class RunLimits(BaseModel):
-    """What one run may use before it is stopped with LimitError; None is no limit.
-
-    `max_tokens` counts prompt and generated tokens of all asks; `max_seconds_s` is wall time, resumes apart.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RunLimits(FrozenModel):
+    """What one run may use before it is stopped with LimitError."""
 
     max_tokens: int | None = Field(default=None, ge=1)
+    """Prompt and generated tokens of all its asks. None is no limit."""
+
     max_seconds_s: float | None = Field(default=None, gt=0)
+    """Wall time in seconds; a resumed run starts at 0 again. None is no limit."""

@@ -31,15 +31,9 @@ OTHER_VARIABLES = {"METIER_CACHE", "METIER_PLUGIN", "METIER_LORA_KERNEL", "METIE
 
 
 class Settings(BaseSettings):
-    """Everything a session can be told, with defaults that work on a small machine.
+    """Everything a session can be told, with defaults for a small machine.
 
-    `shelf` is the folder of variants and `store` the SQLite file of runs; `concurrency` is how many runs of a
-    `map` go on at once; `limits` bound one run; `priority` orders the asks of
-    concurrent runs; `engine` is what engines are started with, `server` what `metier
-    serve` allows, `remote` how long we wait for a server of others, `fleet` which servers there are where there are
-    several, `ray` how engines run on Ray Serve. With `tracing`, spans go where OpenTelemetry's own variables
-    (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say.
-    Environment: `METIER_CONCURRENCY=8`, nested `METIER_ENGINE__KV_CACHE_MIB=1024`.
+    In the environment: `METIER_CONCURRENCY=8`, nested `METIER_ENGINE__KV_CACHE_MIB=1024`.
     """
 
     model_config = SettingsConfigDict(
@@ -47,16 +41,37 @@ class Settings(BaseSettings):
     )
 
     shelf: Path = Field(default_factory=lambda: cache_folder() / "shelf")
+    """Folder of the variants. By default `shelf` in the cache folder (METIER_CACHE)."""
+
     store: Path = Path("runs/runs.db")
+    """SQLite file of the runs."""
+
     concurrency: int = Field(default=16, ge=1, le=10_000)
+    """Runs of a batch that go on at the same time."""
+
     limits: RunLimits = RunLimits()
+    """What one run may use."""
+
     priority: PrioritySettings = PrioritySettings()
+    """In what order the asks of concurrent runs are answered."""
+
     engine: EngineSettings = EngineSettings()
+    """What engines are started with."""
+
     server: ServerSettings = ServerSettings()
+    """What `metier serve` allows."""
+
     remote: RemoteSettings = RemoteSettings()
+    """How long we wait for a server elsewhere."""
+
     fleet: FleetSettings = FleetSettings()
+    """Which servers there are where there are several."""
+
     ray: RaySettings = RaySettings()
+    """How engines run on Ray Serve."""
+
     tracing: bool = False
+    """Whether spans are sent. OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say where."""
 
 
 def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:

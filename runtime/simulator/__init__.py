@@ -7,7 +7,8 @@ loop is a heap and twenty lines (`clock.py`), less than the processes of a simul
 
 from .recorded_programs import RecordedBatch, read_programs
 from .service_model import ServiceModel, fit_service
-from .simulation import ServingPlan, SimulationResult, simulate
+from .serving_plan import ServingPlan
+from .simulation import SimulationResult, simulate
 
 __all__ = [
     "RecordedBatch",

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from ...agents.errors import SettingsError, TaskSetError
+from ...agents.frozen_model import FrozenModel
 from ..store.store import RunStore
 from .recorded_programs import RecordedBatch, read_programs
 from .service_model import FEWEST_ASKS, ServiceModel, fit_service
-from .simulation import ServingPlan, SimulationResult, quantile, simulate
+from .serving_plan import ServingPlan
+from .simulation import SimulationResult, quantile, simulate
 
 __all__ = ["SimulateOptions", "Validation", "recorded_plan", "run_simulate", "swept_plans", "validate"]
 
@@ -26,21 +28,26 @@ MOST_PLANS = 1000
 TABLE_COLUMNS = 140
 
 
-class SimulateOptions(BaseModel):
-    """What to simulate: programs and model from `batches` of a store (the newest by default).
-
-    Either on every combination of the values in `sweep` (fields of `ServingPlan`), with the roles in `assigned` played
-    by other variants, or checked against what the stores in `against` recorded.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class SimulateOptions(FrozenModel):
+    """What to simulate: every combination of the values in `sweep`, or what the stores in `against` recorded."""
 
     store: Path
+    """Run store that programs and costs are taken from."""
+
     batches: tuple[str, ...] = ()
+    """Batches of it. Empty is the newest."""
+
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    """Field of `ServingPlan` → values to try."""
+
     assigned: dict[str, str] = Field(default_factory=dict)
+    """Role → variant that plays it instead."""
+
     against: tuple[Path, ...] = ()
+    """Run stores whose batches are predicted and compared."""
+
     as_json: bool = False
+    """Whether to print JSON."""
 
 
 @dataclass(frozen=True)

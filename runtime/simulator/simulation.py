@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from ...router.placement.placement import PlacedAsk, ReplicaState
 from ...router.priority import PrioritySettings, order_key_s
@@ -15,45 +12,14 @@ from ..report.ledger import BASE
 from ..slots.announced_uses import AnnouncedUses
 from ..slots.slot_table import SlotTable
 from .clock import Clock
-from .placing import PlacementName, costs_of, make_chooser
+from .placing import costs_of, make_chooser
 from .recorded_programs import Program, ProgramAsk
 from .service_model import ServiceModel
+from .serving_plan import ServingPlan
 from .simulated_engine import EngineBounds, EngineRow, SimulatedEngine
 from .simulated_replica import SimulatedReplica
 
-__all__ = ["ServingPlan", "SimulationResult", "quantile", "simulate"]
-
-Order = Literal["first_come", "shortest_first"]
-
-
-class ServingPlan(BaseModel):
-    """How the programs are to be served: everything that can be tried without an engine.
-
-    `variants` replaces what roles had when they were recorded (role → variant or `base`); what they wrote stays. With
-    `foresight` slots know which adapters the programs will use next; else the longest idle is evicted. `kv_tokens` is
-    what a replica's key-value cache holds, None for no bound. `driver_ask_s` is what the driver computes for each ask,
-    one after the other; 0 leaves that out.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    concurrency: int = Field(default=16, ge=1)
-    replicas: int = Field(default=1, ge=1, le=10_000)
-    placement: PlacementName = "placed"
-    order: Order = "first_come"
-    adapter_slots: int = Field(default=4, ge=1)
-    foresight: bool = True
-    foresight_asks: int = Field(default=16, ge=1)
-    pin_asks: int = Field(default=2, ge=0)
-    prefetch_asks: int = Field(default=1, ge=0)
-    pass_asks: int = Field(default=32, ge=0)
-    max_running: int = Field(default=16, ge=1)
-    max_batch_tokens: int = Field(default=2048, ge=16)
-    block_tokens: int = Field(default=32, ge=1)
-    kv_tokens: int | None = Field(default=None, ge=1)
-    programs: int | None = Field(default=None, ge=1, le=10_000_000)
-    variants: Mapping[str, str] = Field(default_factory=dict)
-    driver_ask_s: float = Field(default=0.0, ge=0)
+__all__ = ["SimulationResult", "quantile", "simulate"]
 
 
 @dataclass

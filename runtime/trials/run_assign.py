@@ -16,7 +16,8 @@ from ...agents.tasksets import TaskSet
 from ...router.probing.profile import read_profiles
 from ...router.solving.assign import assign
 from ...router.solving.assigned import Assigned, AssignSettings, Contender
-from ...router.solving.coupling import Problem, Serving, ask_seconds, make_problem
+from ...router.solving.coupling import Problem, ask_seconds, make_problem
+from ...router.solving.serving import Serving
 from ...router.solving.solve import Solution
 from ...router.space import Candidate, Part, Space
 from ..report.figures import FrontPoint, draw_front

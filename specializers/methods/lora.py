@@ -21,13 +21,21 @@ __all__ = ["METHOD", "LoraSettings", "make_lora"]
 
 
 class LoraSettings(TrainingSettings):
-    """Settings of LoRA. `targets` are module names; `all-linear` is every linear layer but the output head."""
+    """Settings of LoRA."""
 
     method: Literal["lora"] = "lora"
+
     rank: int = Field(default=8, ge=1, le=512)
+    """Rank of the update."""
+
     alpha: float = Field(default=16.0, gt=0.0)
+    """The update is scaled by alpha ÷ rank."""
+
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the update's inputs that are set to 0 in training."""
+
     targets: Targets = "all-linear"
+    """Names of the modules that get an update. `all-linear` is every linear layer but the output head."""
 
 
 def make_lora(settings: LoraSettings, job: Job) -> Made:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...agents.backend import Backend
 from ...agents.errors import RecipeError
+from ...agents.frozen_model import FrozenModel
 from ...agents.roles import Role
 from ...agents.user_code import load_named
 from .method import Job
@@ -19,17 +20,15 @@ __all__ = ["NAMED", "RoleSettings", "ServedRole", "served_role"]
 NAMED = r"^[^:]+\.py:[A-Za-z_]\w*$"
 
 
-class RoleSettings(BaseModel):
-    """`role` is `file.py:name` of the Role whose asks the recipe's `data` holds.
-
-    `score` is `file.py:function`, called with the row and the typed answer, 0 to 1; without it an answer that equals
-    the row's own scores 1. Paths are relative to the recipe's folder.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class RoleSettings(FrozenModel):
+    """The role that a method asks, and how its answers are scored."""
 
     role: str = Field(pattern=NAMED)
+    """`file.py:name` of the Role whose asks the recipe's `data` holds, relative to the recipe's folder."""
+
     score: str | None = Field(default=None, pattern=NAMED)
+    """`file.py:function`, called with the row and the typed answer, 0 to 1. Without it an answer that equals the row's
+    own scores 1."""
 
 
 @dataclass(frozen=True)

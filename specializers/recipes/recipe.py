@@ -29,7 +29,6 @@ from typing import Annotated, Any, Self, Union, get_args, get_origin
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     SerializeAsAny,
@@ -40,6 +39,7 @@ from pydantic import (
 )
 
 from ...agents.errors import RecipeError, TaskSetError, did_you_mean
+from ...agents.frozen_model import FrozenModel
 from ...agents.roles import Role
 from ...agents.traffic import TrafficRow, read_traffic
 from ...agents.user_code import load_named
@@ -50,23 +50,27 @@ __all__ = ["Acceptance", "ProgramData", "Recipe", "TrafficData", "load_recipe", 
 _NAMED = r"^[^:]+\.py:[A-Za-z_]\w*$"
 
 
-class TrafficData(BaseModel):
-    """Rows from a traffic file: those of `role` (all roles when None) that scored at least `min_score`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TrafficData(FrozenModel):
+    """Rows from a traffic file."""
 
     traffic: str
+    """The file, as `metier run --export-traffic` writes it, relative to the recipe's folder."""
+
     role: str | None = None
+    """Only rows of this role. None is all."""
+
     min_score: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Only rows whose run scored at least this, 0 to 1."""
 
 
-class ProgramData(BaseModel):
-    """Rows from a Python function, `file.py:function`, called as `function(size=…, seed=…)`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ProgramData(FrozenModel):
+    """Rows from a Python function."""
 
     program: str = Field(pattern=_NAMED)
+    """`file.py:function`, called as `function(size=…, seed=…)`, relative to the recipe's folder."""
+
     size: int = Field(ge=1)
+    """Rows to ask it for."""
 
 
 def _kind_of_data(data: Any) -> str | None:
@@ -79,40 +83,50 @@ Data = Annotated[
 ]
 
 
-class Acceptance(BaseModel):
-    """When a method's result is kept: its mean score at a role may be lower by `margin` at most.
-
-    `role` is `file.py:name` of the Role whose asks `data` holds; every row is asked once, greedily. `score` is
-    `file.py:function`, called with the row and the typed answer, 0 to 1; without it an answer that equals the row's
-    own scores 1. It is compared with what the method started from, or with the variant `against` names.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Acceptance(FrozenModel):
+    """When a method's result is kept: when it does not lower the score at a role by more than `margin`."""
 
     role: str = Field(pattern=_NAMED)
+    """`file.py:name` of the Role whose asks `data` holds. Every row is asked once, greedily."""
+
     data: Data
+    """Rows to ask: a traffic file or a program."""
+
     score: str | None = Field(default=None, pattern=_NAMED)
+    """`file.py:function`, called with the row and the typed answer, 0 to 1. Without it an answer that equals the row's
+    own scores 1."""
+
     margin: float = Field(default=0.03, ge=0.0, le=1.0)
+    """How much lower the mean score may be."""
+
     against: str | None = None
+    """Name of the variant to compare with. None is what the method started from."""
 
 
-class Recipe(BaseModel):
-    """One variant in the making: parent, seed, data, the methods to apply in order, and when to keep what they make.
-
-    `data` may be left out where no method looks at any. `folder` is where relative paths start; it is no part of
-    the recipe's identity.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Recipe(FrozenModel):
+    """One variant in the making: parent, seed, data, the methods to apply in order, and when to keep what they make."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    """Name of the variant."""
+
     parent: str = "base"
+    """Name or content id of a variant on the shelf, or `base`."""
+
     seed: int = Field(default=0, ge=0)
+    """Seed of everything random, the data program included."""
+
     data: Data | None = None
+    """Rows to train or calibrate on. May be left out where no method looks at any."""
+
     methods: tuple[SerializeAsAny[BaseModel], ...] = Field(min_length=1)
+    """Methods to apply in order, each with its settings."""
+
     # Recipes without it keep the identity they had before there was one.
     accept: Acceptance | None = Field(default=None, exclude_if=lambda accept: accept is None)
+    """When a method's result is kept. None keeps it in any case."""
+
     folder: Path = Field(default=Path(), exclude=True)
+    """Where relative paths start; no part of the recipe's identity."""
 
     @field_validator("methods", mode="before")
     @classmethod

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from ...agents.frozen_model import FrozenModel
 
 __all__ = ["HEAD_DIMS", "FierSettings"]
 
@@ -12,21 +14,23 @@ HEAD_DIMS = (64, 128)
 """Widths of heads that retrieval is written for."""
 
 
-class FierSettings(BaseModel):
-    """Exact attention on `budget_tokens` tokens per key-value head, chosen anew at each decode step by 1-bit keys.
-
-    `group_tokens` share two levels per channel: fewer are finer and cost more memory. The first `dense_layers` layers
-    attend to everything, as does every layer while a context is shorter than `min_context_tokens`. The first
-    `sink_tokens` tokens are always among those chosen.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FierSettings(FrozenModel):
+    """FIER: exact attention on the tokens that 1-bit keys choose, anew at each decode step."""
 
     budget_tokens: int = Field(default=512, ge=1, le=1 << 20)
+    """Tokens that a key-value head attends to."""
+
     group_tokens: Literal[32, 64, 128] = 32
+    """Tokens that share two levels per channel. Fewer are more exact and cost more memory."""
+
     dense_layers: int = Field(default=2, ge=0)
+    """The first layers, this many, attend to all tokens."""
+
     min_context_tokens: int = Field(default=2048, ge=0)
+    """Every layer attends to all tokens while a context is shorter than this."""
+
     sink_tokens: int = Field(default=4, ge=0)
+    """The first tokens of a context, this many, are always among those chosen."""
 
     @model_validator(mode="after")
     def _sinks_fit(self) -> Self:

@@ -6,8 +6,9 @@ import hashlib
 import json
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ...agents.frozen_model import FrozenModel
 from ...agents.thinking import ThinkingProfile
 from .fier_settings import FierSettings
 
@@ -16,22 +17,25 @@ __all__ = ["AskSpec", "EngineSpec", "Variant", "content_id", "served_by"]
 SCHEMA_VERSION = 1
 
 
-class EngineSpec(BaseModel):
-    """The engine half: fixed when an engine starts, so it decides which engine serves the variant.
-
-    `weights` says where the checkpoint is: `base`, `own` (this variant's `weights/` folder; its content id cannot
-    stand here, since it is a hash over this very record), or the content id of the ancestor that holds it.
-    `attention: fier` reads the most promising tokens of a long context instead of all, as `fier` says.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EngineSpec(FrozenModel):
+    """The engine half: fixed when an engine starts, so it decides which engine serves the variant."""
 
     base: str
+    """Fingerprint of the base checkpoint."""
+
     weights: str = Field(default="base", pattern=r"^(base|own|[0-9a-f]{16})$")
+    """Where the checkpoint is: `base`, `own` (this variant's `weights/` folder; its content id cannot stand here, being
+    a hash over this very record), or the content id of the ancestor that holds it."""
+
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number type that the engine computes in."""
+
     attention: Literal["stock", "fier"] = "stock"
+    """`stock` reads the whole context, `fier` the tokens that retrieval chooses."""
+
     # Variants without it keep the content ids they had before there was retrieval.
     fier: FierSettings | None = Field(default=None, exclude_if=lambda fier: fier is None)
+    """Settings of `attention: fier`."""
 
     @model_validator(mode="after")
     def _retrieval_is_whole(self) -> Self:
@@ -40,19 +44,18 @@ class EngineSpec(BaseModel):
         return self
 
 
-class AskSpec(BaseModel):
-    """The ask half: chosen per request, so switching it is the hot swap.
-
-    `adapter` is the kind of adapter in the variant's `adapter/` folder, None for none; `rank` is the number of slot
-    rows it needs: a LoRA's real rank, r1 + r1·r2 of a T-REX adapter (its router rides in the slot). `thinking` is how
-    long the variant is made to think; it holds where neither the assignment nor the role says otherwise.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AskSpec(FrozenModel):
+    """The ask half: chosen for each ask, so changing it is the hot swap."""
 
     adapter: Literal["lora", "trex"] | None = None
+    """Kind of adapter in the variant's `adapter/` folder. None for none."""
+
     rank: int = Field(default=0, ge=0)
+    """Rows of a slot that the adapter needs: a LoRA's rank, or r1 + r1·r2 of a T-REX adapter, whose router rides in the
+    slot."""
+
     thinking: ThinkingProfile | None = None
+    """How long the variant thinks, where neither the assignment nor the role says."""
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_not_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -61,29 +64,47 @@ class AskSpec(BaseModel):
         return record if self.thinking is not None else {k: v for k, v in record.items() if k != "thinking"}
 
 
-class Variant(BaseModel):
-    """The record of one variant folder, written as `variant.json`.
-
-    `base` fingerprints the base checkpoint every variant descends from; `parent` is the content id this one
-    was made from, None for the base itself; `data` fingerprints the training data; `card` holds what was
-    measured. `id` is the content id: a hash of everything but the card and the name, weights included.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Variant(FrozenModel):
+    """The record of one variant folder, written as `variant.json`."""
 
     schema_version: int = SCHEMA_VERSION
+    """Version of this record's layout."""
+
     id: str
+    """Content id: a hash of everything but name and card, weights included."""
+
     name: str
+    """What people call it."""
+
     base: str
+    """Fingerprint of the base checkpoint that it descends from."""
+
     parent: str | None = None
+    """Content id of what it was made from. None for the base itself."""
+
     recipe: dict[str, Any] = {}
+    """The recipe it was made by."""
+
     seed: int = 0
+    """The recipe's seed."""
+
     data: str = ""
+    """Fingerprint of the training data, empty where there was none."""
+
     prompt_layout: int
+    """Version of the prompt layout that it was made for."""
+
     engine: EngineSpec
+    """The engine half."""
+
     ask: AskSpec = AskSpec()
+    """The ask half."""
+
     files: dict[str, str] = {}
+    """File of the folder → its SHA-256."""
+
     card: dict[str, Any] = {}
+    """What was measured while it was made."""
 
     @property
     def checkpoint(self) -> str:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...agents.errors import TrainingError
+from ...agents.frozen_model import FrozenModel
 from .batches import EncodedRow, passes, plan_batches, shared_start
 from .speed import kept_pages
 
@@ -35,30 +36,44 @@ __all__ = [
 ]
 
 
-class TrainingSettings(BaseModel):
-    """Settings every trained method shares; a method adds its own.
-
-    `learning_rate` is the peak, reached after `warmup_steps` and then lowered to zero by `schedule`. `dtype` is
-    that of the wide matrix products: `auto` is bfloat16 where the processor multiplies it natively (2x faster
-    on such a CPU), else float32; what is trained, and on CPU the residual stream, stays float32. Rows longer
-    than `max_row_tokens` are an error. A batch of more than `pass_tokens` tokens goes through the model in parts whose
-    gradients add up, which bounds memory: the same loss, up to rounding and to dropout's draws.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TrainingSettings(FrozenModel):
+    """Settings that every trained method shares."""
 
     steps: int = Field(default=300, ge=1)
+    """Optimiser steps."""
+
     batch_rows: int = Field(default=16, ge=1)
+    """Rows of one step."""
+
     learning_rate: float = Field(default=1e-3, gt=0.0)
+    """Highest learning rate, reached after `warmup_steps`."""
+
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 after that; `constant` keeps it."""
+
     warmup_steps: int = Field(default=20, ge=0)
+    """Steps in which the learning rate rises to its highest."""
+
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """Weight decay of the optimiser (AdamW)."""
+
     clip_norm: float = Field(default=1.0, gt=0.0)
+    """Largest norm of a step's gradient; larger ones are scaled down to it."""
+
     max_row_tokens: int = Field(default=1024, ge=8)
+    """Most tokens of one row. A longer one is an error."""
+
     # Memory, not identity: a variant made in other passes is the same variant.
     pass_tokens: int = Field(default=512, ge=1, exclude=True)
+    """Most tokens that go through the model at once. A larger batch goes in parts whose gradients add up, which bounds
+    memory: the loss is the same, up to rounding and to dropout's draws."""
+
     checkpoint_steps: int = Field(default=25, ge=1)
+    """Steps between two checkpoints, from which a killed training goes on."""
+
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the wide matrix products. `auto` is bfloat16 where the processor multiplies it natively (2x faster on
+    such a CPU), else float32. What is trained, and on CPU the residual stream, stays float32."""
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,16 @@ __all__ = ["METHOD", "BudgetChoice", "FierMethod"]
 
 
 class BudgetChoice(RoleSettings):
-    """How the budget is picked: the smallest of `budgets` at which the role scores at most `margin` less than full.
-
-    `role` and `score` are as in `RoleSettings`, and the recipe's `data` holds the role's asks. Recall is measured on
-    the `recall_rows` longest of them.
-    """
+    """How FIER's budget is picked: by the role's score at each, on the asks in the recipe's `data`."""
 
     budgets: tuple[int, ...] = Field(default=(64, 128, 256, 512), min_length=1)
+    """Budgets to measure, in tokens, rising."""
+
     margin: float = Field(default=0.03, ge=0.0, le=1.0)
+    """The smallest budget is picked whose score is at most this far below full attention's."""
+
     recall_rows: int = Field(default=4, ge=0)
+    """Longest rows, this many, on which recall is measured."""
 
     @field_validator("budgets")
     @classmethod
@@ -41,11 +42,13 @@ class BudgetChoice(RoleSettings):
 
 
 class FierMethod(FierSettings):
-    """What a recipe says after `method: fier`: the fields of `FierSettings`, and `choose` to pick `budget_tokens`."""
+    """What a recipe says after `method: fier`: the fields of `FierSettings`, and `choose`."""
 
     method: Literal["fier"] = "fier"
+
     # Recipes without it keep the identity they had before there was one.
     choose: BudgetChoice | None = Field(default=None, exclude_if=lambda choose: choose is None)
+    """Picks `budget_tokens` by measuring, instead of naming it."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:

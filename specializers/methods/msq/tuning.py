@@ -24,37 +24,61 @@ __all__ = ["MsqObjective", "MsqSettings"]
 
 
 class MsqSettings(TrainingSettings):
-    """Settings of MSQ. `target_bits` is the mean width of the linear layers of all blocks, signs included.
-
-    All start at `start_bits` and none goes below `min_bits`. Every `drop_every_steps`, units with a share of less than
-    `nonzero_below` of nonzero low bits lose one or two, the less sensitive first. Sensitivity comes from the curvature
-    over `trace_rows` rows: `fisher` is never negative and costs first derivatives; `hessian`, the published form, takes
-    `trace_probes` Hutchinson probes, whose estimate may be negative. The last `finish_steps` train at fixed widths.
-    When the average is still above the target then, `on_missed` says whether to stop with an error or to drop what
-    hurts least anyway.
-    `penalty` is the pull on a weight as a multiple of its matrix's mean (root mean square) task gradient.
-    Scales are frozen: the largest magnitude of an output channel (or of `group_size` inputs of it) times `clip`.
-    `allocation` sets controls that are trained alike: `uniform` (all at target_bits) and `layers` (whole blocks at
-    start_bits or min_bits, ranked by how much a block changes its input).
-    """
+    """Settings of MSQ: mixed bit widths, found while the model is tuned."""
 
     method: Literal["msq"] = "msq"
+
     start_bits: int = Field(default=8, ge=2, le=8)
+    """Width that every linear layer starts at, in bits."""
+
     min_bits: int = Field(default=3, ge=2, le=8)
+    """Width that no layer goes below, in bits."""
+
     finish_steps: int = Field(default=50, ge=0)
+    """Last steps, trained at fixed widths."""
+
     drop_every_steps: int = Field(default=25, ge=1)
+    """Steps between two rounds in which bits are dropped."""
+
     nonzero_below: float = Field(default=0.25, ge=0.0, le=1.0)
+    """A unit may lose one or two bits when less than this share of its lowest bits are not zero. The less sensitive go
+    first."""
+
     on_missed: Literal["stop", "drop"] = "stop"
+    """When the mean width is still above `target_bits` at the last round: `stop` with an error, or `drop` what hurts
+    least anyway."""
+
     allocation: Literal["search", "uniform", "layers"] = "search"
+    """`search` is MSQ. The others are controls that are trained alike: `uniform` (all at `target_bits`) and `layers`
+    (whole blocks at `start_bits` or `min_bits`, by how much a block changes its input)."""
+
     target_bits: float = Field(ge=2.0, le=8.0)
+    """Mean width of the linear layers of all blocks, in bits, signs included."""
+
     penalty: float = Field(default=1.0, ge=0.0)
+    """Pull on the lowest bits, as a multiple of a matrix's mean (root mean square) task gradient."""
+
     curvature: Literal["fisher", "hessian"] = "fisher"
+    """How sensitivity is measured: `fisher` is never negative and costs first derivatives; `hessian`, the published
+    form, may be negative."""
+
     trace_probes: int = Field(default=2, ge=1)
+    """Hutchinson probes of `curvature: hessian`."""
+
     trace_rows: int = Field(default=16, ge=1)
+    """Rows that sensitivity is measured on."""
+
     group_size: int | None = Field(default=None, ge=1)
+    """Inputs of an output channel that share a scale. None is all of them."""
+
     clip: float = Field(default=1.0, gt=0.0, le=1.0)
+    """A scale is the largest magnitude of its weights times this. Scales are frozen."""
+
     learning_rate: float = Field(default=1e-4, gt=0.0)
+    """Highest learning rate: lower than an adapter's, since all weights are trained."""
+
     batch_rows: int = Field(default=8, ge=1)
+    """Rows of one step."""
 
     @field_validator("target_bits")
     @classmethod

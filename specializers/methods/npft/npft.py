@@ -36,31 +36,55 @@ __all__ = ["METHOD", "NoisyObjective", "NpftSettings", "make_npft"]
 
 
 class NpftSettings(TrainingSettings):
-    """Settings of NPFT. `targets` get the low-rank update; noise goes to every linear layer but the output head.
-
-    `noise` is `range` (the published algorithm: uniform over the sensitive weights of an output channel, whatever
-    the width), `step` (the theory: within half a step of a `step_bits` quantiser with groups of `step_group_size`)
-    or `none` (the control: the same update, trained as long, without noise). It lies on the `sensitive_percent`
-    of each matrix with the largest Fisher score, summed over `fisher_rows` rows at the start of each of `epochs`
-    equal parts of the run; new values are drawn then, or at every step. `beta` weighs the loss without noise.
-    """
+    """Settings of NPFT. Noise goes to every linear layer but the output head."""
 
     method: Literal["npft"] = "npft"
+
     rank: int = Field(default=16, ge=1, le=512)
+    """Rank of the update that is trained and then added to the weights."""
+
     alpha: float = Field(default=32.0, gt=0.0)
+    """The update is scaled by alpha ÷ rank."""
+
     dropout: float = Field(default=0.05, ge=0.0, lt=1.0)
+    """Share of the update's inputs that are set to 0 in training."""
+
     targets: Targets = "all-linear"
+    """Names of the modules that get an update. `all-linear` is every linear layer but the output head."""
+
     noise: Literal["range", "step", "none"] = "range"
+    """`range` is the published algorithm: uniform over the sensitive weights of an output channel, whatever the width.
+    `step` is the theory: within half a step of a `step_bits` quantiser. `none` is the control without noise."""
+
     resample: Literal["epoch", "step"] = "epoch"
+    """When new noise is drawn: at the start of each epoch, or at every step."""
+
     sensitive_percent: float = Field(default=0.5, ge=0.0, le=100.0)
+    """Per cent of each matrix that get noise: those with the largest Fisher score."""
+
     epochs: int = Field(default=3, ge=1)
+    """Equal parts of the run. The Fisher scores are taken at the start of each."""
+
     fisher_rows: int = Field(default=128, ge=1)
+    """Rows that the Fisher scores are summed over."""
+
     beta: float = Field(default=0.5, ge=0.0)
+    """Weight of the loss without noise."""
+
     step_bits: int = Field(default=4, ge=2, le=8)
+    """Width of the quantiser of `noise: step`, in bits."""
+
     step_group_size: int | None = Field(default=None, ge=1)
+    """Inputs that share a scale in that quantiser. None is all of an output channel."""
+
     learning_rate: float = Field(default=2e-4, gt=0.0)
+    """Highest learning rate."""
+
     schedule: Literal["cosine", "linear", "constant"] = "linear"
+    """How the learning rate falls to 0; `constant` keeps it."""
+
     weight_decay: float = Field(default=0.01, ge=0.0)
+    """Weight decay of the optimiser (AdamW)."""
 
 
 def make_npft(settings: NpftSettings, job: Job) -> Made:

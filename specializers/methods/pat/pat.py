@@ -32,34 +32,53 @@ _MERGE_TOLERANCE = 1e-3
 
 
 class PatSettings(TrainingSettings):
-    """Settings of PAT.
-
-    `hidden_size` is how many channels stay, exactly. `lora_rank` and `operator_rank` (about 5 % of the width) are
-    the trained sizes; `embedding_operator` is what sits behind the embedding: `mask_only` keeps a tied head tied,
-    `trained` is the published form and gives a tied head a matrix of its own, `auto` is the first for tied bases
-    and the second for others. `channels: random` is the control: drawn beforehand, faded out linearly, all else
-    equal. `mask_start: fisher` ranks the channels before the first step by what `calibration_rows` rows' losses say of
-    each (the mask is still soft, and the task can change it); `zeros` is as published, and needs thousands of steps to
-    tell channels apart. `milestone_share` of the steps the mask is soft; then it is hard, exactly, for the rest
-    (`harden: milestone`), or only after the last step, as published (`harden: end`). `mask_learning_rate` is the
-    proxies' own: they have to travel 0.5 within the milestone.
-    """
+    """Settings of PAT: channels of the residual stream are chosen while LoRA tunes the model."""
 
     method: Literal["pat"] = "pat"
+
     hidden_size: int = Field(ge=WIDTH_STEP)
+    """Channels that stay, exactly."""
+
     lora_rank: int = Field(default=16, ge=1, le=512)
+    """Rank of the LoRA that tunes the model meanwhile."""
+
     lora_alpha: float = Field(default=32.0, gt=0.0)
+    """That LoRA is scaled by alpha ÷ rank."""
+
     lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of that LoRA's inputs that are set to 0 in training."""
+
     operator_rank: int = Field(default=32, ge=1)
+    """Rank of the trained operators that stand between blocks, about 5 % of the width."""
+
     embedding_operator: Literal["auto", "mask_only", "trained"] = "auto"
+    """What stands behind the embedding. `mask_only` keeps a tied head tied; `trained` is the published form and gives a
+    tied head a matrix of its own; `auto` is the first for tied bases, the second for others."""
+
     channels: Literal["learned", "random"] = "learned"
+    """`learned` is PAT. `random` is the control: drawn beforehand and faded out linearly, all else equal."""
+
     mask_start: Literal["fisher", "zeros"] = "fisher"
+    """`fisher` ranks the channels before the first step by what rows' losses say of each; the task can still change it.
+    `zeros` is as published, and needs thousands of steps to tell channels apart."""
+
     calibration_rows: int = Field(default=64, ge=1)
+    """Rows for `mask_start: fisher`."""
+
     milestone_share: float = Field(default=1 / 3, gt=0.0, le=1.0)
+    """Share of the steps after which the mask's schedule ends."""
+
     harden: Literal["milestone", "end"] = "milestone"
+    """When the mask becomes exactly 0 and 1: at the milestone, or only after the last step, as published."""
+
     mask_learning_rate: float = Field(default=0.02, gt=0.0)
+    """Learning rate of the mask: its values have to travel 0.5 within the milestone."""
+
     active_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the loss that holds the mask to `hidden_size` channels."""
+
     identity_weight: float = Field(default=1.0, ge=0.0)
+    """Weight of the loss that keeps the operators near the identity."""
 
     @property
     def milestone(self) -> int:

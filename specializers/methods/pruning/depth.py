@@ -10,9 +10,10 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ....agents.errors import RecipeError
+from ....agents.frozen_model import FrozenModel
 from ...checkpoints.dense_checkpoint import dense_tensors, size_card, write_dense
 from ...checkpoints.prunable_models import read_prunable
 from ...shelf.variant import AskSpec
@@ -30,21 +31,24 @@ __all__ = ["METHOD", "DepthPruningSettings", "block_importance", "make_depth_pru
 _BATCH_ROWS = 8
 
 
-class DepthPruningSettings(BaseModel):
-    """Settings of depth pruning.
-
-    `layers` blocks stay. `score` says how they are chosen: `cosine` drops those that turn their input least, over
-    the tokens of `calibration_rows` of the recipe's rows; `loss` drops one at a time, always the one whose absence
-    costs those rows' answers least, so it measures what blocks do together (layers² passes); `random` is the control.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class DepthPruningSettings(FrozenModel):
+    """Settings of depth pruning."""
 
     method: Literal["depth_pruning"] = "depth_pruning"
+
     layers: int = Field(ge=1)
+    """Blocks that stay."""
+
     score: Literal["cosine", "loss", "random"] = "cosine"
+    """How blocks are chosen. `cosine` drops those that turn their input least. `loss` drops one at a time, always the
+    one whose absence costs the rows' answers least, so it measures what blocks do together (layers² passes). `random`
+    is the control."""
+
     calibration_rows: int = Field(default=32, ge=1)
+    """Rows of the recipe that the score is taken on."""
+
     max_row_tokens: int = Field(default=1024, ge=8)
+    """Most tokens of one row. A longer one is an error."""
 
 
 def block_importance(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ....agents.frozen_model import FrozenModel
 from ...checkpoints.dense_checkpoint import dense_tensors, size_card, write_dense
 from ...checkpoints.prunable_models import WIDTH_STEP, check_width, read_prunable
 from ...shelf.variant import AskSpec
@@ -23,20 +24,23 @@ if TYPE_CHECKING:
 __all__ = ["METHOD", "WidthPruningSettings", "activation_scores", "keep_neurons", "make_width_pruning", "maw_scores"]
 
 
-class WidthPruningSettings(BaseModel):
-    """Settings of MLP-width pruning.
-
-    `intermediate_size` neurons stay in every layer, those with the highest `score`: `maw` needs the weights only,
-    `activation` weighs them by what the recipe's rows excite (`calibration_rows` of them), `random` is the control.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class WidthPruningSettings(FrozenModel):
+    """Settings of MLP-width pruning."""
 
     method: Literal["width_pruning"] = "width_pruning"
+
     intermediate_size: int = Field(ge=WIDTH_STEP)
+    """Neurons that stay in every layer."""
+
     score: Literal["maw", "activation", "random"] = "maw"
+    """How neurons are ranked. `maw` (largest weights) needs the weights only, `activation` weighs them by what the
+    recipe's rows excite, `random` is the control."""
+
     calibration_rows: int = Field(default=32, ge=1)
+    """Rows of the recipe for `score: activation`."""
+
     max_row_tokens: int = Field(default=1024, ge=8)
+    """Most tokens of one row. A longer one is an error."""
 
 
 def maw_scores(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ....agents.frozen_model import FrozenModel
 from ...checkpoints.quantisation_plan import LAYER_NAMES, Scheme, check_fused, choose_schemes
 
 __all__ = ["PtqSettings", "SchemeName"]
@@ -18,35 +19,49 @@ SchemeName = Literal["w8a8", "w4a16"]
 _ANY = range(256)  # numbers of layers that patterns may name before a model is known
 
 
-class PtqSettings(BaseModel):
-    """Settings of post-training quantisation.
-
-    `scheme` is for all layers but those whose name matches a pattern of `ignore` (kept as they are) or of
-    `overrides` (pattern → scheme, the last match wins); patterns are as in a shell, `*.o_proj` or `*.layers.0.*`.
-    Members of one fused matrix (q, k, v; gate, up) must get the same. `group_size` inputs share a scale in W4A16.
-    `clip_search` tries scales that cut off the largest weights. `adapter` says what becomes of the parent's LoRA:
-    `merge` it into the weights before rounding, `keep` it as an adapter on the rounded weights, or `drop` it.
-
-    GPTQ looks at `calibration_rows` rows of at most `max_row_tokens` tokens; `damping` is the share of the mean
-    curvature added to all. Perplexity before and after goes on the card, on `perplexity_windows` windows (0: none)
-    of `perplexity_window_tokens` tokens of a text that ships with Python.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class PtqSettings(FrozenModel):
+    """Settings of post-training quantisation."""
 
     method: Literal["ptq"] = "ptq"
+
     scheme: SchemeName = "w8a8"
+    """Number formats of all layers: `w8a8` (8-bit weights and activations) or `w4a16` (4-bit weights)."""
+
     rounding: Literal["rtn", "gptq"] = "rtn"
+    """`rtn` rounds each weight to the nearest level; `gptq` also looks at rows."""
+
     clip_search: bool = True
+    """Whether to try scales that cut off the largest weights."""
+
     group_size: Literal[32, 64, 128] = 64
+    """Inputs that share a scale in W4A16."""
+
     ignore: tuple[str, ...] = ()
+    """Layers that are kept as they are: patterns as in a shell, `*.o_proj` or `*.layers.0.*`."""
+
     overrides: dict[str, SchemeName] = {}
+    """Pattern → scheme for other layers; the last match wins. Members of one fused matrix (q, k, v; gate, up) must get
+    the same."""
+
     adapter: Literal["merge", "keep", "drop"] = "merge"
+    """What becomes of the parent's LoRA: `merge` it into the weights before rounding, `keep` it as an adapter on the
+    rounded weights, or `drop` it."""
+
     calibration_rows: int = Field(default=64, ge=1)
+    """Rows that GPTQ looks at."""
+
     max_row_tokens: int = Field(default=1024, ge=2)
+    """Most tokens of one row. A longer one is an error."""
+
     damping: float = Field(default=0.01, gt=0.0, le=1.0)
+    """Share of the mean curvature that GPTQ adds to all."""
+
     perplexity_windows: int = Field(default=16, ge=0)
+    """Windows of text that perplexity is measured on before and after, for the card. 0 is none. The text ships with
+    Python."""
+
     perplexity_window_tokens: int = Field(default=256, ge=2)
+    """Tokens of one such window."""
 
     @model_validator(mode="after")
     def _overrides_are_not_ignored(self) -> PtqSettings:

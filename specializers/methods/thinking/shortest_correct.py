@@ -28,19 +28,29 @@ __all__ = ["METHOD", "ShortestCorrectSettings", "make_shortest_correct", "shorte
 
 
 class ShortestCorrectSettings(LoraSettings):
-    """LoRA's settings (rank and alpha those of the parent), the role as in `RoleSettings`, and how to sample.
+    """Settings of length tuning: LoRA's (rank and alpha those of the parent), the role, and how to sample.
 
-    Every row that thinks is answered `samples` times at `temperature`, thinking up to `budget_tokens`; a thought that
-    was cut off there is not kept. Rows told not to think are trained on as they are, so that off stays off; they may be
-    other roles' too, which a parent that plays several would forget.
+    Rows told not to think are trained on as they are, so that off stays off. They may be other roles' too, which a
+    parent that plays several would forget.
     """
 
     method: Literal["shortest_correct"] = "shortest_correct"  # type: ignore[assignment]
+
     role: str = Field(pattern=NAMED)
+    """`file.py:name` of the Role whose asks the recipe's `data` holds, relative to the recipe's folder."""
+
     score: str | None = Field(default=None, pattern=NAMED)
+    """`file.py:function`, called with the row and the typed answer, 0 to 1. Without it an answer that equals the row's
+    own scores 1."""
+
     samples: int = Field(default=4, ge=1)
+    """Answers that are sampled for every row that thinks."""
+
     temperature: float = Field(default=1.0, gt=0.0)
+    """Temperature of the samples."""
+
     budget_tokens: int = Field(default=96, ge=1)
+    """Most tokens that a sample thinks. A thought that was cut off there is not kept."""
 
 
 def shortest_correct(replies: Iterable[tuple[float, Reply]], *, budget_tokens: int) -> Reply | None:

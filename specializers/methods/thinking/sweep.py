@@ -29,15 +29,18 @@ __all__ = ["METHOD", "ThinkingSettings", "make_thinking"]
 
 
 class ThinkingSettings(RoleSettings):
-    """Settings of the sweep: `budgets` in tokens (0 is off), `also` the names of other variants (or `base`) to sweep.
-
-    The result thinks up to the smallest budget whose score is at most `margin` below its best.
-    """
+    """Settings of the sweep over thinking budgets."""
 
     method: Literal["thinking"] = "thinking"
+
     budgets: tuple[int, ...] = Field(default=(0, 8, 16, 24, 32, 48, 64), min_length=2)
+    """Budgets to measure, in tokens, rising. 0 is thinking off."""
+
     also: tuple[str, ...] = ("base",)
+    """Names of other variants (or `base`) to measure beside the parent."""
+
     margin: float = Field(default=0.02, ge=0.0, le=1.0)
+    """The result gets the smallest budget whose score is at most this far below its best."""
 
     @field_validator("budgets")
     @classmethod

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ....agents.errors import RecipeError
+from ....agents.frozen_model import FrozenModel
 from ....agents.traffic import TrafficRow
 from ...adapters.adapter_conversion import write_lora
 from ...adapters.adapter_files import PEFT_PREFIX
@@ -34,22 +35,28 @@ __all__ = [
 ]
 
 
-class FrozenGateSettings(BaseModel):
-    """Bounds of an export: of each cluster, at most `calibration_rows` set the gate and others measure the loss.
-
-    A third of a cluster's rows, but no more than `held_out_rows`, are held out; a cluster with less than two rows
-    is left out. Rows are drawn by `seed` and run `batch_rows` at a time. `projection` is how a moving gate becomes
-    a fixed one: the one nearest in what it does (`least_squares`), or its `mean` over tokens.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class FrozenGateSettings(FrozenModel):
+    """How T-REX is exported as plain LoRA, one for each cluster of tasks. A cluster with less than two rows is left
+    out."""
 
     calibration_rows: int = Field(default=32, ge=1)
+    """Rows of a cluster that set its gate, at most."""
+
     held_out_rows: int = Field(default=16, ge=1)
+    """Rows of a cluster that measure what is lost, at most. They are never more than a third of it."""
+
     batch_rows: int = Field(default=8, ge=1)
+    """Rows that go through the model at once."""
+
     max_row_tokens: int = Field(default=1024, ge=8)
+    """Most tokens of one row. A longer one is an error."""
+
     seed: int = Field(default=0, ge=0)
+    """Seed of the draw of rows."""
+
     projection: Projection = "least_squares"
+    """How a gate that moves becomes a fixed one: `least_squares` is the one nearest in what it does, `mean` its mean
+    over tokens."""
 
 
 @dataclass(frozen=True)

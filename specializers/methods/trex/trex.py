@@ -27,26 +27,39 @@ __all__ = ["METHOD", "TrexSettings", "make_trex"]
 
 
 class TrexSettings(TrainingSettings):
-    """Settings of T-REX: r1 + r2 vectors a layer, which make r1·r2 experts.
-
-    `k_tok` (r1·r2 when None, as released) weighs the token router, `k_task` the intuition; `intuition: false` is the
-    ablation without it, stored as k_task 0, so that serving leaves it out too. omega and gamma go through
-    sigmoid(100 x), so they have a rate of their own: each step of `gate_learning_rate` moves the sigmoid's argument
-    by up to a hundred times that, and the matrices' rate would saturate it within tens of steps.
-    `router_init_std` 0 starts the router at zero, as released: without intuition nothing but rounding then tells the
-    columns of B apart, and B stays of rank one for long.
-    """
+    """Settings of T-REX: r1 + r2 vectors a layer, which make r1·r2 experts."""
 
     method: Literal["trex"] = "trex"
+
     r1: int = Field(default=4, ge=1, le=64)
+    """Vectors of A."""
+
     r2: int = Field(default=8, ge=1, le=64)
+    """Vectors of B."""
+
     k_tok: float | None = Field(default=None, gt=0.0)
+    """Weight of the token router in the gate. None is r1·r2, as released."""
+
     k_task: float = Field(default=4.0, gt=0.0)
+    """Weight of the intuition (what kind of task it is) in the gate."""
+
     intuition: bool = True
+    """Whether the gate knows the kind of task. False is the ablation: `k_task` is stored as 0, so that serving leaves
+    it out too."""
+
     embed_id: str = DEFAULT_EMBEDDING
+    """Function that turns a task's text into a vector; its name and version."""
+
     router_init_std: float = Field(default=0.02, ge=0.0)
+    """Standard deviation of the router's first values. 0 is as released: without intuition only rounding then tells the
+    columns of B apart, and B stays of rank one for long."""
+
     gate_learning_rate: float = Field(default=2e-4, gt=0.0)
+    """Learning rate of omega and gamma. They go through sigmoid(100 x), so that the matrices' rate would saturate them
+    within tens of steps."""
+
     targets: Targets = "all-linear"
+    """Names of the modules that get an update. `all-linear` is every linear layer but the output head."""
 
 
 def make_trex(settings: TrexSettings, job: Job) -> Made:

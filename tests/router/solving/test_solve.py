@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from metier.agents.errors import InfeasibleError, ProfileError
 from metier.router.probing.profile import Footprint, Profile, TokenCost
-from metier.router.solving.coupling import Problem, Serving, ask_seconds, make_problem, predict, swap_share
+from metier.router.solving.coupling import Problem, ask_seconds, make_problem, predict, swap_share
 from metier.router.solving.limits import Amount, Limits
+from metier.router.solving.serving import Serving
 from metier.router.solving.solve import (
     Solution,
     SolverSettings,
