@@ -28,11 +28,11 @@ from orchestration import Plan, Puzzle, Verdict, graph
 from metier.agents import Ask, Reply
 from metier.router.placement.placement import PlacedAsk, ReplicaState
 from metier.runtime import RunStore, open_session
+from metier.runtime.meters.percentiles import percentile
 from metier.runtime.report.figures import svg_figure
 from metier.runtime.simulator import ServiceModel, ServingPlan, SimulationResult, fit_service, read_programs, simulate
 from metier.runtime.simulator.placing import PlacementName, costs_of, make_chooser
 from metier.runtime.simulator.recorded_programs import Program, ProgramAsk, ProgramStep
-from metier.runtime.simulator.simulation import quantile
 from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 
 POLICIES: tuple[PlacementName, ...] = ("placed", "placed-sample", "least-loaded", "round-robin", "adapter-hash")
@@ -76,8 +76,8 @@ def curve(replicas: int, policy: PlacementName, model: ServiceModel, seed: int) 
         "replicas": replicas,
         "policy": policy,
         "asks": asks,
-        "ask_p50_s": round(quantile(outcome.ask_s, 0.5), 3),
-        "ask_p95_s": round(quantile(outcome.ask_s, 0.95), 3),
+        "ask_p50_s": round(percentile(outcome.ask_s, 0.5), 3),
+        "ask_p95_s": round(percentile(outcome.ask_s, 0.95), 3),
         "loads_an_ask": round(outcome.loads_per_ask, 3),
         # An ask and its reply; a load or an eviction is a request and an answer each.
         "messages_an_ask": round(2 + 2 * (outcome.loads + outcome.evictions) / asks, 2),

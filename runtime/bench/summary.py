@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from ..report.costs import percentile
+from ..meters.percentiles import percentile
 from .records import RequestRecord
 
 __all__ = ["LevelFigures", "level_figures", "summary_table"]

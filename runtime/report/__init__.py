@@ -1,6 +1,7 @@
-"""Reports of runs, finished or broken, from the run store alone: brief for a terminal, full as a page or Markdown."""
+"""Reports of runs, finished or broken, from the store alone: one document, for a page, as Markdown, for a terminal."""
 
-from .brief import render_report
-from .page import render_html, render_markdown
+from .markdown import render_markdown
+from .page import render_html
+from .terminal import render_report
 
 __all__ = ["render_html", "render_markdown", "render_report"]

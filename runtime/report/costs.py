@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from .critical_path import critical_path_s
 from .ledger import AskEntry, Ledger, round_of, step_of
 
-__all__ = ["Cost", "WorkflowFigures", "by_role", "by_round", "by_step", "percentile", "run_costs", "workflow_figures"]
+__all__ = ["Cost", "WorkflowFigures", "by_role", "by_round", "by_step", "run_costs", "workflow_figures"]
 
 K = TypeVar("K", bound=Hashable)
 
@@ -35,6 +35,7 @@ class Cost:
     swap_s: float = 0.0
     variants: Counter[str] = field(default_factory=Counter)
     runs: set[str] = field(default_factory=set)
+    steps: set[tuple[str, str]] = field(default_factory=set)
 
     @property
     def prefilled_tokens(self) -> int:
@@ -59,6 +60,7 @@ class Cost:
             self.lost += ask.lost
         self.variants[ask.variant] += not ask.abandoned
         self.runs.add(ask.run)
+        self.steps.add((ask.run, ask.path))
         self.prompt_tokens += ask.prompt_tokens
         self.cached_tokens += ask.cached_tokens
         self.thinking_tokens += ask.thinking_tokens
@@ -102,6 +104,8 @@ def run_costs(ledger: Ledger) -> dict[str, Cost]:
 class WorkflowFigures:
     """One batch in a line. `completion_s` are finished runs' seconds, `over_bound` their ratios to the critical path.
 
+    `looped` says whether its workflow has a loop, `second_rounds` how many runs had to go through one again.
+
     `cost_of_pass` maps what is counted (CPU-s, tokens, run seconds, joules) to the whole cost of all attempts, failures
     included, per task solved; empty when nothing was scored, None when nothing was solved.
     """
@@ -110,6 +114,8 @@ class WorkflowFigures:
     states: dict[str, int]
     solved: int
     scored: int
+    looped: bool
+    second_rounds: int
     wall_s: float
     total: Cost
     completion_s: tuple[float, ...]
@@ -141,6 +147,8 @@ def workflow_figures(ledger: Ledger) -> WorkflowFigures:
         states=dict(Counter(run.state for run in ledger.runs)),
         solved=solved,
         scored=scored,
+        looped=any(round_of(step.path) is not None for step in ledger.steps),
+        second_rounds=len({step.run for step in ledger.steps if "[2]/" in step.path}),
         wall_s=max(ended) - min(started) if started and ended else 0.0,
         total=total,
         completion_s=tuple(run.busy_s for run in finished),
@@ -148,17 +156,6 @@ def workflow_figures(ledger: Ledger) -> WorkflowFigures:
         over_bound=tuple(over),
         cost_of_pass={name: amount / solved if solved else None for name, amount in spent.items()} if scored else {},
     )
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of them lies, interpolated as numpy does by default; 0 of none."""
-    if not values:
-        return 0.0
-    ordered = sorted(values)
-    at = share * (len(ordered) - 1)
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
 def _grouped(asks: Iterable[AskEntry], key: Callable[[AskEntry], K]) -> dict[K, Cost]:

@@ -1,27 +1,25 @@
-"""The full report's content: sections of tables, figures and notes, before it is a page or Markdown."""
+"""What a report says: sections of tables, figures and notes, before it is a page, Markdown or a terminal's text."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ...agents.errors import ProfileError
-from ...router.probing.profile import read_profiles
 from ...specializers.methods.thinking.curves import Saturation, ThinkingPoint
 from ...specializers.shelf.variant import Variant
+from ..meters.percentiles import percentile
 from ..store.store import RunStore
 from . import tables
 from .comparison import Comparison, compare
-from .costs import Cost, WorkflowFigures, by_role, percentile, workflow_figures
-from .figures import FrontPoint
+from .costs import Cost, WorkflowFigures, by_role, workflow_figures
 from .ledger import Ledger, read_ledger
-from .tables import NOTHING, Table, count, number
+from .probed import Probed, read_probed
+from .table import NOTHING, Table, count, number, percent
 from .thinking_figures import thinking_of
 
-__all__ = ["BatchPart", "Document", "Probed", "Thought", "Tile", "read_document", "role_costs"]
+__all__ = ["BatchSection", "Document", "Thought", "Tile", "read_document", "role_costs"]
 
 
 @dataclass(frozen=True)
@@ -34,24 +32,17 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class BatchPart:
-    """One batch: what was read of it, its figures, and its tables by title; those without data are not there."""
+class BatchSection:
+    """One batch: what was read of it, its figures, and its tables as (title, note, table); those without data are not
+    there. `energy` says what the machine drew, or why that is not known."""
 
     name: str
     ledger: Ledger
     figures: WorkflowFigures
     tables: tuple[tuple[str, str, Table], ...]
     notes: tuple[str, ...]
+    energy: str
     state: str
-
-
-@dataclass(frozen=True)
-class Probed:
-    """What `metier probe` and `metier assign` left in a folder."""
-
-    profiles: Table
-    front: tuple[FrontPoint, ...] = ()
-    measured: tuple[FrontPoint, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,10 +83,15 @@ class Document:
     tiles: tuple[Tile, ...]
     summary: Table
     comparisons: tuple[tuple[Comparison, Table], ...]
-    parts: tuple[BatchPart, ...]
+    parts: tuple[BatchSection, ...]
     probed: Probed | None = None
     thought: tuple[Thought, ...] = ()
-    reading: tuple[str, ...] = field(default=())
+
+    def all_tables(self) -> Iterator[Table]:
+        """Every table of the report."""
+        yield self.summary
+        yield from (table for _, table in self.comparisons)
+        yield from (table for part in self.parts for _, _, table in part.tables)
 
 
 def read_document(
@@ -125,9 +121,8 @@ def read_document(
         summary=tables.batch_table(figures),
         comparisons=tuple(comparisons),
         parts=parts,
-        probed=None if probe is None else _probed(probe),
+        probed=None if probe is None else read_probed(probe),
         thought=tuple(Thought.of(variant) for variant in curves),
-        reading=_READING,
     )
 
 
@@ -140,7 +135,7 @@ def _names(ledgers: Sequence[Ledger]) -> list[str]:
     ]
 
 
-def _part(name: str, ledger: Ledger, figures: WorkflowFigures) -> BatchPart:
+def _part(name: str, ledger: Ledger, figures: WorkflowFigures) -> BatchSection:
     made: list[tuple[str, str, Table | None]] = [
         ("Roles", "", tables.role_table(ledger)),
         ("Rounds", "", tables.round_table(ledger)),
@@ -160,20 +155,22 @@ def _part(name: str, ledger: Ledger, figures: WorkflowFigures) -> BatchPart:
         notes.append(f"Engines were restarted {ledger.restarts} times; what the dead ones were at is counted as lost.")
     if not ledger.asks:
         notes.append("Nothing was asked.")
-    if ledger.energy is not None:
-        energy = ledger.energy
-        notes.append(
-            f"The machine drew {number(energy.joules)} J ({number(energy.joules / max(energy.seconds, 1e-9))} W) while "
-            f"it ran, all programs together, by {', '.join(energy.zones)}."
-        )
-    else:
-        notes.append("Energy is not shown: this machine did not let its counters be read (RAPL, /sys/class/powercap).")
     shown = tuple((title, note, table) for title, note, table in made if table is not None)
     state = "finished" if not open_runs else "broken off" if open_runs.keys() & {"running", "waiting"} else "incomplete"
-    return BatchPart(name, ledger, figures, shown, tuple(notes), state)
+    return BatchSection(name, ledger, figures, shown, tuple(notes), _energy(ledger), state)
 
 
-def _tiles(part: BatchPart, baseline: BatchPart | None) -> tuple[Tile, ...]:
+def _energy(ledger: Ledger) -> str:
+    drawn = ledger.energy
+    if drawn is None:
+        return "Energy is not shown: this machine did not let its counters be read (RAPL, /sys/class/powercap)."
+    return (
+        f"The machine drew {number(drawn.joules)} J ({number(drawn.joules / max(drawn.seconds, 1e-9))} W) while it "
+        f"ran, all programs together, by {', '.join(drawn.zones)}."
+    )
+
+
+def _tiles(part: BatchSection, baseline: BatchSection | None) -> tuple[Tile, ...]:
     """The figures one looks for first; with several batches the last one's, against the baseline's."""
     f, base = part.figures, None if baseline is None else baseline.figures
 
@@ -205,62 +202,12 @@ def _tiles(part: BatchPart, baseline: BatchPart | None) -> tuple[Tile, ...]:
         tiles.append(Tile("CPU-s", number(f.total.cpu_s), against(number(base.total.cpu_s) if base else "")))
     cached, prompt = f.total.cached_tokens, f.total.prompt_tokens
     if prompt:
-        tiles.append(Tile("prompt tokens cached", tables.percent(cached, prompt), f"of {count(prompt)}"))
+        tiles.append(Tile("prompt tokens cached", percent(cached, prompt), f"of {count(prompt)}"))
     return tuple(tiles)
 
 
-def _probed(folder: Path) -> Probed:
-    profiles = read_profiles(folder / "profiles.jsonl")
-    rows = []
-    for p in profiles:
-        low, high = p.gain_interval
-        measured_at = (str(p.part), str(p.candidate), count(p.n))
-        quality = (f"{p.quality:.3f}", f"{p.gain:+.3f}", f"{low:+.2f} to {high:+.2f}")
-        rows.append((*measured_at, *quality, number(p.cpu_s), number(p.seconds), number(p.tokens), p.dropped))
-    heads = ("part", "variant", "tasks", "quality", "gain", "95 % interval", "CPU-s", "s", "tokens", "dropped")
-    front, measured = _front(folder / "front.json")
-    return Probed(Table(heads, tuple(rows), 2), front, measured)
-
-
-def _front(path: Path) -> tuple[tuple[FrontPoint, ...], tuple[FrontPoint, ...]]:
-    """The front `metier assign` predicted and what it measured; nothing where it has not run."""
-    if not path.exists():
-        return (), ()
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        front = tuple(FrontPoint(point["cpu_s"], point["quality"]) for point in data["front"])
-        lines = [(line["name"], line["measured"]) for line in data["table"] if line["measured"]]
-        measured = tuple(
-            FrontPoint(m["cpu_s"], m["quality"], name, (m["quality_interval"][0], m["quality_interval"][1]))
-            for name, m in lines
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProfileError(
-            f"{path} cannot be read: {error!r}",
-            expected="what `metier assign` writes",
-            remedy="Run `metier assign` again, or remove the file.",
-        ) from error
-    return front, measured
-
-
-def role_costs(part: BatchPart) -> dict[str, Cost]:
+def role_costs(part: BatchSection) -> dict[str, Cost]:
     """Role and variant → cost, under the names a figure shows."""
     costs = by_role(part.ledger)
     several = len({role for role, _ in costs}) < len(costs)
     return {f"{role} · {variant}" if several else role: cost for (role, variant), cost in costs.items()}
-
-
-_READING = (
-    "Everything here is read from the run store; nothing was measured again.",
-    "computed: prompt tokens the engine had to compute; cached: those its prefix cache had. prompt is their sum.",
-    "corrected: replies that did not fit their type and were asked again; lost: asks without a reply (cancelled, timed "
-    "out, engine died). What both have used is in the sums.",
-    "queue: seconds until an engine began with an ask, of it slot: waiting for another adapter to leave; swap: waiting "
-    "for an adapter to load. Seconds add up over asks that run side by side, so they exceed the wall time.",
-    "CPU-s: the engine's process CPU seconds, each step's split over the asks in it; a swap's go to the ask that "
-    "caused it.",
-    "solved: share of the runs a row took part in that were solved.",
-    "per solved (cost-of-pass): what all attempts have used, failures counted, over the number of tasks solved.",
-    "bound: a run's critical path, the longest chain of its steps with what each took in the engine and no waiting.",
-    "95 % interval: percentile bootstrap of the mean difference over tasks that both batches ran.",
-)

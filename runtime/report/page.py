@@ -1,4 +1,4 @@
-"""The full report as one self-contained HTML page, or as Markdown with the same tables."""
+"""The full report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from markupsafe import Markup
 
 from ...specializers.shelf.variant import Variant
 from ..store.store import RunStore
-from .document import BatchPart, Document, read_document, role_costs
+from .document import BatchSection, read_document, role_costs
 from .graph_picture import draw_workflow
 from .plots import Plots, Series
+from .reading import explained
 from .slot_timeline import engine_timelines
 
-__all__ = ["render_html", "render_markdown"]
+__all__ = ["render_html"]
 
 HERE = Path(__file__).parent
 
@@ -39,6 +40,7 @@ def render_html(
     probed = document.probed
     return environment.get_template("page.html.j2").render(
         document=document,
+        reading=explained(document.all_tables()),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         dates=[_date(part) for part in document.parts],
         bounded=any(one.bound_s for one in shown),
@@ -50,39 +52,11 @@ def render_html(
     )
 
 
-def render_markdown(
-    store: RunStore, batches: Sequence[str], probe: Path | None = None, curves: Sequence[Variant] = ()
-) -> str:
-    """The same tables as Markdown, the workflow as Mermaid text; figures are the page's alone."""
-    document = read_document(store, batches, probe, curves)
-    lines = [f"# {document.title}", "", *document.summary.markdown()]
-    for found, table in document.comparisons:
-        lines += ["", f"## {found.other} against {found.baseline}", "", _paired(document, found.pairs), ""]
-        lines += table.markdown()
-    for part in document.parts:
-        lines += ["", f"## {part.name}", "", f"Batch `{part.ledger.batch.id}`, {_date(part)}, {part.state}."]
-        for note in part.notes:
-            lines += ["", note]
-        for title, note, table in part.tables:
-            lines += ["", f"### {title}", "", *([note, ""] if note else []), *table.markdown()]
-    for picture in dict.fromkeys(part.ledger.batch.picture.rstrip() for part in document.parts):
-        lines += ["", "## Workflow", "", "```mermaid", picture, "```"]
-    if document.probed is not None:
-        lines += ["", "## Profiles", "", *document.probed.profiles.markdown()]
-    for one in document.thought:
-        lines += ["", f"## Thinking of {one.role}: {one.variant}", "", *one.table.markdown()]
-    return "\n".join([*lines, "", "## How to read it", "", *(f"- {line}" for line in document.reading), ""])
-
-
-def _paired(document: Document, pairs: int) -> str:
-    return f"{pairs} tasks were run by both; differences are of the same task with itself."
-
-
-def _date(part: BatchPart) -> str:
+def _date(part: BatchSection) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(part.ledger.batch.created_at))
 
 
-def _pictures(part: BatchPart, plots: Plots, number: int) -> dict[str, object]:
+def _pictures(part: BatchSection, plots: Plots, number: int) -> dict[str, object]:
     costs = role_costs(part)
     return {
         "workflow": Markup(draw_workflow(part.ledger, number)),

@@ -1,99 +1,57 @@
-"""The report's tables, the same for the page and for Markdown: heads with units, cells that are text."""
+"""The report's tables, the same for every renderer: what roles, steps and engines cost, and what batches came to."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ...router.assignment import BASE
+from ..meters.percentiles import percentile
 from .comparison import Comparison
-from .costs import Cost, WorkflowFigures, by_role, by_round, by_step, percentile
+from .costs import Cost, WorkflowFigures, by_role, by_round, by_step
 from .ledger import Ledger, step_of
+from .table import NOTHING, Group, Table, count, number, percent
 
 __all__ = [
-    "NOTHING",
-    "Table",
     "accounting_table",
     "assignment_table",
     "batch_table",
     "comparison_table",
-    "count",
     "failure_table",
-    "number",
-    "percent",
     "role_table",
     "round_table",
     "step_table",
 ]
 
-NOTHING = "–"
 STEP_ROWS = 100
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under heads; the first `names` columns are names, the others numbers.
-
-    `groups` are heads over several columns, as (title, how many columns).
-    """
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    names: int = 1
-    groups: tuple[tuple[str, int], ...] = ()
-
-    def markdown(self) -> list[str]:
-        """The table as lines of Markdown."""
-        align = ["---" if at < self.names else "---:" for at in range(len(self.heads))]
-        lines = [self.heads, align, *self.rows]
-        return [
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
-        ]
-
-
-def number(value: float | None) -> str:
-    """Three significant digits or so, thousands apart."""
-    if value is None:
-        return NOTHING
-    size = abs(value)
-    if not size:
-        return "0"
-    if size < 0.001:
-        return f"{value:.1e}"
-    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}".replace(",", "\u202f")
-
-
-def count(value: float) -> str:
-    """A whole number, thousands apart by narrow spaces."""
-    return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def percent(part: float, whole: float) -> str:
-    """A share, or nothing of nothing."""
-    return f"{100 * part / whole:.0f} %" if whole else NOTHING
-
 
 # --- what roles, rounds and steps cost ------------------------------------------------------------------------
 
 _Column = tuple[str, str, Callable[[Cost], str], Callable[[Cost], float]]
 _COLUMNS: Sequence[_Column] = (
-    ("asks", "all", lambda c: count(c.asks), lambda c: 1.0),
+    ("asks", "steps", lambda c: count(len(c.steps)), lambda c: 1.0),
+    ("asks", "asks", lambda c: count(c.asks), lambda c: 1.0),
     ("asks", "corrected", lambda c: count(c.corrected), lambda c: c.corrected),
     ("asks", "lost", lambda c: count(c.lost), lambda c: c.lost),
     ("tokens", "prompt", lambda c: count(c.prompt_tokens), lambda c: 1.0),
-    ("tokens", "cached", lambda c: count(c.cached_tokens), lambda c: 1.0),
+    ("tokens", "cached", lambda c: _cached(c), lambda c: 1.0),
     ("tokens", "computed", lambda c: count(c.prefilled_tokens), lambda c: 1.0),
     ("tokens", "thinking", lambda c: count(c.thinking_tokens), lambda c: c.thinking_tokens),
     ("tokens", "answer", lambda c: count(c.answer_tokens), lambda c: 1.0),
     ("seconds", "queue", lambda c: number(c.queue_s), lambda c: 1.0),
-    ("seconds", "of it slot", lambda c: number(c.slot_wait_s), lambda c: c.slot_wait_s),
+    ("seconds", "slot", lambda c: number(c.slot_wait_s), lambda c: c.slot_wait_s),
     ("seconds", "swap", lambda c: number(c.swap_s), lambda c: c.swap_s),
     ("seconds", "prefill", lambda c: number(c.prefill_s), lambda c: 1.0),
     ("seconds", "decode", lambda c: number(c.decode_s), lambda c: 1.0),
     ("cost", "swaps", lambda c: count(c.swaps), lambda c: c.swaps),
     ("cost", "CPU-s", lambda c: number(c.cpu_s), lambda c: 1.0),
 )
+_UNITS = {"tokens": "tokens", "seconds": "s"}
+
+
+def _cached(cost: Cost) -> str:
+    return f"{count(cost.cached_tokens)} ({percent(cost.cached_tokens, cost.prompt_tokens)})"
 
 
 def role_table(ledger: Ledger) -> Table | None:
@@ -132,14 +90,13 @@ def _cost_table(ledger: Ledger, names: tuple[str, ...], costs: Mapping[tuple[str
     if not costs:
         return None
     columns = [column for column in _COLUMNS if any(column[3](cost) for cost in costs.values())]
-    groups: list[tuple[str, int]] = [("", len(names))]
-    for title, *_ in columns:
-        groups[-1:] = [(title, groups[-1][1] + 1)] if groups[-1][0] == title else [groups[-1], (title, 1)]
+    counts = Counter(title for title, *_ in columns)
+    groups = [Group("", len(names)), *(Group(title, n, _UNITS.get(title, "")) for title, n in counts.items())]
     heads = (*names, *(head for _, head, _, _ in columns))
     rows = [(*key, *(shown(cost) for _, _, shown, _ in columns)) for key, cost in costs.items()]
     if ledger.scored_runs:
         heads = (*heads, "solved")
-        groups.append(("quality", 1))
+        groups.append(Group("quality", 1))
         rows = [(*row, _solved(ledger, cost)) for row, cost in zip(rows, costs.values(), strict=True)]
     return Table(heads, tuple(rows), len(names), tuple(groups))
 
@@ -156,20 +113,25 @@ def batch_table(figures: Mapping[str, WorkflowFigures]) -> Table:
     """One row per batch: what came of it, how long it took, what a solved task cost."""
     amounts = list(dict.fromkeys(name for f in figures.values() for name in f.cost_of_pass))
     bounded = any(f.over_bound for f in figures.values())
-    heads = ["batch", "runs", "solved", "wall s", "run p50 s", "p95 s"]
-    heads += ["p50 / bound", "p95 / bound"] if bounded else []
-    heads += ["CPU-s", "tokens", *(f"{name} per solved" for name in amounts)]
+    looped = any(f.looped for f in figures.values())
+    of_bound = ("p50 / bound", "p95 / bound") if bounded else ()
+    per_solved = [f"{name} per solved" for name in amounts]
+    heads = ["batch", "runs", "solved", *(["needed round 2"] if looped else []), "wall s", "run p50 s", "run p95 s"]
+    heads += [*of_bound, "CPU-s", "tokens", *per_solved]
     rows = []
     for name, f in figures.items():
         states = "" if set(f.states) <= {"finished"} else f" ({', '.join(f'{n} {s}' for s, n in f.states.items())})"
-        row = [name, f"{f.runs}{states}", f"{f.solved} of {f.scored}" if f.scored else NOTHING, number(f.wall_s)]
+        row = [name, f"{f.runs}{states}", f"{f.solved} of {f.scored}" if f.scored else NOTHING]
+        row += [count(f.second_rounds)] if looped else []
+        row += [number(f.wall_s)]
         row += [number(percentile(f.completion_s, q)) if f.completion_s else NOTHING for q in (0.5, 0.95)]
         if bounded:
             row += [f"{percentile(f.over_bound, q):.2f}×" if f.over_bound else NOTHING for q in (0.5, 0.95)]
         row += [number(f.total.cpu_s), count(f.total.tokens)]
         row += [_per_solved(f, amount) for amount in amounts]
         rows.append(tuple(row))
-    return Table(tuple(heads), tuple(rows))
+    details = (*of_bound, *(head for head in per_solved if head != "CPU-s per solved"))
+    return Table(tuple(heads), tuple(rows), details=details)
 
 
 def _per_solved(figures: WorkflowFigures, amount: str) -> str:

@@ -16,11 +16,12 @@ from rich.table import Table
 
 from ...agents.errors import SettingsError, TaskSetError
 from ...agents.frozen_model import FrozenModel
+from ..meters.percentiles import percentile
 from ..store.store import RunStore
 from .recorded_programs import RecordedBatch, read_programs
 from .service_model import FEWEST_ASKS, ServiceModel, fit_service
 from .serving_plan import ServingPlan
-from .simulation import SimulationResult, quantile, simulate
+from .simulation import SimulationResult, simulate
 
 __all__ = ["SimulateOptions", "Validation", "recorded_plan", "run_simulate", "swept_plans", "validate"]
 
@@ -177,9 +178,9 @@ def _summary(outcome: SimulationResult) -> dict[str, float]:
     return {
         "completion_s": outcome.completion_s,
         "programs_per_min": 60 * len(outcome.program_s) / max(outcome.completion_s, 1e-9),
-        "program_p95_s": quantile(outcome.program_s, 0.95),
-        "ask_p50_s": quantile(outcome.ask_s, 0.5),
-        "ask_p95_s": quantile(outcome.ask_s, 0.95),
+        "program_p95_s": percentile(outcome.program_s, 0.95),
+        "ask_p50_s": percentile(outcome.ask_s, 0.5),
+        "ask_p95_s": percentile(outcome.ask_s, 0.95),
         "asks": len(outcome.ask_s),
         "loads": outcome.loads,
         "cached_tokens": outcome.cached_tokens,

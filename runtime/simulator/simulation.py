@@ -19,7 +19,7 @@ from .serving_plan import ServingPlan
 from .simulated_engine import EngineBounds, EngineRow, SimulatedEngine
 from .simulated_replica import SimulatedReplica
 
-__all__ = ["SimulationResult", "quantile", "simulate"]
+__all__ = ["SimulationResult", "simulate"]
 
 
 @dataclass
@@ -47,12 +47,6 @@ class SimulationResult:
     def busy(self) -> float:
         """Share of the time in which a replica was stepping, on average."""
         return sum(self.busy_s) / max(len(self.busy_s) * self.completion_s, 1e-12)
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` of them lie (nearest rank); 0 of none."""
-    ordered = sorted(values)
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
 def simulate(programs: Sequence[Program], model: ServiceModel, plan: ServingPlan) -> SimulationResult:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from metier.agents import Message, ProfileError, SettingsError, Task, TaskGraph
 from metier.agents.errors import VariantError
@@ -22,9 +23,9 @@ from metier.agents.messages import Usage
 from metier.agents.workflow_shape import StepShape, workflow_shape
 from metier.runtime import RunStore
 from metier.runtime.meters.energy import Energy
-from metier.runtime.report import render_html, render_markdown
+from metier.runtime.report import render_html, render_markdown, render_report
 from metier.runtime.report.comparison import compare
-from metier.runtime.report.costs import by_round, by_step, percentile, workflow_figures
+from metier.runtime.report.costs import by_round, by_step, workflow_figures
 from metier.runtime.report.critical_path import critical_path_s, longest_chain_s
 from metier.runtime.report.graph_layout import lay_out
 from metier.runtime.report.ledger import read_ledger, round_of
@@ -105,11 +106,6 @@ def test_figures_of_a_batch_are_what_its_asks_add_up_to(store: RunStore) -> None
 @pytest.mark.parametrize(("path", "number"), [("a", None), ("a[2]/b", 2), ("a[2]/b[13]/c#4", 13), ("a[1]/g/c", 1)])
 def test_the_round_is_the_innermost_loops(path: str, number: int | None) -> None:
     assert round_of(path) == number
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0, 1))
-def test_percentiles_are_numpys(values: list[float], share: float) -> None:
-    assert percentile(values, share) == pytest.approx(float(np.quantile(values, share)), abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.sets(st.integers(0, 6), max_size=3), st.floats(0, 10)), min_size=1, max_size=7))
@@ -244,9 +240,55 @@ def test_a_store_from_before_workflows_were_kept_has_no_bound_and_no_picture(sto
 
 def test_markdown_has_the_same_tables(store: RunStore) -> None:
     text = render_markdown(store, [record(store), record(store, label="faster", decode_s=0.5)])
-    assert "| planner | base | 6 | 240 | 48 | 192 | 12 | 30 |" in text
-    assert "| planner | 2 | base | 2 |" in text and "| attempt[2]/solver | lora | 2 |" in text
+    assert "| planner | base | 6 | 6 | 240 | 48 (20 %) | 192 | 12 | 30 |" in text
+    assert "| planner | 2 | base | 2 | 2 |" in text and "| attempt[2]/solver | lora | 2 | 2 |" in text
     assert "## faster against team" in text and "```mermaid" in text
+
+
+def markdown_cell(text: str, head: str) -> str:
+    """The first row's cell under a head of a Markdown report's first table."""
+    heads, _, first, *_ = (line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|"))
+    return dict(zip(heads, first, strict=True))[head]
+
+
+def test_terminal_page_and_markdown_print_the_same_p95(store: RunStore) -> None:
+    """Four runs of unlike length, so that definitions of a percentile differ."""
+    batch = record(store, runs=4)
+    page = parsed(render_html(store, [batch])).find(".//table")
+    heads = ["".join(head.itertext()) for head in page.find("thead").iter("th")]
+    cells = ["".join(cell.itertext()) for cell in page.find("tbody/tr")]
+    expected = np.quantile(workflow_figures(read_ledger(store, batch)).completion_s, 0.95)
+    for head in ("run p50 s", "run p95 s", "CPU-s", "solved", "needed round 2"):
+        on_page = cells[heads.index(head)]
+        assert markdown_cell(render_report(store, [batch]), head) == on_page, head
+        assert markdown_cell(render_markdown(store, [batch]), head) == on_page, head
+    assert cells[heads.index("run p95 s")] == f"{expected:.1f}"
+
+
+def test_a_terminal_has_the_same_figures_in_narrow_tables(store: RunStore) -> None:
+    assert render_report(store, []) == "# metier report\n\nNo runs yet.\n"
+    text = render_report(store, [record(store), record(store, label="faster", broken=True)])
+    assert "| planner | base | 6 | 6 | 240 | 48 (20 %) | 192 | 12 | 30 |" in text and "| cached tokens |" in text
+    assert "- base@1: computed prompt tokens 1, CPU-s 2.00\n" in text
+    assert "- asks of this batch: computed prompt tokens 576, " in text
+    assert "| team | 4 | 2 of 4 | 2 |" in text and "1 running" in text and "```mermaid" in text
+    widest = max(line.count(" | ") + 1 for line in text.splitlines() if line.startswith("| "))
+    assert widest <= 10
+    assert "bound" not in text and "interval" not in text  # what only the full report shows is not explained either
+
+
+def test_texts_of_others_are_no_markup(store: RunStore) -> None:
+    nasty = "a|b `c` <script>\n# d &amp; *e* [f](http://g) \x1b[31m"
+    batch = record(store, label=nasty, broken=True)
+    store.query("UPDATE runs SET error = ?, state = 'failed' WHERE state = 'running'", nasty)
+    plain = nasty.replace("\n", " ").replace("\x1b", " ")
+    for text in (render_report(store, [batch]), render_markdown(store, [batch])):
+        html = MarkdownIt("commonmark").enable("table").render(text)
+        tree = html5lib.parse(html, namespaceHTMLElements=False)
+        shown = ["".join(element.itertext()) for tag in ("td", "h2", "li") for element in tree.iter(tag)]
+        assert sum(plain in one for one in shown) == 3, shown
+        assert not list(tree.iter("script")) and not list(tree.iter("a")) and not list(tree.iter("em"))
+        assert "\x1b" not in text
 
 
 def test_a_probes_folder_is_shown_or_refused(store: RunStore, tmp_path: Path) -> None:
