@@ -34,7 +34,7 @@ MetierError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "AdapterError",
@@ -216,10 +216,14 @@ class ResumeError(StoreError):
     """A run cannot be resumed as asked."""
 
 
-def did_you_mean(name: str, known: Iterable[str], otherwise: str, *, most: int = 1) -> str:
-    """A remedy for a misspelt name: the `most` closest of the known ones, or `otherwise` where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=most)
-    return f"Did you mean {' or '.join(map(repr, close))}?" if close else otherwise
+def did_you_mean(name: str, known: Iterable[str] | Mapping[str, str], otherwise: str, *, most: int = 1) -> str:
+    """A remedy for a misspelt name: the `most` closest of the known ones, or `otherwise` where none is close.
+
+    A mapping says how each known name is written in full.
+    """
+    full = known if isinstance(known, Mapping) else {one: one for one in known}
+    close = difflib.get_close_matches(name, full, n=most)
+    return f"Did you mean {' or '.join(repr(full[one]) for one in close)}?" if close else otherwise
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

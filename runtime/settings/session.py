@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -127,12 +127,23 @@ def _explain(error: ValidationError) -> SettingsError:
     for part in where[:-1]:
         if not part.isdigit():  # a place in a list has the list's own type
             model = _model_in(model.model_fields[part].annotation)
-    known = list(model.model_fields)
+    beside = {field: ".".join([*where[:-1], field]) for field in model.model_fields}
+    anywhere = {full.rpartition(".")[2]: full for full in _names(Settings)}
+    elsewhere = did_you_mean(where[-1], anywhere, "docs/settings.md lists all settings.")
     return SettingsError(
         f"unknown setting {name!r}",
-        expected=f"one of {', '.join(known)}",
-        remedy=did_you_mean(where[-1], known, "Remove it."),
+        expected=f"one of {', '.join(beside)}",
+        remedy=did_you_mean(where[-1], beside, elsewhere),
     )
+
+
+def _names(model: Any, prefix: str = "") -> Iterator[str]:
+    """Every setting as `--set` takes it."""
+    for field, info in model.model_fields.items():
+        yield f"{prefix}{field}"
+        inner = _model_in(info.annotation)
+        if hasattr(inner, "model_fields"):
+            yield from _names(inner, f"{prefix}{field}.")
 
 
 def _model_in(annotation: Any) -> Any:

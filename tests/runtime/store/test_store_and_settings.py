@@ -122,8 +122,12 @@ def test_settings_come_from_file_then_environment_then_flags(tmp_path: Path, mon
 
 
 def test_unknown_settings_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="unknown setting 'engine.kv_cache_mb'.*Did you mean 'kv_cache_mib'"):
+    with pytest.raises(SettingsError, match="unknown setting 'engine.kv_cache_mb'.*Did you mean 'engine.kv_cache_mib'"):
         load_settings(None, {"engine.kv_cache_mb": 1})
+    with pytest.raises(SettingsError, match="unknown setting 'kv_cache'.*Did you mean 'engine.kv_cache_mib'"):
+        load_settings(None, {"kv_cache": 1})
+    with pytest.raises(SettingsError, match="expected one of kv_cache_mib.*docs/settings.md"):
+        load_settings(None, {"engine.colour": 1})
     with pytest.raises(SettingsError, match="setting concurrency=0: .*greater than or equal to 1"):
         load_settings(None, {"concurrency": 0})
     (tmp_path / "s.yaml").write_text("concurency: 2")
