@@ -14,6 +14,7 @@ from .errors import GraphError
 from .nodes import BuiltGraph, Condition
 from .pictures import to_mermaid
 from .roles import Role
+from .step_paths import RESERVED
 
 __all__ = ["TaskGraph"]
 
@@ -61,7 +62,7 @@ class TaskGraph(GraphDraft):
 
     def map(
         self,
-        work: Role | Callable[..., Any],
+        work: Role | Callable[..., Any] | TaskGraph,
         *,
         over: Reference,
         name: str | None = None,
@@ -71,7 +72,7 @@ class TaskGraph(GraphDraft):
         timeout_s: float | None = None,
         retries: int = 1,
     ) -> StepRef:
-        """Run a role or function once for each item of a list, at the same time; gives the list of answers.
+        """Run a role, function or graph once for each item of a list, at the same time; gives the list of answers.
 
         `over` is a step that gives a list, or a list field of one (`plan.field("parts")`).
         """
@@ -158,8 +159,8 @@ class TaskGraph(GraphDraft):
                 f"step {draft.name!r} has retries={draft.retries}, timeout_s={draft.timeout_s}",
                 expected="retries >= 0 and timeout_s > 0",
             )
-        if any(c in draft.name for c in "/[]#~") or not draft.name:
-            raise GraphError(f"step name {draft.name!r}", expected="a name without / [ ] # ~")
+        if any(c in draft.name for c in RESERVED) or not draft.name:
+            raise GraphError(f"step name {draft.name!r}", expected=f"a name without {' '.join(RESERVED)}")
         body = self._open[-1][1] if self._open else self.steps
         if any(other.name == draft.name for other in body):
             raise GraphError(

@@ -15,7 +15,9 @@ from typing import Any, Literal
 import networkx as nx
 from pydantic import BaseModel, TypeAdapter
 
+from .errors import GraphError
 from .roles import InputType, Role, type_name
+from .step_paths import ROOT, StepPath
 
 __all__ = [
     "Alternatives",
@@ -132,6 +134,13 @@ class BuiltNode:
     timeout_s: float | None = None
     retries: int = 1
 
+    @property
+    def inner(self) -> BuiltBody | None:
+        """The steps inside a loop or a sub-graph, None for other steps."""
+        if isinstance(self.work, LoopWork):
+            return self.work.body
+        return self.work.graph.body if isinstance(self.work, GraphWork) else None
+
 
 @dataclass(frozen=True)
 class BuiltBody:
@@ -141,7 +150,10 @@ class BuiltBody:
     digraph: nx.DiGraph = field(repr=False, compare=False)
 
     def __getitem__(self, name: str) -> BuiltNode:
-        return next(node for node in self.nodes if node.name == name)
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise GraphError(f"no step {name!r}", expected=f"one of {', '.join(node.name for node in self.nodes)}")
 
 
 @dataclass(frozen=True)
@@ -165,7 +177,16 @@ class BuiltGraph:
 
     def walk(self) -> Iterator[tuple[str, BuiltNode]]:
         """Every node of every level with its path, outer ones first."""
-        yield from _walk(self.body, "")
+        yield from _walk(self.body, ROOT)
+
+    def step_at(self, path: StepPath) -> BuiltNode:
+        """The step that a path leads to, in whatever round or item; raises GraphError when there is none."""
+        body: BuiltBody | None = self.body
+        for around in path.parent.steps:
+            body = None if body is None else body[around.name].inner
+        if body is None:
+            raise GraphError(f"no step {str(path)!r} in graph {self.name!r}", expected="loops and sub-graphs around it")
+        return body[path.name]
 
     @property
     def fingerprint(self) -> str:
@@ -175,14 +196,12 @@ class BuiltGraph:
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
 
 
-def _walk(body: BuiltBody, prefix: str) -> Iterator[tuple[str, BuiltNode]]:
+def _walk(body: BuiltBody, around: StepPath) -> Iterator[tuple[str, BuiltNode]]:
     for node in body.nodes:
-        path = prefix + node.name
-        yield path, node
-        if isinstance(node.work, LoopWork):
-            yield from _walk(node.work.body, path + "/")
-        elif isinstance(node.work, GraphWork):
-            yield from _walk(node.work.graph.body, path + "/")
+        path = around / node.name
+        yield str(path), node
+        if node.inner is not None:
+            yield from _walk(node.inner, path)
 
 
 def _describe(path: str, node: BuiltNode) -> str:

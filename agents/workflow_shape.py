@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,8 +21,9 @@ from .nodes import (
     Source,
 )
 from .roles import type_name
+from .step_paths import ROOT, PathStep, StepPath
 
-__all__ = ["StepShape", "WorkflowShape", "read_shape", "workflow_shape"]
+__all__ = ["StepShape", "StepsThatRan", "WorkflowShape", "read_shape", "workflow_shape"]
 
 StepKind = Literal["role", "function", "person", "loop", "graph"]
 
@@ -60,7 +61,25 @@ class WorkflowShape(BaseModel):
 
     def walk(self) -> Iterator[tuple[str, StepShape]]:
         """Every step with its path (`attempt/critic`: no rounds, no items), outer ones first."""
-        yield from _walk(self.body, "")
+        yield from _walk(self.body, ROOT)
+
+
+class StepsThatRan:
+    """What of a workflow one run came to: each step's rounds and items, from the paths that were recorded."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._ran: dict[tuple[StepPath, str], set[PathStep]] = {}
+        for path in paths:
+            for around, step in StepPath.parse(path).levels():
+                self._ran.setdefault((around, step.name), set()).add(step)
+
+    def of(self, step: StepShape, around: StepPath) -> list[StepPath]:
+        """The rounds of a loop or the items of a fan-out in their order, other steps once; empty for what did not run.
+
+        `around` is the round, item or sub-graph that the step is in.
+        """
+        ran = self._ran.get((around, step.name), set())
+        return [around.then(one) for one in sorted(ran, key=lambda one: (one.round or 0, one.item or 0))]
 
 
 def workflow_shape(graph: BuiltGraph) -> WorkflowShape:
@@ -78,10 +97,11 @@ def read_shape(text: str) -> WorkflowShape | None:
         return None
 
 
-def _walk(body: tuple[StepShape, ...], prefix: str) -> Iterator[tuple[str, StepShape]]:
+def _walk(body: tuple[StepShape, ...], around: StepPath) -> Iterator[tuple[str, StepShape]]:
     for step in body:
-        yield prefix + step.name, step
-        yield from _walk(step.body, f"{prefix}{step.name}/")
+        path = around / step.name
+        yield str(path), step
+        yield from _walk(step.body, path)
 
 
 def _body(body: BuiltBody) -> tuple[StepShape, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ...agents.errors import ProfileError
+from ...agents.step_paths import PathStep
 from ..assignment import BASE
 from ..space import Candidate, Part, RoundClass
 from .intervals import bootstrap_interval, mean
@@ -256,7 +257,7 @@ def _shared(own: Sequence[AskCost], parts: Sequence[Part], n: int) -> dict[str, 
     for ask in own:
         longest: dict[str, int] = {}
         for earlier, tokens in ask.shared_tokens.items():
-            names = [""] if not earlier else [str(part) for part in parts if part.covers(*_read_ask(earlier))]
+            names = [""] if not earlier else [str(part) for part in parts if part.covers(*_role_and_round(earlier))]
             for name in names:
                 longest[name] = max(tokens, longest.get(name, 0))
         for name, tokens in longest.items():
@@ -264,6 +265,6 @@ def _shared(own: Sequence[AskCost], parts: Sequence[Part], n: int) -> dict[str, 
     return shared
 
 
-def _read_ask(name: str) -> tuple[str, int]:
-    role, _, number = name.rstrip("]").rpartition("[")
-    return role, int(number)
+def _role_and_round(ask: str) -> tuple[str, int]:
+    named = PathStep.parse(ask)
+    return named.name, named.round or 1

@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ...agents.step_paths import StepPath
 from .critical_path import critical_path_s
-from .ledger import AskEntry, Ledger, round_of, step_of
+from .ledger import AskEntry, Ledger
 
 __all__ = ["Cost", "WorkflowFigures", "by_role", "by_round", "by_step", "run_costs", "workflow_figures"]
 
@@ -81,15 +82,15 @@ def by_role(ledger: Ledger) -> dict[tuple[str, str], Cost]:
 
 def by_round(ledger: Ledger) -> dict[tuple[str, int], Cost]:
     """(role, round of its innermost loop) → cost; empty for a workflow without loops."""
-    looped = [ask for ask in ledger.spent if round_of(ask.path) is not None]
-    costs = _grouped(looped, lambda ask: (ask.role, round_of(ask.path) or 1))
+    looped = [ask for ask in ledger.spent if StepPath.parse(ask.path).round is not None]
+    costs = _grouped(looped, lambda ask: (ask.role, StepPath.parse(ask.path).round or 1))
     order = {role: at for at, role in enumerate(dict.fromkeys(role for role, _ in costs))}
     return dict(sorted(costs.items(), key=lambda item: (order[item[0][0]], item[0][1])))
 
 
 def by_step(ledger: Ledger) -> dict[str, Cost]:
     """Step (rounds apart, items of a fan-out together) → cost."""
-    return _grouped(ledger.spent, lambda ask: step_of(ask.path))
+    return _grouped(ledger.spent, lambda ask: StepPath.parse(ask.path).items_together)
 
 
 def run_costs(ledger: Ledger) -> dict[str, Cost]:
@@ -147,8 +148,8 @@ def workflow_figures(ledger: Ledger) -> WorkflowFigures:
         states=dict(Counter(run.state for run in ledger.runs)),
         solved=solved,
         scored=scored,
-        looped=any(round_of(step.path) is not None for step in ledger.steps),
-        second_rounds=len({step.run for step in ledger.steps if "[2]/" in step.path}),
+        looped=any(StepPath.parse(step.path).round is not None for step in ledger.steps),
+        second_rounds=len({step.run for step in ledger.steps if _after_round_one(step.path)}),
         wall_s=max(ended) - min(started) if started and ended else 0.0,
         total=total,
         completion_s=tuple(run.busy_s for run in finished),
@@ -156,6 +157,10 @@ def workflow_figures(ledger: Ledger) -> WorkflowFigures:
         over_bound=tuple(over),
         cost_of_pass={name: amount / solved if solved else None for name, amount in spent.items()} if scored else {},
     )
+
+
+def _after_round_one(path: str) -> bool:
+    return any(step.round is not None and step.round > 1 for step in StepPath.parse(path).steps)
 
 
 def _grouped(asks: Iterable[AskEntry], key: Callable[[AskEntry], K]) -> dict[K, Cost]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...agents.workflow_shape import StepShape
+from ...agents.step_paths import ROOT, StepPath
+from ...agents.workflow_shape import StepShape, StepsThatRan
 from .ledger import Ledger
 
 __all__ = ["critical_path_s", "longest_chain_s"]
@@ -33,35 +34,20 @@ def longest_chain_s(body: Sequence[StepShape], times: Mapping[str, float]) -> fl
 
     Rounds follow each other; items of a fan-out run side by side; a step that did not run takes no time.
     """
-    children: dict[str, set[str]] = {}
-    for path in times:
-        parts = path.split("/")
-        for depth in range(len(parts)):
-            children.setdefault("/".join(parts[:depth]), set()).add(parts[depth])
-    return _body_s(body, "", times, children)
+    return _body_s(body, ROOT, times, StepsThatRan(times))
 
 
-def _body_s(
-    body: Sequence[StepShape], prefix: str, times: Mapping[str, float], children: Mapping[str, set[str]]
-) -> float:
+def _body_s(body: Sequence[StepShape], around: StepPath, times: Mapping[str, float], ran: StepsThatRan) -> float:
     ends: dict[str, float] = {}
-    present = children.get(prefix, set())
     for step in body:  # in an order that respects their edges
         start = max((ends[before] for before in step.after), default=0.0)
-        ends[step.name] = start + _step_s(step, prefix, present, times, children)
+        ends[step.name] = start + _step_s(step, around, times, ran)
     return max(ends.values(), default=0.0)
 
 
-def _step_s(
-    step: StepShape, prefix: str, present: set[str], times: Mapping[str, float], children: Mapping[str, set[str]]
-) -> float:
-    def inside(name: str) -> float:
-        path = f"{prefix}/{name}" if prefix else name
-        return _body_s(step.body, path, times, children) if step.body else times.get(path, 0.0)
+def _step_s(step: StepShape, around: StepPath, times: Mapping[str, float], ran: StepsThatRan) -> float:
+    def inside(path: StepPath) -> float:
+        return _body_s(step.body, path, times, ran) if step.body else times.get(str(path), 0.0)
 
-    if step.kind == "loop":
-        rounds = [name for number in range(1, step.rounds + 1) if (name := f"{step.name}[{number}]") in present]
-        return sum(inside(name) for name in rounds)
-    if step.each:
-        return max((inside(name) for name in present if name.startswith(f"{step.name}#")), default=0.0)
-    return inside(step.name)
+    seconds = [inside(path) for path in ran.of(step, around)]
+    return sum(seconds) if step.kind == "loop" else max(seconds, default=0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ...agents.step_paths import ROOT, StepPath
 from ...agents.workflow_shape import StepShape
 
 __all__ = ["Box", "Drawing", "Line", "lay_out"]
@@ -67,19 +68,19 @@ class _Item:
     y: float = 0.0
 
 
-def lay_out(body: Sequence[StepShape], size: Callable[[str, StepShape], Size], prefix: str = "") -> Drawing:
+def lay_out(body: Sequence[StepShape], size: Callable[[str, StepShape], Size], around: StepPath = ROOT) -> Drawing:
     """Place the steps of a body; `size` says how large the box of a step (path, step) without a body is."""
     items: dict[str, _Item] = {}
     for step in body:
-        items[step.name] = _item(step, prefix, size)
+        items[step.name] = _item(step, around / step.name, size)
     layers = _layers(body, items)
     _order(layers, items)
     width, height = _place(layers)
     returning = any(step.previous for step in body)
     drawing = Drawing(width, height + (RETURN_ROOM if returning else 0.0))
     for step in body:
-        item, path = items[step.name], prefix + step.name
-        drawing.boxes.append(Box(path, step, item.x, item.y, *item.size))
+        item = items[step.name]
+        drawing.boxes.append(Box(str(around / step.name), step, item.x, item.y, *item.size))
         if item.inner is not None:
             _move_in(drawing, item)
     for step in body:
@@ -90,12 +91,11 @@ def lay_out(body: Sequence[StepShape], size: Callable[[str, StepShape], Size], p
     return drawing
 
 
-def _item(step: StepShape, prefix: str, size: Callable[[str, StepShape], Size]) -> _Item:
-    path = prefix + step.name
+def _item(step: StepShape, path: StepPath, size: Callable[[str, StepShape], Size]) -> _Item:
+    head = size(str(path), step)
     if not step.body:
-        return _Item(step.name, size(path, step), step)
-    inner = lay_out(step.body, size, path + "/")
-    head = size(path, step)
+        return _Item(step.name, head, step)
+    inner = lay_out(step.body, size, path)
     width = max(inner.width + 2 * FRAME_PAD, head[0])
     return _Item(step.name, (width, inner.height + FRAME_HEAD + FRAME_PAD), step, inner)
 

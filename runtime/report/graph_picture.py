@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
 
+from ...agents.step_paths import StepPath
 from ...agents.workflow_shape import StepShape, WorkflowShape
 from .costs import Cost
 from .graph_layout import Box, Drawing, Line, lay_out
@@ -74,16 +75,12 @@ def _figures(ledger: Ledger) -> dict[str, _Figures]:
     """Workflow path (no rounds, no items) → what was spent there."""
     figures: dict[str, _Figures] = defaultdict(lambda: _Figures(Cost()))
     for ask in ledger.spent:
-        figures[_plain(ask.path)].cost.add(ask)
+        figures[StepPath.parse(ask.path).declared].cost.add(ask)
     for step in ledger.steps:
-        at = figures[_plain(step.path)]
+        at = figures[StepPath.parse(step.path).declared]
         at.ran += 1
         at.function_s += 0.0 if step.role else step.finished_at - step.started_at
     return figures
-
-
-def _plain(path: str) -> str:
-    return "/".join(part.partition("[")[0].partition("#")[0] for part in path.split("/"))
 
 
 def _lines(path: str, step: StepShape, figures: _Figures, runs: int) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,11 +12,9 @@ from ..meters.energy import Energy
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
 
-__all__ = ["AskEntry", "Ledger", "SlotEvent", "StepEntry", "read_ledger", "round_of", "step_of"]
+__all__ = ["AskEntry", "Ledger", "SlotEvent", "StepEntry", "read_ledger"]
 
 BASE = "base"
-LAST_ROUND = re.compile(r"\[(\d+)\](?!.*\[)")
-ITEM = re.compile(r"#\d+")
 
 USED = (
     "run", "path", "attempt", "role", "prompt_tokens", "cached_tokens", "thinking_tokens", "answer_tokens", "queue_s",
@@ -154,17 +151,6 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
         energy=_sum_energy([dict(row) for row in drawn]),
         questions=waiting[0]["n"],
     )
-
-
-def round_of(path: str) -> int | None:
-    """The round of the innermost loop a step's path names, None outside loops."""
-    found = LAST_ROUND.search(path)
-    return None if found is None else int(found[1])
-
-
-def step_of(path: str) -> str:
-    """A step's path with the items of fan-outs taken together: `attempt[2]/solve#*`."""
-    return ITEM.sub("#*", path)
 
 
 def _of(table: str) -> str:

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ...agents.step_paths import StepPath
 from ...router.assignment import BASE
 from ..meters.percentiles import percentile
 from .comparison import Comparison
 from .costs import Cost, WorkflowFigures, by_role, by_round, by_step
-from .ledger import Ledger, step_of
+from .ledger import Ledger
 from .table import NOTHING, Group, Table, count, number, percent
 
 __all__ = [
@@ -79,7 +80,7 @@ def step_table(ledger: Ledger) -> Table | None:
         kept = {key: cost for key, cost in keyed.items() if key in set(dearest)}
         paths = {path for path, _ in kept}
         for ask in ledger.spent:
-            if step_of(ask.path) not in paths:
+            if StepPath.parse(ask.path).items_together not in paths:
                 kept.setdefault(rest, Cost()).add(ask)
         keyed = kept
     return _cost_table(ledger, ("step", "variant"), keyed)

@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from ...agents.answers import parse_answer
 from ...agents.errors import AnswerError, ResumeError, RunError, RunInterrupted
-from ...agents.nodes import BuiltGraph, PersonWork
+from ...agents.nodes import BuiltGraph
 from ...agents.pictures import to_mermaid
+from ...agents.step_paths import StepPath
 from ...agents.tasksets import Task
 from ...agents.workflow_shape import workflow_shape
 from ..store.records import BatchRecord, RunRecord
@@ -72,8 +73,7 @@ def keep_answer(store: RunStore, built: BuiltGraph, run: RunRecord, path: str, a
             f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(waiting) or 'none'}"
         )
     text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
-    name = path.rpartition("/")[2].partition("#")[0]
-    asked = next(n for _, n in built.walk() if n.name == name and isinstance(n.work, PersonWork))
+    asked = built.step_at(StepPath.parse(path))
     try:
         parse_answer(text, asked.gives)
     except AnswerError as error:

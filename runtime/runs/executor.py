@@ -24,6 +24,7 @@ from ...agents.nodes import (
     Source,
     StepOutput,
 )
+from ...agents.step_paths import ROOT, StepPath
 from ...router.escalation import NO_SETBACKS, Setbacks
 from ..events import Event
 from .foresight import RunForesight
@@ -36,7 +37,7 @@ __all__ = ["Executor"]
 class Scope:
     """The outputs of one body while it runs (of one round, in a loop), and the scope around it.
 
-    `names` is the static path of the body, `path` the same with round and item numbers in it. A step that was
+    `names` is what `StepRef` calls the body, `path` where it is in the run. A step that was
     skipped has output None; a loop's output is the dict of its last round. `setbacks` counts the rounds of the loop
     that its condition did not accept; a sub-graph has those of the step that it is.
     """
@@ -44,7 +45,7 @@ class Scope:
     graph: str
     value: Any
     names: tuple[str, ...] = ()
-    path: str = ""
+    path: StepPath = ROOT
     round: int = 1
     outer: Scope | None = None
     previous: dict[str, Any] | None = None
@@ -139,65 +140,65 @@ class Executor:
             await run_chain(ready[0])
 
     async def _run_node(self, node: BuiltNode, scope: Scope) -> Any:
-        path = scope.path + node.name
+        path = scope.path / node.name
         if node.when is not None and not _holds(node.when, Outputs(scope), node.name):
-            self._steps.skip(node, path, "its condition does not hold")
+            self._steps.skip(node, str(path), "its condition does not hold")
             return None
         if isinstance(node.work, LoopWork):
             return await self._run_loop(node, node.work, scope, path)
         inputs = {name: _read(source, scope) for name, source in node.sources.items()}
         missing = [n for n, wanted in node.inputs.items() if inputs.get(n) is None and not wanted.optional]
         if missing:
-            self._steps.skip(node, path, f"its input {missing[0]!r} was skipped")
+            self._steps.skip(node, str(path), f"its input {missing[0]!r} was skipped")
             return None
         if self._foresight is None or isinstance(node.work, GraphWork):
             return await self._run_work(node, inputs, scope, path)
-        prefetch = self._foresight.step_began(path)
+        prefetch = self._foresight.step_began(str(path))
         if prefetch is not None:
             assert self._beside is not None
             self._beside.start_soon(prefetch)
         try:
             return await self._run_work(node, inputs, scope, path)
         finally:
-            self._foresight.step_ended(path)
+            self._foresight.step_ended(str(path))
 
-    async def _run_work(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: str) -> Any:
+    async def _run_work(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: StepPath) -> Any:
         if node.each is not None:
             return await self._fan_out(node, inputs, scope, path)
         return await self._run_once(node, inputs, scope, path)
 
-    async def _run_once(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: str) -> Any:
+    async def _run_once(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: StepPath) -> Any:
         if isinstance(node.work, GraphWork):
             graph = node.work.graph
-            inner = Scope(graph.name, next(iter(inputs.values())), path=path + "/", setbacks=scope.setbacks)
+            inner = Scope(graph.name, next(iter(inputs.values())), path=path, setbacks=scope.setbacks)
             await self._run_body(graph.body, inner)
             return BLOCKED if inner.blocked else _read(graph.output, inner)
         if isinstance(node.work, PersonWork):
-            return self._steps.ask_person(node, node.work, path, inputs)
-        return await self._steps.run(node, path, inputs, scope.round, scope.setbacks)
+            return self._steps.ask_person(node, node.work, str(path), inputs)
+        return await self._steps.run(node, str(path), inputs, scope.round, scope.setbacks)
 
-    async def _fan_out(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: str) -> Any:
+    async def _fan_out(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: StepPath) -> Any:
         each = node.each
         assert each is not None
         items = inputs[each]
         answers: list[Any] = [None] * len(items)
 
         async def run_item(index: int, item: Any) -> None:
-            answers[index] = await self._run_once(node, {**inputs, each: item}, scope, f"{path}#{index}")
+            answers[index] = await self._run_once(node, {**inputs, each: item}, scope, path.at_item(index))
 
         async with anyio.create_task_group() as tasks:
             for index, item in enumerate(items):
                 tasks.start_soon(run_item, index, item)
         return BLOCKED if any(answer is BLOCKED for answer in answers) else answers
 
-    async def _run_loop(self, node: BuiltNode, loop: LoopWork, scope: Scope, path: str) -> Any:
+    async def _run_loop(self, node: BuiltNode, loop: LoopWork, scope: Scope, path: StepPath) -> Any:
         previous: dict[str, Any] | None = None
         setbacks = NO_SETBACKS
         for number in range(1, loop.max_rounds + 1):
-            round_path = f"{path}[{number}]"
-            self._steps.emit(Event(kind="round_started", step_path=round_path, data={"of": loop.max_rounds}))
+            round_path = path.in_round(number)
+            self._steps.emit(Event(kind="round_started", step_path=str(round_path), data={"of": loop.max_rounds}))
             inner = Scope(
-                scope.graph, scope.value, (*scope.names, node.name), round_path + "/", number, scope, previous,
+                scope.graph, scope.value, (*scope.names, node.name), round_path, number, scope, previous,
                 setbacks=setbacks,
             )  # fmt: skip
             await self._run_body(loop.body, inner)
@@ -211,7 +212,7 @@ class Executor:
                 setbacks = Setbacks(rejected=number, rejected_by=", ".join(outputs.read))
         if loop.until is not None and loop.on_limit == "fail":
             raise LoopLimitError(
-                f"loop {path!r} was not satisfied after {loop.max_rounds} rounds",
+                f"loop {str(path)!r} was not satisfied after {loop.max_rounds} rounds",
                 expected="its `until` condition to hold",
                 remedy="Raise max_rounds, or use on_limit='continue' to go on with the last round.",
             )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ...agents.backend import ForeseeingBackend, Prefetch, Upcoming
 from ...agents.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
+from ...agents.step_paths import ROOT, StepPath
 
 __all__ = ["Foresight", "RunForesight", "VariantOf"]
 
@@ -31,7 +32,7 @@ class _Level:
     """
 
     body: BuiltBody
-    path: str = ""
+    path: StepPath = ROOT
     round: int = 1
     around: BuiltNode | None = None
     outer: _Level | None = None
@@ -59,30 +60,31 @@ class Foresight:
         self._variant_of = variant_of
         self._asks = asks
         self._followers: dict[int, dict[str, list[BuiltNode]]] = {}
-        self._known: dict[tuple[str, bool], Upcoming] = {}
+        self._known: dict[tuple[StepPath, bool], Upcoming] = {}
 
     def upcoming(self, path: str, *, again: bool = False) -> Upcoming:
         """What is asked for by the step at `path` (`attempt[2]/critic`) and what may be asked for after it."""
-        known = self._known.get((path, again))
+        at = StepPath.parse(path).without_items  # what follows each item of a fan-out is the same
+        known = self._known.get((at, again))
         if known is None:
             if len(self._known) >= KNOWN_LIMIT:
                 self._known.clear()
-            known = self._known[path, again] = self._look_ahead(path, again)
+            known = self._known[at, again] = self._look_ahead(at, again)
         return known
 
-    def _look_ahead(self, path: str, again: bool) -> Upcoming:
+    def _look_ahead(self, at: StepPath, again: bool) -> Upcoming:
         """Nearest first over places: going past a role is one ask, everything else is free."""
-        here = self._locate(path)
+        here = self._locate(at)
         work = here.node.work
         found = {self._variant_of(work.role.name, here.level.round): 0} if isinstance(work, RoleWork) else {}
-        seen: set[tuple[bool, str]] = set()
+        seen: set[tuple[bool, StepPath]] = set()
         queue = deque((place, 0) for place in self._next(here))
         while queue and len(seen) < PLACES_LIMIT:
             place, asks = queue.popleft()
             level, node = place
-            if asks >= self._asks or (level.later, level.path + node.name) in seen:
+            if asks >= self._asks or (level.later, level.path / node.name) in seen:
                 continue
-            seen.add((level.later, level.path + node.name))
+            seen.add((level.later, level.path / node.name))
             entered = _enter(place)
             if entered is not None:
                 queue.extendleft((inner, asks) for inner in entered)
@@ -120,17 +122,16 @@ class Foresight:
                     known[before].append(node)
         return known
 
-    def _locate(self, path: str) -> _Place:
-        level, parts = _Level(self._graph.body), path.split("/")
-        for part in parts[:-1]:
-            name, _, number = part.rstrip("]").partition("[")
-            around = _Place(level, level.body[name])
+    def _locate(self, at: StepPath) -> _Place:
+        level = _Level(self._graph.body)
+        for step in at.parent.steps:
+            around = _Place(level, level.body[step.name])
             if isinstance(around.node.work, LoopWork):
-                level = _round(around, around.node.work, int(number))
+                level = _round(around, around.node.work, step.round or 1)
             else:
                 assert isinstance(around.node.work, GraphWork)
                 level = _sub_graph(around, around.node.work)
-        return _Place(level, level.body[parts[-1]])
+        return _Place(level, level.body[at.name])
 
 
 def _enter(place: _Place) -> Iterator[_Place] | None:
@@ -143,12 +144,12 @@ def _enter(place: _Place) -> Iterator[_Place] | None:
 
 def _round(loop: _Place, work: LoopWork, number: int) -> _Level:
     level, node = loop
-    return _Level(work.body, f"{level.path}{node.name}[{number}]/", number, node, level, level.later)
+    return _Level(work.body, (level.path / node.name).in_round(number), number, node, level, level.later)
 
 
 def _sub_graph(place: _Place, work: GraphWork) -> _Level:
     level, node = place
-    return _Level(work.graph.body, f"{level.path}{node.name}/", 1, node, level, level.later)
+    return _Level(work.graph.body, level.path / node.name, 1, node, level, level.later)
 
 
 def _roots(level: _Level) -> Iterator[_Place]:

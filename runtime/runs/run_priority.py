@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ...agents.messages import Usage
 from ...agents.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
+from ...agents.step_paths import StepPath
 from ...router.priority import PrioritySettings, order_key_s, priority_of
 
 __all__ = ["AttainedService", "RemainingPath", "RunPriority"]
@@ -26,31 +27,28 @@ class RemainingPath:
         self._graph = graph
         self._seconds_of = seconds_of
         self._bodies: dict[int, dict[str, float]] = {}
-        self._known: dict[str, float] = {}
+        self._known: dict[StepPath, float] = {}
 
     def at(self, path: str) -> float:
         """Seconds from the step at `path` (`attempt[2]/critic`, `solve#3`) on."""
-        known = self._known.get(path)
+        place = StepPath.parse(path).without_items
+        known = self._known.get(place)
         if known is None:
             if len(self._known) >= KNOWN_LIMIT:
                 self._known.clear()
-            known = self._known[path] = self._look(path)
+            known = self._known[place] = self._look(place)
         return known
 
-    def _look(self, path: str) -> float:
+    def _look(self, at: StepPath) -> float:
         body, total = self._graph.body, 0.0
-        *around, last = path.split("/")
-        for part in around:
-            name, _, number = part.partition("#")[0].rstrip("]").partition("[")
-            node = body[name]
-            total += self._from(body)[name] - self._of(node)  # what follows the loop or the sub-graph
+        for around in at.parent.steps:
+            node = body[around.name]
+            total += self._from(body)[node.name] - self._of(node)  # what follows the loop or the sub-graph
+            assert node.inner is not None
+            body = node.inner
             if isinstance(node.work, LoopWork):
-                body = node.work.body
-                total += (node.work.max_rounds - int(number)) * self._longest(body)
-            else:
-                assert isinstance(node.work, GraphWork)
-                body = node.work.graph.body
-        return total + self._from(body)[last.partition("#")[0]]
+                total += (node.work.max_rounds - (around.round or 1)) * self._longest(body)
+        return total + self._from(body)[at.name]
 
     def _from(self, body: BuiltBody) -> dict[str, float]:
         """Node → seconds from its start to the end of its body."""

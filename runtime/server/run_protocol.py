@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...agents.nodes import BuiltBody, BuiltGraph, BuiltNode, FunctionWork, GraphWork, LoopWork, PersonWork, RoleWork
+from ...agents.step_paths import ROOT, StepPath
 from ..settings.limits import RunLimits
 from ..store.records import RunRecord
 from ..store.store import RunStore
@@ -74,23 +75,22 @@ def run_steps(store: RunStore, run_id: str) -> dict[str, Any]:
 
 def graph_tree(graph: BuiltGraph) -> dict[str, Any]:
     """A workflow's steps for drawing: ranks of nodes, loops and sub-graphs with ranks of their own."""
-    return {"name": graph.name, "takes": graph.takes.__name__, "ranks": _ranks(graph.body, "")}
+    return {"name": graph.name, "takes": graph.takes.__name__, "ranks": _ranks(graph.body, ROOT)}
 
 
-def _ranks(body: BuiltBody, prefix: str) -> list[list[dict[str, Any]]]:
+def _ranks(body: BuiltBody, around: StepPath) -> list[list[dict[str, Any]]]:
     rank: dict[str, int] = {}
     ranks: list[list[dict[str, Any]]] = []
     for node in body.nodes:  # in an order that respects the edges
         rank[node.name] = at = max((rank[before] + 1 for before in node.after), default=0)
         while len(ranks) <= at:
             ranks.append([])
-        ranks[at].append(_node(node, prefix))
+        ranks[at].append(_node(node, around / node.name))
     return ranks
 
 
-def _node(node: BuiltNode, prefix: str) -> dict[str, Any]:
-    path = prefix + node.name
-    shown: dict[str, Any] = {"name": node.name, "path": path, "after": list(node.after), "each": node.each}
+def _node(node: BuiltNode, path: StepPath) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": node.name, "path": str(path), "after": list(node.after), "each": node.each}
     shown["conditional"] = node.when is not None
     inner: Mapping[str, Any]
     match node.work:
@@ -101,7 +101,7 @@ def _node(node: BuiltNode, prefix: str) -> dict[str, Any]:
         case PersonWork():
             inner = {"kind": "person"}
         case LoopWork() as loop:
-            inner = {"kind": "loop", "rounds": loop.max_rounds, "ranks": _ranks(loop.body, path + "/")}
+            inner = {"kind": "loop", "rounds": loop.max_rounds, "ranks": _ranks(loop.body, path)}
         case GraphWork(graph):
-            inner = {"kind": "graph", "ranks": _ranks(graph.body, path + "/")}
+            inner = {"kind": "graph", "ranks": _ranks(graph.body, path)}
     return shown | dict(inner)

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import median
 
 from ...agents.errors import ResumeError, StoreError, TaskSetError
-from ...agents.workflow_shape import StepShape
+from ...agents.step_paths import ROOT, StepPath
+from ...agents.workflow_shape import StepShape, StepsThatRan
 from ..report.ledger import AskEntry, Ledger, read_ledger
 from ..settings.engine import EngineSettings
 from ..settings.session import load_settings
@@ -172,43 +173,35 @@ def step_order(body: Sequence[StepShape], paths: Iterable[str]) -> dict[str, fro
     Rounds follow each other, items of a fan-out run side by side, and what did not run holds nobody up.
     """
     ran = set(paths)
-    children: dict[str, set[str]] = defaultdict(set)
-    for path in ran:
-        parts = path.split("/")
-        for depth in range(len(parts)):
-            children["/".join(parts[:depth])].add(parts[depth])
+    places = StepsThatRan(ran)
     order: dict[str, frozenset[str]] = {}
 
-    def through_body(steps: Sequence[StepShape], prefix: str, start: frozenset[str]) -> frozenset[str]:
+    def through_body(steps: Sequence[StepShape], around: StepPath, start: frozenset[str]) -> frozenset[str]:
         ends: dict[str, frozenset[str]] = {}
         for step in steps:  # in an order that respects their edges
             before = frozenset[str]().union(*(ends[name] for name in step.after)) if step.after else start
-            ends[step.name] = through_step(step, prefix, before)
+            ends[step.name] = through_step(step, around, before)
         waited_for = {name for step in steps for name in step.after}
         return frozenset[str]().union(*(ends[s.name] for s in steps if s.name not in waited_for)) if steps else start
 
-    def through_step(step: StepShape, prefix: str, start: frozenset[str]) -> frozenset[str]:
-        present = children[prefix]
+    def through_step(step: StepShape, around: StepPath, start: frozenset[str]) -> frozenset[str]:
         if step.kind == "loop":
-            for number in range(1, step.rounds + 1):
-                if (name := f"{step.name}[{number}]") in present:
-                    start = inside(step, _joined(prefix, name), start)
+            for path in places.of(step, around):
+                start = inside(step, path, start)
             return start
-        if step.each:
-            items = sorted(name for name in present if name.startswith(f"{step.name}#"))
-            ends = [inside(step, _joined(prefix, name), start) for name in items]
-            return frozenset[str]().union(*ends) if ends else start
-        return inside(step, _joined(prefix, step.name), start)
+        ends = [inside(step, path, start) for path in places.of(step, around)]
+        return frozenset[str]().union(*ends) if ends else start
 
-    def inside(step: StepShape, path: str, start: frozenset[str]) -> frozenset[str]:
+    def inside(step: StepShape, path: StepPath, start: frozenset[str]) -> frozenset[str]:
         if step.body:
             return through_body(step.body, path, start)
-        if path not in ran:
+        name = str(path)
+        if name not in ran:
             return start
-        order[path] = start
-        return frozenset((path,))
+        order[name] = start
+        return frozenset((name,))
 
-    through_body(body, "", frozenset())
+    through_body(body, ROOT, frozenset())
     return order
 
 
@@ -298,7 +291,3 @@ def _most_at_once(spans: list[tuple[float, float]]) -> int:
         under_way += change
         most = max(most, under_way)
     return max(most, 1)
-
-
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}/{name}" if prefix else name

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ...agents.backend import Backend, ForeseeingBackend, OnText, Prefetch, Upcoming
 from ...agents.messages import Ask, Reply
+from ...agents.step_paths import PathStep
 from ...router.assignment import BASE
 from ...router.probing.journal import Journal, content_key
 from ...router.probing.outcomes import AskCost
@@ -100,7 +101,7 @@ class ReplayedBackend:
 
     def _note(self, ask: Ask, reply: Reply, key: str, *, reused: bool) -> None:
         run = self._runs.setdefault(ask.run_id, AskedInRun())
-        name = f"{ask.role}[{ask.round}]"
+        name = str(PathStep(ask.role, ask.round))
         text = "\n".join(f"{message.role}\n{message.content}" for message in ask.messages)
         usage = reply.usage
         shared: dict[str, int] = {}

@@ -28,7 +28,7 @@ from metier.runtime.report.comparison import compare
 from metier.runtime.report.costs import by_round, by_step, workflow_figures
 from metier.runtime.report.critical_path import critical_path_s, longest_chain_s
 from metier.runtime.report.graph_layout import lay_out
-from metier.runtime.report.ledger import read_ledger, round_of
+from metier.runtime.report.ledger import read_ledger
 from metier.runtime.report.slot_timeline import engine_timelines, merged, without_pauses
 from metier.runtime.runs.batches import new_batch
 from metier.runtime.store.records import AskRecord, StepRecord
@@ -101,11 +101,6 @@ def test_figures_of_a_batch_are_what_its_asks_add_up_to(store: RunStore) -> None
         (("planner", 2), 2),
     ]
     assert by_step(ledger)["attempt[2]/critic"].answer_tokens == 10
-
-
-@pytest.mark.parametrize(("path", "number"), [("a", None), ("a[2]/b", 2), ("a[2]/b[13]/c#4", 13), ("a[1]/g/c", 1)])
-def test_the_round_is_the_innermost_loops(path: str, number: int | None) -> None:
-    assert round_of(path) == number
 
 
 @given(st.lists(st.tuples(st.sets(st.integers(0, 6), max_size=3), st.floats(0, 10)), min_size=1, max_size=7))
