@@ -201,7 +201,9 @@ def _answers(runs: RunStore, run_id: str | None, answer: Any, at: str | None) ->
     waiting = [path for path, (_, given) in runs.questions(run_id).items() if given is None]
     if at is None and len(waiting) != 1:
         raise ResumeError(
-            f"run {run_id} has {len(waiting)} open questions", expected="one", remedy="Name its step with --at."
+            f"run {run_id} has {len(waiting)} open questions",
+            expected="one" if waiting else "a run that waits for a person",
+            remedy=f"Name its step: --at with one of {', '.join(waiting)}." if waiting else "",
         )
     return {at or waiting[0]: answer}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,7 +20,7 @@ from ...agents.workflow_shape import workflow_shape
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
 
-__all__ = ["check_resumable", "keep_answer", "new_batch", "waiting_for_person"]
+__all__ = ["check_resumable", "keep_answers", "new_batch", "waiting_for_person"]
 
 
 def new_batch(
@@ -62,33 +63,37 @@ def check_resumable(store: RunStore, built: BuiltGraph, run: RunRecord) -> None:
         )
 
 
-def keep_answer(store: RunStore, built: BuiltGraph, run: RunRecord, path: str, answer: Any) -> None:
-    """Keep a person's answer for when the run goes on.
+def keep_answers(store: RunStore, built: BuiltGraph, run: RunRecord, answers: Mapping[str, Any]) -> None:
+    """Keep a person's answers, by step path, for when the run goes on: all of them or none.
 
-    Raises: ResumeError when nothing waits at `path`, or the answer is not of the type that was asked for.
+    Raises: ResumeError when nothing waits at a path, or an answer is not of the type that was asked for there.
     """
-    waiting = store.questions(run.id)
-    if path not in waiting:
-        raise ResumeError(
-            f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(waiting) or 'none'}"
-        )
-    text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
-    asked = built.step_at(StepPath.parse(path))
-    try:
-        parse_answer(text, asked.gives)
-    except AnswerError as error:
-        raise ResumeError(
-            f"the answer {text} does not fit the question at {path!r}: {error.problem}", expected=error.expected
-        ) from error
-    store.answer_question(run.id, path, text)
+    asked = store.questions(run.id)
+    texts: dict[str, str] = {}
+    for path, answer in answers.items():
+        if path not in asked:
+            raise ResumeError(
+                f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(asked) or 'none'}"
+            )
+        text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
+        try:
+            parse_answer(text, built.step_at(StepPath.parse(path)).gives)
+        except AnswerError as error:
+            raise ResumeError(
+                f"the answer {text} does not fit the question at {path!r}: {error.problem}", expected=error.expected
+            ) from error
+        texts[path] = text
+    for path, text in texts.items():
+        store.answer_question(run.id, path, text)
 
 
 def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
     """The interrupt to raise for a run that waits, with its open questions."""
     waiting = {path: q for path, (q, answer) in store.questions(run_id).items() if answer is None}
     shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
+    at = f" --at '{next(iter(waiting))}'" if len(waiting) > 1 else ""
     return RunInterrupted(
         f"run {run_id} waits for a person. {shown}",
-        remedy=f"Answer with: metier resume {run_id} --answer '{{…}}'.",
+        remedy=f"Answer with: metier resume {run_id} --answer '{{…}}'{at}.",
         questions=waiting,
     )

@@ -31,7 +31,7 @@ from ..settings.limits import RunLimits
 from ..settings.session import Settings
 from ..store.records import RunRecord
 from ..store.store import RunStore
-from .batches import check_resumable, keep_answer, new_batch, waiting_for_person
+from .batches import check_resumable, keep_answers, new_batch, waiting_for_person
 from .executor import Executor
 from .foresight import Foresight, RunForesight
 from .run_priority import AttainedService, RemainingPath, RunPriority
@@ -193,8 +193,7 @@ class Session:
         built = _built(graph)
         run = self.store.run(run_id)
         check_resumable(self.store, built, run)
-        for path, answer in (answers or {}).items():
-            keep_answer(self.store, built, run, path, answer)
+        keep_answers(self.store, built, run, answers or {})
         value = built.takes.model_validate_json(run.input)
         self._begin(run.batch)
         result = await self._run_one(built, run, value, limits, resumed=True, stream=stream)

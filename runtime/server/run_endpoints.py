@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from ...agents.errors import ResumeError
 from ..events import Event
-from ..runs.batches import check_resumable, keep_answer
+from ..runs.batches import check_resumable, keep_answers
 from ..runs.session import Session
 from ..store.records import RunRecord
 from .admission import Admission
@@ -98,9 +98,8 @@ class RunEndpoints:
         run = self._find(run_id)
         served = self._models.workflow(self._store.batch(run.batch).graph)
         check_resumable(self._store, served.graph, run)
-        answers = {} if given is None else given.answers
-        for path, answer in answers.items():  # a misfit is said to who sent it, not to the run
-            keep_answer(self._store, served.graph, run, path, answer)
+        if given is not None:  # a misfit is said to who sent it, not to the run
+            keep_answers(self._store, served.graph, run, given.answers)
         self._runs.start(served, run_id)
         return JSONResponse(self._shown(run_id), 202)
 

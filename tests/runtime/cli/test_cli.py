@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+QUESTIONS = str(Path(__file__).parents[2] / "workflow_of_questions.py")
 WORKFLOW = str(Path(__file__).parents[2] / "workflow_for_cli.py")
 
 
@@ -93,6 +94,20 @@ def test_a_person_is_asked_and_answers(tmp_path: Path) -> None:
     done = metier("resume", found[1], "--answer", '{"ok": true}', "--at", "approve", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'output: {"value":4}' in done.stderr
+
+
+def test_two_questions_of_one_name_are_answered_apart(tmp_path: Path) -> None:
+    waits = metier("run", QUESTIONS, "--engine", "scripted", "--input", '{"name": "tea"}', cwd=tmp_path)
+    found = re.search(r"metier resume (\S+) --answer '{…}' --at 'budget/approve'", waits.stderr)
+    assert waits.returncode == 3 and found
+    several = metier("resume", found[1], "--answer", '{"who": "Ada"}', cwd=tmp_path)
+    assert several.returncode == 1 and "--at with one of budget/approve, owner/approve" in several.stderr
+    misfit = metier("resume", found[1], "--answer", '{"euros": 3}', "--at", "owner/approve", cwd=tmp_path)
+    assert misfit.returncode == 1 and "does not fit the question at 'owner/approve'" in misfit.stderr
+    one = metier("resume", found[1], "--answer", '{"who": "Ada"}', "--at", "owner/approve", cwd=tmp_path)
+    assert one.returncode == 3 and "owner/approve" not in one.stderr
+    done = metier("resume", found[1], "--answer", '{"euros": 3}', cwd=tmp_path)
+    assert done.returncode == 0 and 'output: {"text":"Ada: 3"}' in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,15 @@ from metier.runtime.server.event_hub import EventHub
 from metier.runtime.server.served_models import ServedWorkflow
 from metier.runtime.settings.server import ServerSettings
 from metier.runtime.settings.session import load_settings
-from tests import workflow_for_cli
+from tests import workflow_for_cli, workflow_of_questions
 from tests.runtime.browser import CHROMIUM, open_browser
 from tests.runtime.served import WORKFLOWS, Gate, Served, scripted, server
 
-ASKING = [*WORKFLOWS, ServedWorkflow(workflow_for_cli.asking.build())]
+ASKING = [
+    *WORKFLOWS,
+    ServedWorkflow(workflow_for_cli.asking.build()),
+    ServedWorkflow(workflow_of_questions.graph.build()),
+]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,21 @@ def test_a_run_that_waits_for_a_person_is_answered_over_http(served: Served) -> 
         f"{served.url}/v1/chat/completions", json={"model": "asking", "messages": [{"role": "user", "content": "x"}]}
     ).json()["error"]
     assert error["code"] == "run_waits_for_person" and "/resume" in error["message"]
+
+
+def test_two_questions_of_one_name_are_answered_apart_over_http(served: Served) -> None:
+    run_id = start(served, "order", input={"name": "tea"})["id"]
+    events(served, run_id)
+    resume = f"{served.url}/v1/runs/{run_id}/resume"
+    answers: dict[str, Any] = {"budget/approve": {"euros": 3}, "owner/approve": {"euros": 3}}
+    misfit = httpx.post(resume, json={"answers": answers})
+    assert misfit.status_code == 409 and "the question at 'owner/approve'" in misfit.json()["error"]["message"]
+    assert httpx.post(resume, json={"answers": {"owner/approve": {"who": "Ada"}}}).status_code == 202
+    events(served, run_id)
+    assert httpx.get(f"{served.url}/v1/runs/{run_id}").json()["questions"] == {"budget/approve": "How much for tea?"}
+    assert httpx.post(resume, json={"answers": {"budget/approve": {"euros": 4}}}).status_code == 202
+    events(served, run_id)
+    assert httpx.get(f"{served.url}/v1/runs/{run_id}").json()["output"] == {"text": "Ada: 4"}
 
 
 @pytest.mark.parametrize(
