@@ -430,7 +430,7 @@ def test_servers_named_twice_and_addresses_that_are_none_are_said() -> None:
         FleetSettings().of(["http://a:1", "b:2"])
     with pytest.raises(SettingsError, match="is named twice"):
         load_settings(overrides={"fleet.servers": [{"url": "http://a:1"}, {"url": "http://a:1/v1"}]})
-    with pytest.raises(SettingsError, match="unknown setting 'fleet.servers.0.urls'.*Did you mean 'fleet.servers.0.url'"):
+    with pytest.raises(SettingsError, match="'fleet.servers.0.urls'.*Did you mean 'fleet.servers.0.url'"):
         load_settings(overrides={"fleet.servers": [{"url": "http://a:1", "urls": 2}]})
     with pytest.raises(SettingsError, match="without servers"):
         Fleet(FleetSettings())
