@@ -6,7 +6,6 @@ node that holds a whole built graph with an input of its own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import networkx as nx
 from pydantic import BaseModel, TypeAdapter
 
+from .content_hash import content_hash
 from .errors import GraphError
 from .roles import InputType, Role, type_name
 from .step_paths import ROOT, StepPath
@@ -193,7 +193,7 @@ class BuiltGraph:
         """Hash of structure, types and instructions; a resumed run must have been made by the same graph."""
         described = [self.name, type_name(self.takes), type_name(self.gives)]
         described += [_describe(path, node) for path, node in self.walk()]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+        return content_hash(described)
 
 
 def _walk(body: BuiltBody, around: StepPath) -> Iterator[tuple[str, BuiltNode]]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import TaskSetError
 from .messages import Message
 from .prompts import PROMPT_LAYOUT
+from .whole_files import whole_file
 
 __all__ = ["TrafficRow", "data_fingerprint", "read_traffic", "write_traffic"]
 
@@ -38,13 +39,11 @@ class TrafficRow(BaseModel):
 
 def write_traffic(path: Path, rows: Iterable[TrafficRow]) -> int:
     """Write rows as JSONL and return how many; the file appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
     count = 0
-    with part.open("w", encoding="utf-8") as file:
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(row.model_dump_json() + "\n")
             count += 1
-    part.replace(path)
     return count
 
 

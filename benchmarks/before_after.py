@@ -33,7 +33,7 @@ from measured_run import measured_run
 from metier.agents.errors import VariantError
 from metier.agents.workflow_file import load_workflow
 from metier.router.assignment import BASE, Assignment, RoleAssignment, load_assignment
-from metier.router.probing.journal import content_key
+from metier.router.probing.journal import record_key
 from metier.runtime.settings.session import load_settings
 from metier.specializers.shelf.shelf import Shelf
 
@@ -122,7 +122,7 @@ def name_of_arm(name: str, arm: str, assignment: Assignment, shelf: Shelf, tasks
         for role, part in assignment.roles.items()
     }
     graph = load_workflow(str(workflow_of(name, arm))).graph.fingerprint
-    return content_key(graph=graph, roles=roles, ids=ids, tasks=tasks, block=BLOCK_TASKS)
+    return record_key(graph=graph, roles=roles, ids=ids, tasks=tasks, block=BLOCK_TASKS)
 
 
 async def measure(

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ..assignment import Assignment
 from ..space import Candidate, Choices, Space
-from .journal import Journal, content_key
+from .journal import Journal, record_key
 from .outcomes import Outcome
 
 __all__ = ["Counts", "Evaluator", "OnOutcome", "RunTasks"]
@@ -107,7 +107,7 @@ class Evaluator:
                 names[0] = name
             if part.rounds != "first":
                 names[1] = name
-        return content_key(run=self._identity, task=self.tasks[task], cast=cast)
+        return record_key(run=self._identity, task=self.tasks[task], cast=cast)
 
     def _name(self, chosen: Candidate) -> str:
         return str(Candidate(self._variants.get(chosen.variant, chosen.variant), chosen.thinking_tokens))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +10,18 @@ from typing import Any, Generic, Self, TextIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ...agents.content_hash import content_hash
 from ...agents.errors import ProfileError
 
-__all__ = ["Journal", "Record", "content_key"]
+__all__ = ["Journal", "Record", "record_key"]
 
 
 Record = TypeVar("Record", bound=BaseModel)
 
 
-def content_key(**content: Any) -> str:
-    """16 hex digits that name content: equal content, equal key."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def record_key(**content: Any) -> str:
+    """The key of a record that stands for this content."""
+    return content_hash(content, compact=True)
 
 
 class Journal(Generic[Record]):

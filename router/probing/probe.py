@@ -12,7 +12,7 @@ from ...agents.frozen_model import FrozenModel
 from ..space import Candidate, Choices, Part
 from .evaluator import Evaluator
 from .intervals import mean, upper_bound
-from .journal import content_key
+from .journal import record_key
 from .outcomes import AskCost, Outcome
 from .profile import Footprint, Profile, TokenCost, fit_token_cost, make_profile
 from .search import SearchSettings, explore, find_best
@@ -107,14 +107,14 @@ async def probe(
     costs = _token_costs(every, footprints or {})
     for checkpoint, cost in (engine_costs() if engine_costs else {}).items():
         costs[checkpoint] = cost.model_copy(update={"prefill_s": costs.get(checkpoint, cost).prefill_s})
-    task_key = content_key(tasks=[evaluator.tasks[task] for task in tasks])
+    task_key = record_key(tasks=[evaluator.tasks[task] for task in tasks])
     name = _named(incumbent)
 
     def profile(arm: _Arm) -> Profile:
         variant_id = (variants or {}).get(arm.candidate.variant, arm.candidate.variant)
         footprint = (footprints or {}).get(arm.candidate.variant, Footprint())
         runs = [outcome.key for outcome in arm.outcomes]
-        key = content_key(runs=runs, part=str(arm.part), candidate=str(arm.candidate), incumbent=name, id=variant_id)
+        key = record_key(runs=runs, part=str(arm.part), candidate=str(arm.candidate), incumbent=name, id=variant_id)
         return make_profile(
             arm.part,
             arm.candidate,

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ...agents.errors import ResumeError, SettingsError
+from ...agents.whole_files import write_whole
 from ...specializers.shelf.shelf import Shelf
 from ..report import render_html, render_markdown
 from ..settings.session import load_settings
@@ -85,10 +86,8 @@ def _batches(store: RunStore, named: list[str]) -> list[str]:
 def _write(path: Path, render: Callable[[], str]) -> None:
     """Write a file whole or not at all; raises SettingsError when it cannot be written."""
     text = render()
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise SettingsError(
             f"{path} cannot be written: {error}", expected="a file in a folder that is there"

@@ -14,6 +14,7 @@ import platformdirs
 import torch
 
 from ...agents.errors import PluginError
+from ...agents.whole_files import whole_file
 
 __all__ = ["build_library", "library_path"]
 
@@ -64,36 +65,33 @@ def library_path(source: Path) -> Path:
 
 def _compile(compiler: str, source: Path, library: Path) -> None:
     torch_root = Path(torch.__file__).parent
-    unfinished = library.with_suffix(f".{os.getpid()}.part")
-    command = [
-        compiler,
-        *_FLAGS,
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-        f"-I{torch_root / 'include'}",
-        f"-I{torch_root / 'include/torch/csrc/api/include'}",
-        str(source),
-        "-o",
-        str(unfinished),
-        f"-L{torch_root / 'lib'}",
-        "-ltorch_cpu",
-        "-lc10",
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S, check=False)
+    with whole_file(library) as unfinished:
+        command = [
+            compiler,
+            *_FLAGS,
+            f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+            f"-I{torch_root / 'include'}",
+            f"-I{torch_root / 'include/torch/csrc/api/include'}",
+            str(source),
+            "-o",
+            str(unfinished),
+            f"-L{torch_root / 'lib'}",
+            "-ltorch_cpu",
+            "-lc10",
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise PluginError(
+                f"compiling {source.name} took longer than {BUILD_LIMIT_S:.0f} s",
+                remedy="Try again on a less busy machine.",
+            ) from error
         if done.returncode != 0:
             raise PluginError(
                 f"{compiler} refused {source.name} (exit code {done.returncode}): {done.stderr.strip()[-600:]}",
                 expected="a compiler that knows C++20 and OpenMP",
                 remedy="Use g++ 11 or later, or name another compiler with CXX.",
             )
-        unfinished.replace(library)
-    except subprocess.TimeoutExpired as error:
-        raise PluginError(
-            f"compiling {source.name} took longer than {BUILD_LIMIT_S:.0f} s",
-            remedy="Try again on a less busy machine.",
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _processor() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -13,6 +12,7 @@ from anyio import to_thread
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ...agents.answers import answer_schema
+from ...agents.content_hash import content_hash
 from ...agents.errors import MetierError, StepError
 from ...agents.messages import Message
 from ...agents.nodes import BuiltNode
@@ -38,14 +38,11 @@ async def call_function(function: Callable[..., Any], name: str, inputs: dict[st
 
 def content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) -> str:
     """Hash of what a step is given: its prompt, or a function's inputs. A check on resume, never the identity."""
-    digest = hashlib.sha256()
     if messages is not None:
-        for message in messages:
-            digest.update(f"{message.role}\0{message.content}\0".encode())
-    else:
-        plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in inputs.items()}
-        digest.update(json.dumps(plain, sort_keys=True, default=_as_json).encode())
-    return digest.hexdigest()[:16]
+        prompt = "".join(f"{message.role}\0{message.content}\0" for message in messages)
+        return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+    plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in inputs.items()}
+    return content_hash(plain, as_json=_as_json)
 
 
 def _as_json(value: Any) -> Any:

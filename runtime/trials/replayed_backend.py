@@ -10,7 +10,7 @@ from ...agents.backend import Backend, ForeseeingBackend, OnText, Prefetch, Upco
 from ...agents.messages import Ask, Reply
 from ...agents.step_paths import PathStep
 from ...router.assignment import BASE
-from ...router.probing.journal import Journal, content_key
+from ...router.probing.journal import Journal, record_key
 from ...router.probing.outcomes import AskCost
 
 __all__ = ["AskedInRun", "RecordedReply", "ReplayedBackend", "common_prefix"]
@@ -97,7 +97,7 @@ class ReplayedBackend:
         if not ask.confidence:
             del seen["confidence"]  # replies were recorded before asks could wish for it
         variant = ask.variant or BASE
-        return content_key(ask=seen, variant=self._variants.get(variant, variant), identity=self._identity)
+        return record_key(ask=seen, variant=self._variants.get(variant, variant), identity=self._identity)
 
     def _note(self, ask: Ask, reply: Reply, key: str, *, reused: bool) -> None:
         run = self._runs.setdefault(ask.run_id, AskedInRun())

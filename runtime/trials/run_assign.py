@@ -13,6 +13,7 @@ from rich.table import Table
 
 from ...agents.errors import ProfileError, SettingsError
 from ...agents.tasksets import TaskSet
+from ...agents.whole_files import write_whole
 from ...router.probing.profile import read_profiles
 from ...router.solving.assign import assign
 from ...router.solving.assigned import Assigned, AssignSettings, Contender
@@ -209,9 +210,7 @@ def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings
             result.solution.choices, result.reasons, ask_seconds(problem, result.solution.choices)
         ).to_yaml()
     )
-    part = out.with_name(out.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(out)
+    write_whole(out, text)
     errors.print(f"wrote {out}", markup=False)
 
 

@@ -23,7 +23,7 @@ from ...agents.tasksets import Task, TaskSet
 from ...agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...router.assignment import BASE, Assignment, load_assignment
 from ...router.probing.evaluator import Evaluator, OnOutcome
-from ...router.probing.journal import Journal, content_key
+from ...router.probing.journal import Journal, record_key
 from ...router.probing.outcomes import Outcome
 from ...router.probing.probe import ProbeResult, ProbeSettings, probe
 from ...router.probing.profile import Footprint, Profile, write_profiles
@@ -101,10 +101,10 @@ class Trials:
         """Scores assignments on tasks."""
         return Evaluator(
             self.space,
-            {task.id: content_key(task=task.input.model_dump(mode="json"), id=task.id) for task in tasks},
+            {task.id: record_key(task=task.input.model_dump(mode="json"), id=task.id) for task in tasks},
             SessionRunner(self, tasks),
             self.runs,
-            identity=content_key(workflow=self.file.graph.fingerprint, seed=self.options.seed, **_serving(self)),
+            identity=record_key(workflow=self.file.graph.fingerprint, seed=self.options.seed, **_serving(self)),
             variants=self.variants,
             on_outcome=on_outcome,
         )
@@ -193,7 +193,7 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
             settings = settings.model_copy(update={"engine": engine})
             opened = _engines(options, engine, shelf, wanted)
         async with opened as (backend, variants, footprints, totals):
-            identity = content_key(base=variants.get(BASE, BASE), engine=options.engine == "scripted")
+            identity = record_key(base=variants.get(BASE, BASE), engine=options.engine == "scripted")
             replayed = ReplayedBackend(
                 backend, replies, identity=identity, variants=variants, block_tokens=settings.engine.block_tokens
             )

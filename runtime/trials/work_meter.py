@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ...router.probing.journal import Journal, content_key
+from ...router.probing.journal import Journal, record_key
 from ...router.probing.profile import TokenCost
 from ...router.solving.engine_work import EngineWork, busy_seconds_per_cpu_s, fit_engine_cost
 
@@ -32,7 +32,7 @@ class WorkMeter:
             before = self._before.get(checkpoint, {})
             done = {name: max(value - before.get(name, 0), 0) for name, value in counters.items()}
             if done["steps"] > 0:
-                key = content_key(number=len(self._work), checkpoint=checkpoint, **done)
+                key = record_key(number=len(self._work), checkpoint=checkpoint, **done)
                 self._work.add(EngineWork(key=key, checkpoint=checkpoint, **done))
         self._before = now
 

@@ -7,7 +7,6 @@ change say which rank is exact, and the logits of the real base say what a lower
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...agents.errors import AdapterError
+from ...agents.whole_files import whole_folder
 from ..checkpoints.tensor_files import base_tensors
 from .adapter_check import SLOT_RANKS, check_adapter
 from .adapter_files import CONFIG, PEFT_PREFIX, WEIGHTS, check_finite, read_config, read_tensors
@@ -113,9 +113,7 @@ def convert_adapter(
     del model, tuned
     exact_rank = max(1, *(a.shape[0] for a, _ in factors.values()))
     rank = min(exact_rank, max_rank)
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with whole_folder(out) as part:
         write_lora(part, {name: (a[:rank], b[:, :rank]) for name, (a, b) in factors.items()}, rank=rank, base=base)
         check_adapter(part, base, slot_rank=SLOT_RANKS[-1])
         with torch.no_grad():
@@ -123,10 +121,6 @@ def convert_adapter(
         conversion = Conversion(kind, rank, exact_rank, error)
         if not conversion.exact and error.share > accept_error:
             raise _too_lossy(folder, conversion, max_rank, accept_error)
-        part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return conversion
 
 

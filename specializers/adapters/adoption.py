@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import uuid
@@ -14,7 +13,7 @@ from typing import Any
 from ...agents.errors import VariantError
 from ...agents.prompts import PROMPT_LAYOUT
 from ..shelf.base_model import base_fingerprint, check_weights, find_base
-from ..shelf.shelf import RECORD, Shelf, hash_files, read_variant
+from ..shelf.shelf import RECORD, Shelf, hash_file, hash_files, read_variant
 from ..shelf.variant import AskSpec, EngineSpec, Variant
 from .adapter_check import SLOT_RANKS, check_adapter, check_variant
 from .adapter_conversion import convert_adapter
@@ -71,7 +70,7 @@ def adopt_adapter(
                 on_progress=on_progress,
             )
             ask = AskSpec(adapter="lora", rank=done.rank)
-            method |= {"method": "converted", "sha256": _sha256(folder / WEIGHTS)}
+            method |= {"method": "converted", "sha256": hash_file(folder / WEIGHTS)}
             card = {
                 "lost_share": done.error.as_card()["share"],
                 "conversion": {"exact": done.exact, "exact_rank": done.exact_rank, **done.error.as_card()},
@@ -125,8 +124,3 @@ def _copy_variant(folder: Path, staging: Path, shelf: Shelf, base: Path) -> dict
         (staging / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / file, staging / file)
     return {key: value for key, value in variant.model_dump().items() if key not in ("id", "name", "files")}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

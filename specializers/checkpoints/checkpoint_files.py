@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol
 
 import torch
 
+from ...agents.whole_files import whole_file
 from .tensor_files import TensorInfo, weight_files
 
 __all__ = ["AddedWeights", "CheckpointReader", "CheckpointWriter"]
@@ -90,7 +92,6 @@ class CheckpointWriter:
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, Iterable[int]]]) -> None:
         self._path = path
-        self._part = path.with_name(path.name + ".part")
         self._places: dict[str, tuple[torch.dtype, tuple[int, ...], int]] = {}
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         at = 0
@@ -121,31 +122,18 @@ class CheckpointWriter:
         self._missing.discard(name)
 
     def __enter__(self) -> CheckpointWriter:
-        self._file = self._part.open("wb")
-        try:
+        with ExitStack() as opened:
+            part = opened.enter_context(whole_file(self._path))
+            self._file = opened.enter_context(part.open("wb"))
+            opened.push(self._check_all_written)
             self._file.write(self._header)
-        except OSError:
-            self._abandon()
-            raise
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self._abandon()
-            return
-        assert not self._missing, f"never written: {sorted(self._missing)}"
-        try:
-            self._file.close()
-        except OSError:
-            self._abandon()
-            raise
-        self._part.replace(self._path)
+        self._opened.__exit__(kind, error, trace)
 
-    def _abandon(self) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            pass  # what it could not write is not wanted any more
-        self._part.unlink(missing_ok=True)
+    def _check_all_written(self, kind: type[BaseException] | None, *_raised: object) -> None:
+        assert kind is not None or not self._missing, f"never written: {sorted(self._missing)}"

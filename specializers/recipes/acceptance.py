@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,9 +12,11 @@ from typing import Any
 import anyio
 
 from ...agents.backend import Backend
+from ...agents.content_hash import content_hash
 from ...agents.errors import RecipeError
 from ...agents.traffic import data_fingerprint
 from ...agents.user_code import load_named
+from ...agents.whole_files import write_whole
 from ..methods.role_quality import RoleQuality, Score, measure_role, paired_interval, same_answer
 from ..shelf.shelf import Shelf
 from ..shelf.variant import Variant
@@ -64,8 +65,7 @@ class Judge:
             )
         self._against = None if accept.against in (None, "base") else shelf.get(str(accept.against))
         settings = accept.model_dump(mode="json", exclude={"margin"})
-        text = json.dumps([settings, data_fingerprint(self._rows)], sort_keys=True)
-        self._key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._key = content_hash([settings, data_fingerprint(self._rows)])
         self._known = work_dir / "quality.json"
 
     def judge(self, candidate: Variant, started_from: Variant | None) -> Verdict:
@@ -96,9 +96,7 @@ class Judge:
         if missing:
             for variant, quality in anyio.run(self._measure, missing).items():
                 known[f"{self._key}/{variant}"] = asdict(quality)
-                part = self._known.with_name(self._known.name + ".part")
-                part.write_text(json.dumps(known), encoding="utf-8")
-                part.replace(self._known)
+                write_whole(self._known, json.dumps(known))
         found = (known[f"{self._key}/{_id(v)}"] for v in variants)
         return [RoleQuality(tuple(q["scores"]), q["cpu_s"], q["answer_tokens"]) for q in found]
 

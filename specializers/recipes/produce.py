@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.backend import Backend
+from ...agents.content_hash import content_hash
 from ...agents.errors import QualityError, RecipeError, TrainingError, VariantError
 from ...agents.prompts import PROMPT_LAYOUT
 from ...agents.traffic import data_fingerprint
@@ -83,7 +82,7 @@ def produce(
         "prompt_layout": PROMPT_LAYOUT,
     }
     # What is accepted decides where a recipe ends, not what its methods make: another margin trains nothing again.
-    job_name = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    job_name = content_hash(record)
     asked = record
     if recipe.accept is not None:
         accept = recipe.accept.model_dump(mode="json")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.errors import TrainingError
+from ...agents.whole_files import write_whole
 from ..methods.method import Job, Made, find_method
 from ..shelf.base_model import check_base
 from ..shelf.bundled_model import MANIFEST
@@ -111,7 +112,7 @@ def _apply(name: str, settings: Any, folder: Path, job: Job) -> Stage:
     record = {"ask": made.ask.model_dump(), "card": made.card, "log": made.log, "cpu_s": stage.cpu_s}
     if made.fier is not None:
         record["fier"] = made.fier.model_dump()
-    _replace_text(folder / DONE, json.dumps(record))
+    write_whole(folder / DONE, json.dumps(record))
     return stage
 
 
@@ -127,13 +128,7 @@ class _CpuClock:
         return time.process_time() - self._began_s
 
     def write(self) -> None:
-        _replace_text(self._path, f"{self.seconds():.1f}")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+        write_whole(self._path, f"{self.seconds():.1f}")
 
 
 def _read_done(name: str, folder: Path) -> Stage | None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
 import json
 import shutil
-import uuid
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...agents.errors import BaseModelError
+from ...agents.whole_files import whole_folder
 from .file_lock import exclusive
-from .shelf import hash_files
+from .shelf import hash_file, hash_files
 
 __all__ = ["BUNDLED", "MANIFEST", "BundledModel", "convert_bundled"]
 
@@ -62,14 +61,13 @@ def convert_bundled(name: str, cache: Path, say: Callable[[str], None]) -> Path:
                 shutil.rmtree(left, ignore_errors=True)
             say(f"converting {name} once into {target} (about half a minute)")
             _check_source(source, model)
-            part = target.parent / f".{name}-{uuid.uuid4().hex[:8]}"
-            part.mkdir()
-            _dequantise(source, part)
-            manifest = {"name": name, "source": model.distribution, "source_sha256": model.sha256}
-            sizes = {path.name: path.stat().st_size for path in part.iterdir()}
-            text = json.dumps({**manifest, "files": hash_files(part), "sizes": sizes}, indent=2)
-            (part / MANIFEST).write_text(text + "\n", encoding="utf-8")
-            part.rename(target)
+            with whole_folder(target) as part:
+                part.mkdir()
+                _dequantise(source, part)
+                manifest = {"name": name, "source": model.distribution, "source_sha256": model.sha256}
+                sizes = {path.name: path.stat().st_size for path in part.iterdir()}
+                text = json.dumps({**manifest, "files": hash_files(part), "sizes": sizes}, indent=2)
+                (part / MANIFEST).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise BaseModelError(
             f"the cache folder {cache} cannot be used: {error.strerror or error}",
@@ -103,10 +101,7 @@ def _bundled_file(name: str, model: BundledModel) -> Path:
 
 
 def _check_source(source: Path, model: BundledModel) -> None:
-    found = "no file"
-    if source.is_file():
-        with source.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = hash_file(source) if source.is_file() else "no file"
     if found != model.sha256:
         raise BaseModelError(
             f"{source} has SHA-256 {found}",

@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...agents.errors import UnknownVariantError, VariantError, did_you_mean
+from ...agents.whole_files import whole_folder, write_whole
 from .variant import Variant, content_id
 
-__all__ = ["RECORD", "Shelf", "hash_files", "read_variant"]
+__all__ = ["RECORD", "Shelf", "hash_file", "hash_files", "read_variant"]
 
 RECORD = "variant.json"
 
@@ -46,8 +47,6 @@ class Shelf:
         variant = Variant(**{**whole, "id": content_id(whole), "card": record.get("card", {})})
         _write_record(staging, variant)
         target = self.folder / variant.id
-        # A copy across file systems is not atomic, so it lands under a name that is never listed.
-        landing = self.folder / f".{variant.id}-{uuid.uuid4().hex[:8]}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if target.exists():
@@ -55,11 +54,10 @@ class Shelf:
                 os.utime(target)
                 shutil.rmtree(staging)
                 return variant
-            shutil.move(staging, landing)
-            os.utime(landing)
-            landing.rename(target)
+            with whole_folder(target) as landing:  # a move across file systems is a copy, which takes its time
+                shutil.move(staging, landing)
+                os.utime(landing)
         except OSError as error:
-            shutil.rmtree(landing, ignore_errors=True)
             raise VariantError(
                 f"variant {name!r} cannot be put on the shelf {self.folder}: {error.strerror or error}",
                 expected="a folder that can be written",
@@ -138,13 +136,12 @@ class Shelf:
 
     def export(self, variant: Variant | str, folder: Path) -> Path:
         """Copy a variant's folder to `folder` (which must not exist), to ship it; whole or not at all."""
-        record, source = self._find(variant if isinstance(variant, str) else variant.id)
+        source = self.path(variant)
         if folder.exists():
             raise VariantError(f"{folder} exists", expected="a new folder", remedy="Remove it, or choose another.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_name(f".{record.id}-{uuid.uuid4().hex[:8]}")
-        shutil.copytree(source, part)
-        part.rename(folder)
+        with whole_folder(folder) as part:
+            shutil.copytree(source, part)
         return folder
 
     def _find(self, name_or_id: str) -> tuple[Variant, Path]:
@@ -192,9 +189,14 @@ def hash_files(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name != RECORD:
-            with path.open("rb") as file:
-                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[name] = hash_file(path)
     return digests
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _variant_folders(place: Path) -> list[Path]:
@@ -206,7 +208,5 @@ def _variant_folders(place: Path) -> list[Path]:
 
 
 def _write_record(folder: Path, variant: Variant) -> None:
-    part = folder / f"{RECORD}.part"
     text = json.dumps(variant.model_dump(mode="json"), indent=2, sort_keys=True, ensure_ascii=False)
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(folder / RECORD)
+    write_whole(folder / RECORD, text + "\n")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ...agents.content_hash import content_hash
 from ...agents.frozen_model import FrozenModel
 from ...agents.thinking import ThinkingProfile
 from .fier_settings import FierSettings
@@ -128,5 +127,4 @@ def content_id(record: dict[str, Any]) -> str:
     `record["files"]` maps each file of the folder to its SHA-256, so the weights are covered.
     """
     content = {k: v for k, v in record.items() if k not in ("id", "name", "card")}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return content_hash(content, compact=True)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from ...agents.errors import TrainingError
 from ...agents.frozen_model import FrozenModel
+from ...agents.whole_files import whole_file
 from .batches import EncodedRow, passes, plan_batches, shared_start
 from .speed import kept_pages
 
@@ -308,9 +309,8 @@ def _save_checkpoint(
         tensors[f"mean.{name}"] = moments["exp_avg"].cpu().contiguous()
         tensors[f"square.{name}"] = moments["exp_avg_sq"].cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"job": job, "log": json.dumps(log)})
-    part.replace(path)
+    with whole_file(path) as part:
+        save_file(tensors, part, metadata={"job": job, "log": json.dumps(log)})
 
 
 def _load_checkpoint(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from metier.router.probing.journal import content_key
+from metier.router.probing.journal import record_key
 
 
 def test_records_keep_their_keys() -> None:
-    assert content_key(part="solver", candidate="größer", n=3) == "79bce308dcdc9c2b"
+    assert record_key(part="solver", candidate="größer", n=3) == "79bce308dcdc9c2b"
