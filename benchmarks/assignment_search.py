@@ -1,6 +1,6 @@
 """How many runs it takes to find an assignment within 1 % of the best: ours, coordinate ascent, chance, agentopt-py.
 
-    python benchmarks/assignment_search.py --record examples/solve_and_check.py --also examples/variants \
+    python benchmarks/assignment_search.py --record examples/solve_and_check.py --shelf examples/variants \
         --variants base,planner,solver,critic --tasks tune:50 --table runs/search/table.json
     python benchmarks/assignment_search.py --table runs/search/table.json --agentopt-python ENVIRONMENT/bin/python
 
@@ -120,14 +120,15 @@ def show(table: Table, rows: Sequence[Row], shuffles: int) -> str:
 
 async def record(arguments: argparse.Namespace) -> Table:
     """Run every assignment of a workflow on every task, through real engines, and note what each run asked."""
-    from metier.runtime.trials.run_probe import ProbeOptions, absolute, open_trials, read_variants
+    from metier.runtime.cli.options import absolute, comma_separated
+    from metier.runtime.trials.run_probe import ProbeOptions, open_trials
 
     options = ProbeOptions(
         workflow=absolute(arguments.record),
         tasks=arguments.tasks,
-        variants=read_variants([arguments.variants]),
+        variants=comma_separated([arguments.variants]),
         split_rounds=False,
-        also=tuple(arguments.also),
+        shelf=tuple(arguments.shelf),
         engine=arguments.engine,
         concurrency=arguments.concurrency,
     )
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--record", metavar="WORKFLOW", help="run this workflow and write the table first")
     parser.add_argument("--variants", default="base,planner,solver,critic")
     parser.add_argument("--tasks", default="tune:50")
-    parser.add_argument("--also", action="append", default=[], help="folder of variants")
+    parser.add_argument("--shelf", action="append", default=[], help="folder of variants")
     parser.add_argument("--engine", default="embedded", choices=("embedded", "supervised", "scripted"))
     parser.add_argument("--concurrency", type=int, default=None)
     parser.add_argument("--shuffles", type=int, default=SHUFFLES)

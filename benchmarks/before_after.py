@@ -1,8 +1,8 @@
 """What assigning buys on a workflow: the base by prompt alone, one adapter for all roles, by hand, assigned.
 
     python benchmarks/before_after.py solve_and_check                 # the table of what has been measured
-    python benchmarks/before_after.py solve_and_check --tune-single --variants runs/shelf
-    python benchmarks/before_after.py solve_and_check --measure --variants examples/variants --variants runs/shelf
+    python benchmarks/before_after.py solve_and_check --tune-single --shelf runs/shelf
+    python benchmarks/before_after.py solve_and_check --measure --shelf examples/variants --shelf runs/shelf
 
 Decided before anything was measured: the tasks (`TASKS`, a seed that nothing else uses), in blocks; a process of its
 own for every arm and block, arms taking turns within a block, so that a busy hour falls on all of them alike; engines
@@ -180,7 +180,7 @@ def measure_missing(
                     "--results",
                     str(results),
                 ]
-                command += [f"--variants={folder}" for folder in folders]
+                command += [f"--shelf={folder}" for folder in folders]
                 subprocess.run([*command, *([f"--assigned={assigned}"] if assigned else [])], check=True)
 
 
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="run what has not been measured (minutes an arm)")
     parser.add_argument("--tune-single", action="store_true", help="what budget the single adapter should get")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--variants", action="append", default=[], help="folder of variants; may be repeated")
+    parser.add_argument("--shelf", action="append", default=[], help="folder of variants; may be repeated")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--assigned", type=Path, help="assignment of the arm `assigned`; default the committed one")
     parser.add_argument("--tasks", default=TASKS, help=argparse.SUPPRESS)
@@ -223,7 +223,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         row = anyio.run(
-            measure, options.workflow, options.one[0], int(options.one[1]), options.variants, options.tasks,
+            measure, options.workflow, options.one[0], int(options.one[1]), options.shelf, options.tasks,
             options.assigned,
         )  # fmt: skip
         with options.results.open("a", encoding="utf-8") as file:
@@ -232,9 +232,9 @@ def main() -> None:
         print(f"{row['arm']}, block {row['block']}: {solved:.0f} solved, {row['cpu_s']:.1f} CPU-s", flush=True)
         return
     if options.tune_single:
-        return tune_single(options.workflow, options.variants, options.results)
+        return tune_single(options.workflow, options.shelf, options.results)
     if options.measure:
-        measure_missing(options.workflow, options.arms, options.variants, options.results, assigned=options.assigned)
+        measure_missing(options.workflow, options.arms, options.shelf, options.results, assigned=options.assigned)
     arms = arms_of(options.workflow, read_rows(options.results))
     print(show(options.workflow, arms, against=(SINGLE, SHELF_SINGLE, FEW_SHOT, BY_HAND)))
     for arm in arms:

@@ -37,7 +37,7 @@ async def measured_run(
     with RunStore(":memory:") as store:
         began = time.monotonic()
         async with open_session(
-            assignment=assignment, variants=list(folders), store=store, settings=load_settings(None, dict(overrides))
+            assignment=assignment, shelf=list(folders), store=store, settings=load_settings(None, dict(overrides))
         ) as session:
             await session.map(file.graph, file.tasks(WARM_UP))
             started_s = time.monotonic() - began

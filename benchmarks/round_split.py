@@ -40,7 +40,7 @@ ARMS: Mapping[str, tuple[Candidate, Candidate]] = {
 async def measure(shelf: Path, folder: Path, test_tasks: int) -> list[dict[str, Any]]:
     """All arms, paired with the first."""
     options = ProbeOptions(
-        workflow=str(WORKFLOW), tasks="tune:1", variants=("base", WHOLE, EIGHT_BIT), also=(str(shelf),)
+        workflow=str(WORKFLOW), tasks="tune:1", variants=("base", WHOLE, EIGHT_BIT), shelf=(str(shelf),)
     )
     records: list[dict[str, Any]] = []
     reference: list[Outcome] | None = None

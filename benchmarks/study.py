@@ -61,7 +61,7 @@ def commands(name: str, folder: Path) -> list[list[str]]:
     """The commands of a study, in order; paths are relative to the repository where they can be."""
     steps = STUDIES[name]
     folders = [str(folder / "shelf"), "examples/variants"]
-    found = [["metier", "make", f"examples/recipes/{recipe}.yaml", "--variants", "examples/variants"]
+    found = [["metier", "make", f"examples/recipes/{recipe}.yaml", "--shelf", "examples/variants"]
              for recipe in steps.recipes]  # fmt: skip
     first, assigned = str(folder / "assigned_first.yaml"), str(folder / "assigned.yaml")
     rounds = "--split-rounds" if steps.split_rounds else "--no-split-rounds"
@@ -71,14 +71,14 @@ def commands(name: str, folder: Path) -> list[list[str]]:
     ):
         found.append([
             "metier", "probe", f"examples/{name}.py", "--tasks", "tune:48",
-            *(w for f in folders for w in ("--also", f)), "--incumbent", incumbent,
+            *(w for f in folders for w in ("--shelf", f)), "--incumbent", incumbent,
             "--variants", ",".join(steps.candidates), rounds, "--out", probe, "--set", "engine.threads=1",
         ])  # fmt: skip
         found.append([
             "metier", "assign", "--probe", probe, "--minimise", "cost_of_pass", "--check", CHECK, "--out", out,
         ])  # fmt: skip
     found.append([
-        "python", "benchmarks/before_after.py", name, "--measure", *(f"--variants={f}" for f in folders),
+        "python", "benchmarks/before_after.py", name, "--measure", *(f"--shelf={f}" for f in folders),
         "--assigned", assigned, "--results", str(folder / "before_after.jsonl"),
     ])  # fmt: skip
     return found

@@ -158,7 +158,7 @@ async def measure(workflow: Path, shelf: Path, folder: Path, test_tasks: int) ->
     teachers = load_module(workflow)
     graph = teachers.graph.build()
     own = tuple(f"{graph.name}-{role}" for role in graph.roles())
-    options = ProbeOptions(workflow=str(workflow), tasks="tune:1", variants=own, also=(str(shelf),))
+    options = ProbeOptions(workflow=str(workflow), tasks="tune:1", variants=own, shelf=(str(shelf),))
     records: list[dict[str, Any]] = []
     async with open_trials(options, folder) as trials:
         curves = await role_curves(trials, teachers)

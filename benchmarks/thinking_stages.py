@@ -43,7 +43,7 @@ async def run_arm(trials: Trials, think: str, answer: str, test_tasks: int) -> l
 async def measure(shelf: Path, folder: Path, test_tasks: int) -> list[dict[str, Any]]:
     """All arms, paired with the first."""
     options = ProbeOptions(
-        workflow=f"{WORKFLOW}:staged", tasks="tune:1", variants=("base", READER, TUNED), also=(str(shelf),)
+        workflow=f"{WORKFLOW}:staged", tasks="tune:1", variants=("base", READER, TUNED), shelf=(str(shelf),)
     )
     records: list[dict[str, Any]] = []
     reference: list[Outcome] | None = None

@@ -51,7 +51,7 @@ async def measure(shelf: Path, folder: Path) -> list[dict[str, Any]]:
     spec.loader.exec_module(ledger)
     rows = list(ledger.accountant_rows(TEST_ROWS, TEST_SEED, "test"))
     names = tuple(variant for variant in VARIANTS.values() if variant)
-    options = ProbeOptions(workflow=str(WORKFLOW), tasks="tune:1", variants=("base", *names), also=(str(shelf),))
+    options = ProbeOptions(workflow=str(WORKFLOW), tasks="tune:1", variants=("base", *names), shelf=(str(shelf),))
     records = []
     async with open_trials(options, folder) as trials:
         for budget in BUDGETS:

@@ -1,6 +1,6 @@
 """Spend a gift card on exactly two things: read the offer, find the pair, check it, and look again if it is wrong.
 
-    metier run examples/gift_card.py --tasks test:24 --assignment examples/gift_card_assignment.yaml --variants DIR
+    metier run examples/gift_card.py --tasks test:24 --assignment examples/gift_card_assignment.yaml --shelf DIR
 
 Finding needs long thought, since pair after pair may be tried; reading and checking need none: one sum is enough to
 see that a pair is wrong. So a first round may guess cheaply, and only a rejected guess is thought about.

@@ -1,6 +1,6 @@
 """Add up a short ledger: read the signed amounts, add them, audit the total, and start over if the audit fails.
 
-    metier run examples/ledger.py --tasks test:24 --assignment examples/ledger_assignment.yaml --variants DIR
+    metier run examples/ledger.py --tasks test:24 --assignment examples/ledger_assignment.yaml --shelf DIR
 
 Only adding needs thought: running totals make a small model right that guesses otherwise. Reading is copying. The
 auditor adds up by itself and compares. After a rejected total the reader lists income first, so that the accountant

@@ -1,7 +1,7 @@
 """Mixed puzzles for a team of two: a solver for every kind, and a checker that works the puzzle out again.
 
     metier run examples/mixed_team.py --tasks test:24 --assignment examples/mixed_assignment.yaml \
-        --variants examples/variants
+        --shelf examples/variants
 
 The solver is a T-REX variant: one adapter of rank-one experts, mixed per token and by what kind of puzzle the run
 is about. The checker is a LoRA variant. Both are in one batch of one engine. The answer comes with whether the two

@@ -1,7 +1,7 @@
 """Solve arithmetic puzzles: plan an expression, evaluate it, check it, and try again with the critic's reason.
 
     metier run examples/solve_and_check.py --tasks test:24 --assignment examples/assignment.yaml \
-        --variants examples/variants
+        --shelf examples/variants
 
 The roles and the puzzles are in `puzzles.py` beside this file.
 """

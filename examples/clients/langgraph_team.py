@@ -1,6 +1,6 @@
 """A LangGraph program whose nodes are roles of a metier server: nothing of metier is imported, only a base URL given.
 
-    metier serve examples/solve_and_check.py --assignment examples/assignment.yaml --variants examples/variants
+    metier serve examples/solve_and_check.py --assignment examples/assignment.yaml --shelf examples/variants
     make clients && .venv-clients/bin/python examples/clients/langgraph_team.py http://127.0.0.1:8000/v1
 
 Each node names a role as its model and sends the role's inputs as JSON; prompt, variant and answer type are the

@@ -1,6 +1,6 @@
 """pydantic-ai agents that are roles of a metier server: nothing of metier is imported, only a base URL given.
 
-    metier serve examples/solve_and_check.py --assignment examples/assignment.yaml --variants examples/variants
+    metier serve examples/solve_and_check.py --assignment examples/assignment.yaml --shelf examples/variants
     make clients && .venv-clients/bin/python examples/clients/pydantic_ai_agents.py http://127.0.0.1:8000/v1
 
 The role has its instructions on the server, so the agents have none. Their output types say what the roles give; the

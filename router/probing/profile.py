@@ -26,7 +26,8 @@ class Footprint(BaseModel):
     """What a variant needs to be served: its checkpoint (`base`, or a content id) and adapter, in MiB of memory.
 
     `adapter` is the content id of the variant whose adapter it is, "" for none; `adapter_rank` its rows of a slot,
-    `slot_mib` what all slots of an engine hold once any adapter is served on the checkpoint.
+    `slot_mib` what all slots of an engine hold once any adapter is served on the checkpoint. Where other machines
+    serve, nobody here knows the memory: `memory_known` is False then, and the amounts mean nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +37,7 @@ class Footprint(BaseModel):
     adapter: str = ""
     adapter_rank: int = Field(default=0, ge=0)
     slot_mib: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    memory_known: bool = True
 
     @property
     def prefix_key(self) -> str:

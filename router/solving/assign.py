@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from ...agents.errors import InfeasibleError
+from ...agents.errors import InfeasibleError, ProfileError
 from ..probing.evaluator import Evaluator
 from ..probing.outcomes import Outcome
 from ..space import Choices
@@ -30,11 +30,18 @@ async def assign(
 
     One that does not hold is excluded, with all that differ from it only where nobody was asked, and the next best is
     tried. Without `check` the prediction is believed.
-    Raises: InfeasibleError when no choice meets the limits, or none of those tried holds; what running raises.
+    Raises: InfeasibleError when no choice meets the limits, or none of those tried holds; ProfileError when they are
+    about memory that is not known; what running raises.
     """
     settings, tell = settings or AssignSettings(), on_note or (lambda note: None)
     amount: Amount = "cpu_s" if settings.minimise == "cost_of_pass" else settings.minimise
     limits = _with_floor(problem, settings)
+    if not problem.memory_known and (amount == "memory_mib" or limits.memory_mib is not None):
+        raise ProfileError(
+            "what these candidates take in memory is not known: they were probed on servers elsewhere",
+            expected="a limit or goal that was measured",
+            remedy="Probe with `--engine embedded`, or leave --max-memory-mib and --minimise memory_mib out.",
+        )
     excluded: list[Contender] = []
     beaten: list[Contender] = []
     barred: list[Choices] = []

@@ -42,7 +42,8 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a choice is expected to come to: quality 0 to 1, and amounts a task; `memory_mib` is for all engines.
+    """What a choice is expected to come to: quality 0 to 1, and amounts a task; `memory_mib` is for all engines, None
+    where others serve and it is not known.
 
     `latency_s` is a task's asks one after the other. `completion_s` is how much later many tasks are done for each
     task more: engines that share a thread take turns, so that all their work adds up. None where it is not known.
@@ -52,7 +53,7 @@ class Prediction:
     cpu_s: float
     latency_s: float
     tokens: float
-    memory_mib: float
+    memory_mib: float | None
     swaps: float = 0.0
     completion_s: float | None = None
 
@@ -83,6 +84,11 @@ class Problem:
     def size(self) -> int:
         """How many assignments there are."""
         return math.prod(len(self.rows[part]) for part in self.parts)
+
+    @property
+    def memory_known(self) -> bool:
+        """Whether what is served here takes memory that is known."""
+        return all(row.footprint.memory_known for rows in self.rows.values() for row in rows.values())
 
     @cached_property
     def written_tokens(self) -> float:
@@ -260,7 +266,9 @@ def _swaps(problem: Problem, rows: Sequence[Profile]) -> tuple[float, float]:
     return math.fsum(waits.values()), math.fsum(loads)
 
 
-def _memory(problem: Problem, rows: Sequence[Profile]) -> float:
+def _memory(problem: Problem, rows: Sequence[Profile]) -> float | None:
+    if not all(row.footprint.memory_known for row in rows):
+        return None
     each_mib = problem.serving.kv_cache_mib + problem.serving.engine_mib
     if not problem.coupled:
         return problem.serving.process_mib + math.fsum(

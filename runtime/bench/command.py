@@ -9,13 +9,14 @@ from typing import Any
 
 import anyio
 from pydantic import Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ...agents.backend import Backend, OnText
 from ...agents.errors import MetierError, SettingsError
 from ...agents.frozen_model import FrozenModel
 from ...agents.messages import Ask, Reply
+from ...specializers.shelf.bundled_model import DEFAULT_BASE
+from ..backends import DEFAULT_ENGINE, SCRIPTED, EngineName
+from ..console import StepBar, say, show
 from ..opening import open_session
 from ..runs.session import Session
 from ..settings.session import load_settings
@@ -26,9 +27,6 @@ from .summary import summary_table
 from .workload import Conversation, SyntheticMix, from_store, from_traffic, synthetic, variants_of
 
 __all__ = ["BenchOptions", "measure", "read_workload", "run_bench"]
-
-errors = Console(stderr=True)
-TABLE_COLUMNS = 140
 
 
 class BenchOptions(FrozenModel):
@@ -53,14 +51,14 @@ class BenchOptions(FrozenModel):
     max_tokens: int = Field(default=64, ge=1)
     """Most answer tokens of a request of a traffic file."""
 
-    base: str = "smollm2-135m"
+    base: str = DEFAULT_BASE
     """Base model."""
 
-    engine: str = "embedded"
+    engine: EngineName = DEFAULT_ENGINE
     """Which engine answers: its name, or a server's URL."""
 
-    variants: tuple[str, ...] = ()
-    """Variants to serve."""
+    shelf: tuple[str, ...] = ()
+    """Folders of variants beside the user's own shelf."""
 
     seed: int = 0
     """Seed of arrivals."""
@@ -108,46 +106,53 @@ async def measure(
     stopped = False
     file = None if out is None else _opened(out)
     try:
-        with _progress() as progress:
-            for level in options.levels:
-                records = levels.setdefault(str(level), [])
-                total = turns * (2 if level.cache == "warm" else 1)
-                bar = progress.add_task(str(level), total=total)
+        for level in options.levels:
+            records = levels.setdefault(str(level), [])
+            total = turns * (2 if level.cache == "warm" else 1)
+            with StepBar(str(level), "requests") as bar:
 
-                def note(record: RequestRecord, records: list[RequestRecord] = records, bar: Any = bar) -> None:
+                def note(
+                    record: RequestRecord,
+                    records: list[RequestRecord] = records,
+                    bar: StepBar = bar,
+                    total: int = total,
+                ) -> None:
                     records.append(record)
-                    progress.advance(bar)
+                    bar.show(len(records), total)
                     if file is not None:
                         file.write(record.model_dump_json() + "\n")
                         file.flush()
 
                 await apply_load(backend, conversations, level, note, options.seed)
-                finished.append(str(level))
+            finished.append(str(level))
     except anyio.get_cancelled_exc_class():
         stopped = True
         raise
     finally:
         if file is not None:
             file.close()
-            errors.print(f"wrote {sum(map(len, levels.values()))} requests to {out}", markup=False, soft_wrap=True)
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=TABLE_COLUMNS)
-        console.print(summary_table(levels))
+            say(f"wrote {sum(map(len, levels.values()))} requests to {out}")
+        show(summary_table(levels))
         if stopped:
-            errors.print(_what_is_missing(options, levels, finished, out), markup=False, soft_wrap=True)
+            say(_what_is_missing(options, levels, finished, out))
     return levels
 
 
 async def run_bench(options: BenchOptions, out: Path | None) -> None:
     """Measure, and fail when no request was answered; see `metier bench --help`."""
+    if options.engine == SCRIPTED:
+        raise SettingsError(
+            "--engine scripted answers for a workflow file, and a benchmark has none",
+            expected="an engine with a model",
+            remedy="Leave --engine out, or name the URL of a server.",
+        )
     conversations = read_workload(options)
     async with _opened_backend(options, conversations) as backend:
         levels = await measure(backend, conversations, options, out)
     failed = [record.error for records in levels.values() for record in records if record.error is not None]
     if failed:
         asked = sum(map(len, levels.values()))
-        errors.print(f"{len(failed)} of {asked} requests failed; the first: {failed[0].message}", markup=False)
+        say(f"{len(failed)} of {asked} requests failed; the first: {failed[0].message}")
         if len(failed) == asked:
             raise MetierError(f"no request was answered: {failed[0].type}: {failed[0].message}")
 
@@ -169,10 +174,10 @@ async def _opened_backend(options: BenchOptions, conversations: Sequence[Convers
     async with open_session(
         base=options.base,
         engine=options.engine,
-        variants=options.variants,
+        shelf=options.shelf,
         store=":memory:",
         settings=settings,
-        also=variants_of(conversations),
+        variants=variants_of(conversations),
     ) as session:
         yield _Asking(session)
 
@@ -199,8 +204,3 @@ def _opened(out: Path) -> Any:
         return out.open("w", encoding="utf-8")
     except OSError as error:
         raise SettingsError(f"{out} cannot be written: {error}", expected="a file in a folder that is there") from error
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal)

@@ -3,59 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio
 import typer
-from pydantic import ValidationError
 
 from ...agents.errors import SettingsError
 from ...router.probing.probe import ProbeSettings
 from ...router.solving.assigned import AssignSettings, Goal
 from ...router.solving.limits import Limits
-from ..opening import AnyEngine
-from .options import overrides
+from ...specializers.shelf.bundled_model import DEFAULT_BASE
+from ..backends import DEFAULT_ENGINE
+from .options import (
+    Base,
+    Concurrency,
+    Engine,
+    Seed,
+    Sets,
+    SettingsFile,
+    Shelf,
+    Tasks,
+    Workflow,
+    absolute,
+    checked,
+    comma_separated,
+    names_option,
+    overrides,
+)
 
 __all__ = ["add_router_commands"]
 
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, such as engine.kv_cache_mib=1024; may be repeated.")
-]
 DEFAULT_FOLDER = Path("runs/probe")
 
 
 def add_router_commands(app: typer.Typer) -> None:
     """Add `probe` and `assign` to the command line."""
     app.command(
-        epilog="Example: `metier probe examples/solve_and_check.py --tasks tune:48 --also examples/variants "
+        epilog="Example: `metier probe examples/solve_and_check.py --tasks tune:48 --shelf examples/variants "
         "--variants base,planner,solver,critic --incumbent examples/assignment.yaml`"
     )(probe)
     app.command(epilog="Example: `metier assign --probe runs/probe --quality-loss 0.02 --out assignment.yaml`")(assign)
 
 
 def probe(
-    workflow: Annotated[str, typer.Argument(help="file.py, or file.py:name of its TaskGraph.")],
-    tasks: Annotated[str, typer.Option(help="split:size[:seed] of the file's tasks, such as tune:48.")],
+    workflow: Workflow,
+    tasks: Tasks,
     variants: Annotated[
-        list[str], typer.Option(help="Candidates for every role: names, or name@tokens of thinking; comma-separated.")
+        list[str], names_option("Candidates for every role; NAME@TOKENS thinks no longer than so many tokens.")
     ],
     incumbent: Annotated[
-        Path | None, typer.Option(help="Assignment (YAML) in which one role at a time is replaced; else one is found.")
+        Path | None,
+        typer.Option(
+            help="Assignment (YAML) in which one role at a time is replaced; else one is found.", resolve_path=True
+        ),
     ] = None,
     split_rounds: Annotated[bool, typer.Option(help="Tell a loop's first round from later ones.")] = True,
-    base: Annotated[str, typer.Option("--base", help="smollm2-135m, a folder, or a Hugging Face id.")] = "smollm2-135m",
-    also: Annotated[
-        list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
-    ] = None,
-    engine: Annotated[
-        AnyEngine, typer.Option(help="In this process, in processes of its own, or the file's fake.")
-    ] = "embedded",
-    concurrency: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    base: Base = DEFAULT_BASE,
+    shelf: Shelf = None,
+    engine: Engine = DEFAULT_ENGINE,
+    concurrency: Concurrency = None,
     batch: Annotated[int, typer.Option(help="Tasks between two looks at which candidates are clearly worse.")] = 8,
     margin: Annotated[float, typer.Option(help="Drop a candidate that is worse by more than this, surely.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    seed: Seed = 0,
     folder: Annotated[Path, typer.Option("--out", help="Folder of profiles and of what was run.")] = DEFAULT_FOLDER,
-    settings: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
+    settings: SettingsFile = None,
     set: Sets = None,
 ) -> None:
     """Measure every candidate at every role by running the workflow with only that role replaced.
@@ -63,23 +74,26 @@ def probe(
     Stopped or killed, the same command goes on where it was: no run and no ask is made twice. On a machine that does
     other work too, add --set engine.threads=1: threads that spin for each other cost CPU-seconds that are not ours.
     """
-    from ..trials.run_probe import ProbeOptions, absolute, read_variants, run_probe
+    from ..trials.run_probe import ProbeOptions, run_probe
 
-    options = _checked(
+    candidates = comma_separated(variants)
+    if not candidates:
+        raise SettingsError("no --variants", expected="names on the shelf, such as --variants base,solver,critic")
+    options = checked(
         ProbeOptions,
         workflow=absolute(workflow),
         tasks=tasks,
-        variants=read_variants(variants),
-        incumbent=None if incumbent is None else str(incumbent.resolve()),
+        variants=candidates,
+        incumbent=None if incumbent is None else str(incumbent),
         split_rounds=split_rounds,
         base=base,
-        also=tuple(str(place.resolve()) for place in also or ()),
+        shelf=tuple(str(place) for place in shelf or ()),
         engine=engine,
         concurrency=concurrency,
         seed=seed,
-        settings=None if settings is None else str(settings.resolve()),
+        settings=None if settings is None else str(settings),
         overrides=overrides(set),
-        probe=_checked(ProbeSettings, batch_tasks=batch, margin=margin),
+        probe=checked(ProbeSettings, options={"batch_tasks": "--batch"}, batch_tasks=batch, margin=margin),
     )
     anyio.run(run_probe, options, folder)
 
@@ -99,19 +113,21 @@ def assign(
         typer.Option(help="split:size[:seed] of held-out tasks; by default the probe's, with the next seed."),
     ] = None,
     checks: Annotated[int, typer.Option(help="How many assignments to try before giving up.")] = 8,
-    variants: Annotated[list[str] | None, typer.Option(help="Only these candidates; comma-separated.")] = None,
+    variants: Annotated[list[str] | None, names_option("Only these candidates.")] = None,
     measure_baselines: Annotated[bool, typer.Option(help="Run the baselines on the held-out tasks too.")] = False,
     set: Sets = None,
 ) -> None:
     """Choose a variant for every role within limits, check it on held-out tasks, write the assignment with reasons."""
     from ..trials.run_assign import run_assign
-    from ..trials.run_probe import read_variants
 
-    settings = _checked(
+    settings = checked(
         AssignSettings,
         minimise=minimise,
-        limits=_checked(
+        limits=checked(
             Limits,
+            options={
+                name: f"--max-{name.replace('_', '-')}" for name in ("cpu_s", "latency_s", "tokens", "memory_mib")
+            },
             min_quality=min_quality,
             cpu_s=max_cpu_s,
             latency_s=max_latency_s,
@@ -129,16 +145,8 @@ def assign(
             settings,
             out=out,
             check=check,
-            candidates=read_variants(variants) if variants else (),
+            candidates=comma_separated(variants),
             overrides=overrides(set),
         )
 
     anyio.run(run)
-
-
-def _checked(kind: Any, **values: Any) -> Any:
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}") from error

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import anyio
 import typer
-from pydantic import BaseModel, ValidationError
 
 from ...agents.errors import SettingsError
-from .options import overrides
+from ...specializers.shelf.bundled_model import DEFAULT_BASE
+from ..backends import DEFAULT_ENGINE
+from .options import Base, Engine, Sets, SettingsFile, Shelf, checked, comma_separated, names_option, overrides
 
 __all__ = ["add_bench_command"]
 
@@ -32,7 +33,9 @@ def bench(
     input_words: Annotated[str, typer.Option(help="Made-up prompts: least-most words of their own.")] = "16-64",
     shared_words: Annotated[int, typer.Option(min=0, help="Made-up prompts: words they share with others.")] = 32,
     output_tokens: Annotated[str, typer.Option(help="Made-up requests: least-most tokens of an answer.")] = "16-48",
-    mix: Annotated[str, typer.Option(help="Made-up requests: variants that take turns, comma-separated.")] = "base",
+    variants: Annotated[
+        list[str] | None, names_option("Made-up requests: who takes turns; the base by default.")
+    ] = None,
     concurrency: Annotated[
         str, typer.Option(help="Closed loop: so many conversations at a time; comma-separated for a sweep.")
     ] = "",
@@ -42,17 +45,13 @@ def bench(
     ] = "as-is",
     requests: Annotated[int | None, typer.Option(min=1, help="Conversations of each level; all by default.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to an ask of a traffic file.")] = 64,
-    base: Annotated[str, typer.Option("--base", help="smollm2-135m, a folder, or a Hugging Face id.")] = "smollm2-135m",
-    engine: Annotated[str, typer.Option(help="embedded, supervised, or the URL of a server.")] = "embedded",
-    variants: Annotated[
-        list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
-    ] = None,
+    base: Base = DEFAULT_BASE,
+    shelf: Shelf = None,
+    engine: Engine = DEFAULT_ENGINE,
     seed: Annotated[int, typer.Option(help="Seed of made-up requests and of arrivals.")] = 0,
     out: Annotated[Path | None, typer.Option(help="JSONL of every request, with AIPerf's field names.")] = None,
-    settings: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
-    set: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, such as engine.max_running=8; may be repeated.")
-    ] = None,
+    settings: SettingsFile = None,
+    set: Sets = None,
 ) -> None:
     """Replay a trace, or made-up requests, against an engine or a server; time to first token, pauses, throughput, CPU.
 
@@ -62,21 +61,23 @@ def bench(
     from ..bench.load import LoadLevel
     from ..bench.workload import SyntheticMix
 
-    loads: list[dict[str, Any]] = [{"concurrency": value} for value in _list(concurrency)]
-    loads += [{"rate_per_s": value} for value in _list(rate)]
+    loads: list[dict[str, Any]] = [{"concurrency": value} for value in comma_separated([concurrency])]
+    loads += [{"rate_per_s": value} for value in comma_separated([rate])]
     levels = [
-        _checked(LoadLevel, cache=state, **load) for state in _list(cache) for load in loads or [{"concurrency": 4}]
+        checked(LoadLevel, cache=state, **load)
+        for state in comma_separated([cache])
+        for load in loads or [{"concurrency": 4}]
     ]
-    made_up = synthetic and _checked(
+    made_up = synthetic and checked(
         SyntheticMix,
         requests=synthetic,
         shared_words=shared_words,
         input_words=_range(input_words, "--input-words"),
         output_tokens=_range(output_tokens, "--output-tokens"),
-        variants=tuple(_list(mix)),
+        variants=comma_separated(variants) or ("base",),
         seed=seed,
     )
-    options = _checked(
+    options = checked(
         BenchOptions,
         trace=trace,
         batch=batch,
@@ -86,16 +87,12 @@ def bench(
         max_tokens=max_tokens,
         base=base,
         engine=engine,
-        variants=tuple(str(folder) for folder in variants or ()),
+        shelf=tuple(str(folder) for folder in shelf or ()),
         seed=seed,
         settings=None if settings is None else str(settings),
         overrides=overrides(set),
     )
     anyio.run(run_bench, options, out)
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _range(text: str, option: str) -> tuple[int, int]:
@@ -107,12 +104,3 @@ def _range(text: str, option: str) -> tuple[int, int]:
     if not 0 < low <= high:
         raise SettingsError(f"{option} {text!r} is no range", expected="least-most, both above 0")
     return low, high
-
-
-def _checked(made: type[BaseModel], **values: Any) -> Any:
-    try:
-        return made(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"--{where} {first['input']!r}: {first['msg']}") from error

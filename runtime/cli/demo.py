@@ -5,26 +5,23 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from ...agents.errors import SettingsError
 from ...agents.tasksets import TaskSet
 from ...agents.workflow_file import WorkflowFile, load_workflow
 from ...router.assignment import Assignment, load_assignment
+from ..console import say, show_markdown
 from ..events import Event
-from ..opening import EngineForm, open_session
+from ..opening import open_session
 from ..report import render_report
 from ..store.store import RunStore
 from .live import LiveView
-from .run import show_report
 
 __all__ = ["run_demo"]
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-console = Console(stderr=True)
 
 
-async def run_demo(tasks: int, skip_base: bool, engine: EngineForm, store: Path, report: Path) -> None:
+async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report: Path) -> None:
     """Run the demo and write its report; see `metier demo --help`.
 
     Raises: SettingsError when the examples are not there, and whatever opening a session raises.
@@ -38,7 +35,7 @@ async def run_demo(tasks: int, skip_base: bool, engine: EngineForm, store: Path,
         )
     file = load_workflow(str(EXAMPLES / "solve_and_check.py"))
     puzzles = file.tasks(f"test:{tasks}")
-    console.print(f"{len(puzzles)} puzzles from seeds {puzzles.seeds[0]}.. of the test split, none seen in training.")
+    say(f"{len(puzzles)} puzzles from seeds {puzzles.seeds[0]}.. of the test split, none seen in training.")
     specialised = load_assignment(EXAMPLES / "assignment.yaml")
     with RunStore(store) as runs:
         batches = [await _run(file, puzzles, specialised, "three variants", engine, runs, began)]
@@ -46,8 +43,8 @@ async def run_demo(tasks: int, skip_base: bool, engine: EngineForm, store: Path,
             batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, runs, None))
         text = render_report(runs, batches)
     report.write_text(text, encoding="utf-8")  # noqa: ASYNC240
-    show_report(text)
-    console.print(f"Report written to {report}; runs are in {store} (metier report --store {store}).", markup=False)
+    show_markdown(text)
+    say(f"Report written to {report}; runs are in {store} (metier report --store {store}).")
 
 
 async def _run(
@@ -55,11 +52,11 @@ async def _run(
     puzzles: TaskSet,
     assignment: Assignment,
     label: str,
-    engine: EngineForm,
+    engine: str,
     runs: RunStore,
     began: float | None,
 ) -> str:
-    view = LiveView(label, len(puzzles), console)
+    view = LiveView(label, len(puzzles))
     shown = False
 
     def watch(event: Event) -> None:
@@ -67,11 +64,16 @@ async def _run(
         view.on_event(event)
         if began is not None and not shown and event.kind == "run_finished":
             shown = True
-            console.print(f"first answer after {time.monotonic() - began:.1f} s: {event.data['output']}", markup=False)
+            say(f"first answer after {time.monotonic() - began:.1f} s: {event.data['output']}")
 
     with view:
         async with open_session(
-            assignment=assignment, variants=[EXAMPLES / "variants"], engine=engine, store=runs, on_event=watch
+            scripted=file.scripted,
+            assignment=assignment,
+            shelf=[EXAMPLES / "variants"],
+            engine=engine,
+            store=runs,
+            on_event=watch,
         ) as session:
             await session.map(file.graph, puzzles, label=label)
             assert session.batch is not None

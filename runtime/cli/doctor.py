@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.table import Table
 
 from ...agents.errors import MetierError
 from ...specializers.shelf.base_model import cache_folder
+from ..console import show
 
 __all__ = ["Finding", "examine", "findings"]
 
@@ -46,7 +46,7 @@ def examine() -> bool:
     marks = {"good": "[green]ok[/]", "missing": "[yellow]–[/]", "bad": "[red]NO[/]"}
     for finding in found:
         table.add_row(finding.part, marks[finding.state], finding.found, finding.remedy)
-    Console().print(table)
+    show(table)
     return all(finding.state != "bad" for finding in found)
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ...agents.errors import SettingsError, VariantError
@@ -16,39 +12,34 @@ from ...agents.traffic import TrafficRow, read_traffic
 from ...specializers.adapters.adoption import adopt_adapter
 from ...specializers.recipes.recipe import load_recipe, read_rows
 from ...specializers.shelf.shelf import Shelf
-from ..settings.session import load_settings
-from .make import LINES, show_variants
+from ..console import StepBar, say, show
+from .make import show_variants
 
 __all__ = ["add_variant", "export_variant"]
 
-console = Console(stderr=True)
-OnProgress = Callable[[int, int], None]
 
-
-def add_variant(folder: Path, name: str, base: str, shelf: Path | None, max_rank: int, accept_error: float) -> None:
+def add_variant(folder: Path, name: str, base: str, shelf: Shelf, max_rank: int, accept_error: float) -> None:
     """Put an adapter folder on the shelf and say what came of it; see `metier variants add --help`."""
-    place = Shelf(shelf or load_settings().shelf)
-    with _progress(f"adding {folder.name}", "layers") as on_progress:
+    with StepBar(f"adding {folder.name}", "layers") as bar:
         variant = adopt_adapter(
             folder,
             name=name,
-            shelf=place,
+            shelf=shelf,
             base=base,
             max_rank=max_rank,
             accept_error=accept_error,
-            on_progress=on_progress,
+            on_progress=bar.show,
         )
     conversion = variant.card.get("conversion")
     if conversion is not None:
         kind = variant.recipe["methods"][0]["peft_type"]
         lost = "exact" if conversion["exact"] else f"loses {conversion['share']:.1%} of what it changes"
-        console.print(
+        say(
             f"{kind} became LoRA of rank {variant.ask.rank}: {lost} (max |d logit| {conversion['max_logit']:.2g}, "
-            f"KL {conversion['kl_nats']:.2g} nats a token)",
-            markup=False,
+            f"KL {conversion['kl_nats']:.2g} nats a token)"
         )
-    console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {place.path(variant)}", markup=False)
-    show_variants([variant], place)
+    say(f"variant {variant.name} ({variant.id}) is on the shelf: {shelf.path(variant)}")
+    show_variants([variant], shelf)
 
 
 def export_variant(
@@ -56,21 +47,19 @@ def export_variant(
     out: Path,
     as_kind: Literal["lora"] | None,
     base: str,
-    shelf: Path | None,
-    also: list[Path],
+    shelf: Shelf,
     recipe: Path | None,
     traffic: Path | None,
 ) -> None:
     """Copy a variant's folder out of the shelf, T-REX as LoRA if asked; see `metier variants export --help`."""
-    place = Shelf(shelf or load_settings().shelf, also=also)
-    variant = place.get(name)
+    variant = shelf.get(name)
     if as_kind is None or variant.ask.adapter == "lora":
-        place.export(variant, out)
-        console.print(f"variant {variant.name} ({variant.id}) is in {out}", markup=False)
+        shelf.export(variant, out)
+        say(f"variant {variant.name} ({variant.id}) is in {out}")
         return
     if out.exists():
         raise VariantError(f"{out} exists", expected="a new folder", remedy="Remove it, or choose another.")
-    _export_as_lora(name, out, base, place, _rows(recipe, traffic))
+    _export_as_lora(name, out, base, shelf, _rows(recipe, traffic))
 
 
 def _export_as_lora(name: str, out: Path, base: str, shelf: Shelf, rows: list[TrafficRow]) -> None:
@@ -79,8 +68,8 @@ def _export_as_lora(name: str, out: Path, base: str, shelf: Shelf, rows: list[Tr
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("variant", "rows", "KL", "no adapter", "same", "loss", "frozen", "base"):
         table.add_column(head, overflow="fold")
-    with _progress(f"freezing the gate of {name}", "clusters") as on_progress:
-        for variant, done in export_as_lora(name, rows, shelf=shelf, base=base, on_progress=on_progress):
+    with StepBar(f"freezing the gate of {name}", "clusters") as bar:
+        for variant, done in export_as_lora(name, rows, shelf=shelf, base=base, on_progress=bar.show):
             shelf.export(variant, out / variant.name)
             table.add_row(
                 variant.name,
@@ -92,14 +81,13 @@ def _export_as_lora(name: str, out: Path, base: str, shelf: Shelf, rows: list[Tr
                 f"{done.loss.frozen:.3g}",
                 f"{done.loss.base:.3g}",
             )
-    console.print(
+    say(
         "Each variant is the adapter with its gate held fixed for one cluster of tasks. Rows: calibration + held "
         "out. KL: nats a token from the gate that moves with every token, and beside it that of no adapter. Same: "
         "share of tokens whose best token is the same. Loss: of the held-out answers, with that gate, frozen, and "
-        "on the base.",
-        markup=False,
+        "on the base."
     )
-    Console().print(table)
+    show(table)
 
 
 def _rows(recipe: Path | None, traffic: Path | None) -> list[TrafficRow]:
@@ -115,18 +103,3 @@ def _rows(recipe: Path | None, traffic: Path | None) -> list[TrafficRow]:
     if not traffic.is_file():
         raise SettingsError(f"--traffic {traffic} is no file", remedy="Correct the path.")
     return list(read_traffic(traffic))
-
-
-@contextmanager
-def _progress(title: str, unit: str) -> Iterator[OnProgress]:
-    """A bar on a terminal, that moves until the first step is done; some lines elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bars:
-        task = bars.add_task(f"{title}: reading the model", total=None)
-
-        def show(done: int, total: int) -> None:
-            bars.update(task, description=title, completed=done, total=total)
-            if not console.is_terminal and (done % max(1, total // LINES) == 0 or done == total):
-                console.print(f"{title}: {done} of {total} {unit}", markup=False)
-
-        yield show

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..console import ERR
 from ..events import Event
 
 __all__ = ["LiveView"]
@@ -48,7 +49,7 @@ class LiveView:
         self.roles: dict[str, RoleCount] = {}
         self.active = self.ended = self.failed = self.solved = 0
         self.last = ""
-        self._console = console or Console(stderr=True)
+        self._console = console or ERR
         self._began = time.monotonic()
         self._last_line = 0.0
         self._running: dict[tuple[str, str], str] = {}

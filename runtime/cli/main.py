@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +9,33 @@ from typing import Annotated, Any, Literal
 
 import anyio
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
 from ...agents.errors import MetierError, RunInterrupted, SettingsError
-from ..opening import EngineForm
+from ...specializers.shelf.bundled_model import DEFAULT_BASE
+from ..backends import DEFAULT_ENGINE
+from ..console import say
+from ..settings.session import load_settings
 from .assign import add_router_commands
 from .bench import add_bench_command
-from .options import overrides
+from .options import (
+    DEFAULT_STORE,
+    AssignmentFile,
+    Base,
+    Concurrency,
+    Engine,
+    ReportFile,
+    Seed,
+    Sets,
+    SettingsFile,
+    Shelf,
+    Store,
+    Tasks,
+    Workflow,
+    checked,
+    open_shelf,
+    overrides,
+    read_json,
+)
 from .report import add_report_command
 from .run import RunOptions, resume_run, run_workflow
 from .serve import add_serve_command
@@ -32,64 +50,48 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-errors = Console(stderr=True)
 
-Base = Annotated[str, typer.Option("--base", help="Base model: smollm2-135m, a folder, or a Hugging Face id.")]
-Store = Annotated[Path, typer.Option("--store", help="SQLite file of runs.")]
-Report = Annotated[Path | None, typer.Option("--report", help="Write the report here as Markdown.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="A setting, such as engine.kv_cache_mib=1024; may be repeated.")
-]
-Shelf = Annotated[Path | None, typer.Option(help="Folder of variants; the user's own by default.")]
-Also = Annotated[list[Path] | None, typer.Option(help="Folder of variants beside it; may be repeated.")]
-DEFAULT_STORE = Path("runs/runs.db")
 EXIT_WAITS = 3
 EXIT_INTERRUPTED = 130
 
 
 @app.command(
-    epilog="Example: `metier run examples/solve_and_check.py --tasks test:24 --assignment examples/assignment.yaml`"
+    epilog="Example: `metier run examples/solve_and_check.py --tasks test:24 --assignment examples/assignment.yaml "
+    "--shelf examples/variants`"
 )
 def run(
-    workflow: Annotated[str, typer.Argument(help="file.py, or file.py:name of its TaskGraph.")],
-    tasks: Annotated[str | None, typer.Option(help="split:size[:seed] of the file's tasks, such as test:24.")] = None,
+    workflow: Workflow,
+    tasks: Tasks = None,
     input: Annotated[str | None, typer.Option(help="One input as JSON, instead of tasks.")] = None,
-    assignment: Annotated[Path | None, typer.Option(help="Which variant plays which role (YAML).")] = None,
-    base: Base = "smollm2-135m",
-    variants: Annotated[
-        list[Path] | None, typer.Option(help="Folder of variants beside the shelf; may be repeated.")
-    ] = None,
-    engine: Annotated[
-        str,
-        typer.Option(
-            help="embedded, supervised (processes of its own), scripted (the file's fake), URL[,URL…], or fleet "
-            "(the servers of the settings)."
-        ),
-    ] = "embedded",
-    concurrency: Annotated[int | None, typer.Option(help="Runs at a time.")] = None,
+    assignment: AssignmentFile = None,
+    base: Base = DEFAULT_BASE,
+    shelf: Shelf = None,
+    engine: Engine = DEFAULT_ENGINE,
+    concurrency: Concurrency = None,
     max_tokens: Annotated[int | None, typer.Option(help="Stop a run that has used this many tokens.")] = None,
     max_seconds: Annotated[float | None, typer.Option(help="Stop a run after this many seconds.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    seed: Seed = 0,
     store: Store = DEFAULT_STORE,
-    report: Report = None,
+    report: ReportFile = None,
     export_traffic: Annotated[Path | None, typer.Option(help="Write what was asked and answered as JSONL.")] = None,
-    settings: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
+    settings: SettingsFile = None,
     set: Sets = None,
 ) -> None:
     """Run a workflow on tasks or on one input, record everything, print the report."""
-    options = _options(
+    options = checked(
+        RunOptions,
         workflow=workflow,
         tasks=tasks,
         input=input,
-        assignment=None if assignment is None else str(assignment.resolve()),
+        assignment=None if assignment is None else str(assignment),
         base=base,
-        variants=[str(folder.resolve()) for folder in variants or []],
+        shelf=[str(folder) for folder in shelf or ()],
         engine=engine,
         concurrency=concurrency,
         max_tokens=max_tokens,
         max_seconds=max_seconds,
         seed=seed,
-        settings=None if settings is None else str(settings.resolve()),
+        settings=None if settings is None else str(settings),
         overrides=overrides(set),
     )
     anyio.run(run_workflow, options, store, report, export_traffic)
@@ -101,10 +103,10 @@ def resume(
     answer: Annotated[str | None, typer.Option(help="A person's answer as JSON, for the run that waits.")] = None,
     at: Annotated[str | None, typer.Option(help="Step that the answer is for, when several wait.")] = None,
     store: Store = DEFAULT_STORE,
-    report: Report = None,
+    report: ReportFile = None,
 ) -> None:
     """Go on with runs that were killed, stopped, failed, or wait for a person; nothing recorded runs again."""
-    anyio.run(resume_run, which, None if answer is None else _json(answer, "--answer"), at, store, report)
+    anyio.run(resume_run, which, None if answer is None else read_json(answer, "--answer"), at, store, report)
 
 
 add_report_command(app)
@@ -116,7 +118,7 @@ add_simulate_command(app)
 def demo(
     tasks: Annotated[int, typer.Option(min=1, help="How many puzzles.")] = 24,
     skip_base: Annotated[bool, typer.Option(help="Do not run the bare base beside it.")] = False,
-    engine: Annotated[EngineForm, typer.Option(help="In this process, or in processes of its own.")] = "embedded",
+    engine: Engine = DEFAULT_ENGINE,
     store: Store = Path("runs/demo.db"),
     report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("demo-report.md"),
 ) -> None:
@@ -129,17 +131,19 @@ def demo(
 @app.command(epilog="Example: `metier make examples/recipes/solver.yaml`")
 def make(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
-    base: Base = "smollm2-135m",
+    base: Base = DEFAULT_BASE,
     shelf: Shelf = None,
-    variants: Annotated[
-        list[Path] | None, typer.Option(help="Folder of variants beside the shelf, for parents; may be repeated.")
-    ] = None,
     work_dir: Annotated[Path | None, typer.Option(help="Where checkpoints of unfinished training are kept.")] = None,
+    settings: SettingsFile = None,
+    set: Sets = None,
 ) -> None:
-    """Make a variant from a recipe; run it again after a crash and it goes on where it stopped."""
+    """Make a variant from a recipe; run it again after a crash and it goes on where it stopped.
+
+    It goes onto your own shelf: the setting `shelf` (`--set shelf=DIR`, or METIER_SHELF). Parents may lie on others.
+    """
     from .make import make_variant
 
-    make_variant(recipe, base, shelf, work_dir, variants or [])
+    make_variant(recipe, base, load_settings(settings, overrides(set)), shelf or [], work_dir)
 
 
 variants_app = typer.Typer(rich_markup_mode="markdown")
@@ -148,20 +152,20 @@ app.add_typer(variants_app, name="variants")
 
 @variants_app.callback(
     invoke_without_command=True,
-    epilog="Example: `metier variants --also examples/variants`, or `metier variants add --help`",
+    epilog="Example: `metier variants --shelf examples/variants`, or `metier variants add --help`",
 )
 def variants(
     context: typer.Context,
     shelf: Shelf = None,
-    also: Also = None,
+    set: Sets = None,
     verify: Annotated[bool, typer.Option(help="Check every file against its hash.")] = False,
 ) -> None:
     """List the variants on the shelf: lineage, size, and what was measured; or add one, or export one."""
     if context.invoked_subcommand is None:
         from .make import list_variants
 
-        list_variants(shelf, also or [], verify)
-    elif shelf is not None or also or verify:
+        list_variants(open_shelf(shelf, set), verify)
+    elif shelf or set or verify:
         verb = context.invoked_subcommand
         raise SettingsError(f"options before {verb!r}", expected=f"`metier variants {verb} … --shelf …`")
 
@@ -170,14 +174,14 @@ def variants(
 def variants_add(
     folder: Annotated[Path, typer.Argument(help="Adapter folder in the peft layout, or a variant's folder.")],
     name: Annotated[str, typer.Option(help="Its name on the shelf.")],
-    base: Base = "smollm2-135m",
-    shelf: Shelf = None,
+    base: Base = DEFAULT_BASE,
+    set: Sets = None,
     max_rank: Annotated[int, typer.Option(min=1, max=512, help="Highest rank a converted adapter may get.")] = 64,
     accept_error: Annotated[
         float, typer.Option(min=0.0, help="Loss to accept, as a share of what the adapter changes in the logits.")
     ] = 0.0,
 ) -> None:
-    """Check an adapter from elsewhere and put it on the shelf.
+    """Check an adapter from elsewhere and put it on your own shelf.
 
     LoRA and T-REX are taken as they are. Kinds that peft can express as LoRA (vera, vblora, miss, tinylora, delora,
     unilora, psoft, loha, …) are converted at the smallest exact rank; what a lower rank loses is measured on the
@@ -185,7 +189,7 @@ def variants_add(
     """
     from .exchange import add_variant
 
-    add_variant(folder, name, base, shelf, max_rank, accept_error)
+    add_variant(folder, name, base, open_shelf(None, set), max_rank, accept_error)
 
 
 @variants_app.command(
@@ -200,14 +204,14 @@ def variants_export(
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="With --as: recipe whose rows set and measure the gates.")] = None,
     traffic: Annotated[Path | None, typer.Option(help="With --as: traffic file, instead of a recipe.")] = None,
-    base: Base = "smollm2-135m",
+    base: Base = DEFAULT_BASE,
     shelf: Shelf = None,
-    also: Also = None,
+    set: Sets = None,
 ) -> None:
     """Copy a variant out of the shelf, to ship it; or export T-REX as LoRA, for engines without the plugin."""
     from .exchange import export_variant
 
-    export_variant(name, out, as_kind, base, shelf, also or [], recipe, traffic)
+    export_variant(name, out, as_kind, base, open_shelf(shelf, set), recipe, traffic)
 
 
 @variants_app.command("draw", epilog="Example: `metier variants draw ledger-accountant-thinking curves.svg`")
@@ -215,12 +219,12 @@ def variants_draw(
     name: Annotated[str, typer.Argument(help="Name or content id of a variant that method `thinking` made.")],
     out: Annotated[Path, typer.Argument(help="SVG file to write.")],
     shelf: Shelf = None,
-    also: Also = None,
+    set: Sets = None,
 ) -> None:
     """Draw a variant's curves: accuracy against thinking, and what each accuracy costs."""
     from .make import draw_variant
 
-    draw_variant(name, out, shelf, also or [])
+    draw_variant(name, out, open_shelf(shelf, set))
 
 
 add_router_commands(app)
@@ -238,7 +242,7 @@ def doctor() -> None:
 
 @app.command(epilog="Example: `metier graph examples/solve_and_check.py --out picture.png`")
 def graph(
-    workflow: Annotated[str, typer.Argument(help="file.py, or file.py:name of its TaskGraph.")],
+    workflow: Workflow,
     out: Annotated[Path | None, typer.Option(help="Draw it here: PNG where Graphviz is, else Mermaid text.")] = None,
 ) -> None:
     """Draw a workflow: Mermaid text on the terminal, or a picture."""
@@ -249,22 +253,7 @@ def graph(
     if out is None:
         sys.stdout.write(to_mermaid(built))
     else:
-        errors.print(f"wrote {write_picture(built, out)}")
-
-
-def _options(**values: Any) -> RunOptions:
-    try:
-        return RunOptions(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SettingsError(f"--{first['loc'][0]} {first['input']!r}: {first['msg']}") from error
-
-
-def _json(text: str, option: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{option} {text!r} is no JSON: {error}", remedy="Quote it for the shell.") from error
+        say(f"wrote {write_picture(built, out)}")
 
 
 def main() -> None:
@@ -273,16 +262,15 @@ def main() -> None:
     try:
         command(prog_name="metier")
     except RunInterrupted as waiting:
-        errors.print(str(waiting), style="yellow", markup=False, soft_wrap=True)
+        say(str(waiting), style="yellow")
         sys.exit(EXIT_WAITS)
     except MetierError as error:
-        errors.print(f"{type(error).__name__}: {error}", style="red", markup=False, soft_wrap=True)
+        say(f"{type(error).__name__}: {error}", style="red")
         sys.exit(1)
     except SystemExit as done:
         if done.code == EXIT_INTERRUPTED:
-            errors.print(
+            say(
                 "Stopped. What was recorded is kept: go on with `metier resume` (make, probe: the same command; "
-                "a benchmark: the levels that are missing).",
-                markup=False,
+                "a benchmark: the levels that are missing)."
             )
         raise

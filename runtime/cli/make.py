@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ...agents.backend import Backend
 from ...specializers.recipes.recipe import load_recipe
 from ...specializers.shelf.shelf import Shelf
 from ...specializers.shelf.variant import Variant
-from ..settings.session import load_settings
-
-if TYPE_CHECKING:
-    from ..engines.pool import EnginePool
+from ..backends import DEFAULT_ENGINE, BackendRequest, open_backend
+from ..console import OUT, StepBar, say, show
+from ..settings.session import Settings
 
 __all__ = ["draw_variant", "list_variants", "make_variant", "show_variants"]
 
-console = Console(stderr=True)
 WIDE = 140
 """Columns of a terminal from which on everything measured has room beside the rest."""
-LINES = 20
-"""Lines of progress where there is no terminal to draw a bar on."""
 # Of a card, that have columns of their own.
 _COLUMNS = frozenset(
     "served_average_bits bytes bytes_before role asks margin quality quality_before compared_with "
@@ -33,95 +28,69 @@ _COLUMNS = frozenset(
 )
 
 
-def make_variant(
-    recipe: Path, base: str, shelf: Path | None, work_dir: Path | None, variants: Sequence[Path] = ()
-) -> None:
+def make_variant(recipe: Path, base: str, settings: Settings, shelf: Sequence[Path], work_dir: Path | None) -> None:
     """Make a variant and say what came of it; see `metier make --help`."""
     from ...specializers.recipes.produce import produce
 
     loaded = load_recipe(recipe)
-    place = Shelf(shelf or load_settings().shelf, also=variants)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(f"making {loaded.name}", total=None)
+    place = Shelf(settings.shelf, also=shelf)
 
-        def show(progress: Any) -> None:
-            bars.update(
-                bar,
-                total=progress.steps,
-                completed=progress.step,
-                description=f"making {loaded.name}, {progress.measured} {progress.value:.3f}",
-            )
-            if not console.is_terminal and progress.step % max(1, progress.steps // LINES) == 0:
-                left = "" if progress.eta_s is None else f", {progress.eta_s:.0f} s left"
-                console.print(
-                    f"{loaded.name}: step {progress.step} of {progress.steps}, "
-                    f"{progress.measured} {progress.value:.3f}{left}",
-                    markup=False,
-                )
+    @asynccontextmanager
+    async def measuring(shelf: Shelf) -> AsyncGenerator[Backend]:
+        """Engines that serve the base and a shelf's variants, to measure what the recipe made."""
+        adapted = tuple(variant.id for variant in shelf.list() if variant.ask.adapter)
+        request = BackendRequest(shelf, settings, base, names=(None, *adapted))
+        async with open_backend(DEFAULT_ENGINE, request) as opened:
+            yield opened.backend
 
-        if not console.is_terminal:
-            console.print(f"making {loaded.name} on {base}: reading data", markup=False)
+    say(f"making {loaded.name} on {base}: reading data")
+    with StepBar(f"making {loaded.name}", "steps") as bar:
 
-        def note(text: str) -> None:
-            console.print(f"{loaded.name}: {text}", markup=False)
+        def on_progress(progress: Any) -> None:
+            left = () if progress.eta_s is None else (f"{progress.eta_s:.0f} s left",)
+            bar.show(progress.step, progress.steps, f"{progress.measured} {progress.value:.3f}", *left)
 
         variant = produce(
             loaded,
             shelf=place,
             base=base,
-            on_progress=show,
+            on_progress=on_progress,
             work_dir=work_dir,
-            open_backend=partial(_engines, base),
-            on_note=note,
+            open_backend=measuring,
+            on_note=lambda text: say(f"{loaded.name}: {text}"),
         )
     if "rejected" in variant.card:
         lost = variant.card["rejected"]
-        console.print(
+        say(
             f"{variant.name} ends before {lost['method']!r}: after it, {lost['role']} scores {lost['quality']:.3f} on "
             f"{lost['asks']} asks, {lost['compared_with']} {lost['quality_before']:.3f}, and the recipe allows "
-            f"{lost['margin']:g} less.",
-            markup=False,
+            f"{lost['margin']:g} less."
         )
-    console.print(f"variant {variant.name} ({variant.id}) is on the shelf: {place.path(variant)}", markup=False)
+    say(f"variant {variant.name} ({variant.id}) is on the shelf: {place.path(variant)}")
     show_variants([variant], place)
 
 
-def _engines(base: str, shelf: Shelf) -> EnginePool:
-    """Engines that serve the base and a shelf's variants, to measure what a recipe made."""
-    from ...specializers.shelf.base_model import find_base
-    from ..engines.pool import EnginePool
-
-    adapted = [variant for variant in shelf.list() if variant.ask.adapter]
-    return EnginePool(
-        find_base(base),
-        lambda name: (shelf.get(name), shelf.path(name)),
-        load_settings().engine.with_room_for(variant.ask.rank for variant in adapted),
-        adapters={variant.checkpoint for variant in adapted},
-    )
-
-
-def draw_variant(name: str, out: Path, shelf: Path | None, also: list[Path]) -> None:
+def draw_variant(name: str, out: Path, shelf: Shelf) -> None:
     """Draw the thinking curves of a variant's card; see `metier variants draw --help`."""
     from ..report.thinking_figures import draw_thinking, thinking_of
 
-    points, curves = thinking_of(Shelf(shelf or load_settings().shelf, also=also).get(name))
+    points, curves = thinking_of(shelf.get(name))
     draw_thinking(out, points, curves)
-    console.print(f"{len(points)} points of {len(curves)} variants are drawn in {out}", markup=False)
+    say(f"{len(points)} points of {len(curves)} variants are drawn in {out}")
 
 
-def list_variants(shelf: Path | None, also: list[Path], verify: bool) -> None:
+def list_variants(shelf: Shelf, verify: bool) -> None:
     """Print the shelf as a table; with `verify`, check every file first."""
-    place = Shelf(shelf or load_settings().shelf, also=also)
-    found = place.list()
+    found = shelf.list()
     if verify:
         for variant in found:
-            place.verify(variant)
-        console.print(f"{len(found)} variants verified: every file has the hash of its record.", markup=False)
+            shelf.verify(variant)
+        say(f"{len(found)} variants verified: every file has the hash of its record.")
     if not found:
-        console.print(f"No variants in {place.folder}. Make one: metier make RECIPE.yaml", markup=False)
+        places = ", ".join(map(str, (shelf.folder, *shelf.also)))
+        say(f"No variants in {places}. Make one: metier make RECIPE.yaml")
         return
-    show_variants(found, place)
+    show_variants(found, shelf)
 
 
 def show_variants(variants: list[Variant], shelf: Shelf) -> None:
@@ -146,8 +115,7 @@ def show_variants(variants: list[Variant], shelf: Shelf) -> None:
                 "measured": ", ".join(_measured(v.card)),
             }
         )
-    out = Console()
-    wide = out.width >= WIDE
+    wide = not OUT.is_terminal or OUT.width >= WIDE
     # A column that says nothing of any variant leaves its room to the others.
     heads = [head for head in rows[0] if any(row[head] != "–" for row in rows) and (wide or head != "measured")]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -155,12 +123,12 @@ def show_variants(variants: list[Variant], shelf: Shelf) -> None:
         table.add_column(head, overflow="fold")
     for row in rows:
         table.add_row(*(row[head] for head in heads))
-    out.print(table)
+    show(table)
     if not wide and len(variants) == 1:
         for line in _measured(variants[0].card):
-            out.print(f"  {line}", markup=False, highlight=False)
+            show(f"  {line}")
     elif not wide:
-        console.print(f"(A terminal of {WIDE} columns shows what else was measured.)", markup=False)
+        say(f"(A terminal of {WIDE} columns shows what else was measured.)")
 
 
 def _measured(card: dict[str, Any]) -> list[str]:

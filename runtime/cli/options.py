@@ -1,14 +1,78 @@
-"""Options that several verbs take, declared once."""
+"""Options that several verbs take, each declared once, and how what was typed is read."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from ...agents.errors import SettingsError
+from ...agents.errors import ResumeError, SettingsError
+from ...specializers.shelf.shelf import Shelf as VariantShelf
+from ..backends import engine_help
+from ..settings.session import load_settings
+from ..store.store import RunStore
 
-__all__ = ["overrides"]
+__all__ = [
+    "DEFAULT_STORE",
+    "AssignmentFile",
+    "Base",
+    "Concurrency",
+    "Engine",
+    "ReportFile",
+    "Seed",
+    "Sets",
+    "SettingsFile",
+    "Shelf",
+    "Store",
+    "Tasks",
+    "Workflow",
+    "absolute",
+    "checked",
+    "comma_separated",
+    "names_option",
+    "open_shelf",
+    "open_store",
+    "overrides",
+    "read_json",
+]
+
+DEFAULT_STORE = Path("runs/runs.db")
+
+Workflow = Annotated[str, typer.Argument(help="file.py, or file.py:name of its TaskGraph.")]
+Tasks = Annotated[str | None, typer.Option("--tasks", help="split:size[:seed] of the file's tasks, such as test:24.")]
+AssignmentFile = Annotated[
+    Path | None, typer.Option("--assignment", help="Which variant plays which role (YAML).", resolve_path=True)
+]
+Base = Annotated[str, typer.Option("--base", help="Base model: smollm2-135m, a folder, or a Hugging Face id.")]
+Shelf = Annotated[
+    list[Path] | None,
+    typer.Option("--shelf", help="Folder of variants beside your own shelf; may be repeated.", resolve_path=True),
+]
+Engine = Annotated[str, typer.Option("--engine", help=engine_help())]
+Concurrency = Annotated[int | None, typer.Option("--concurrency", help="Runs at a time.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of sampling.")]
+Store = Annotated[Path, typer.Option("--store", help="SQLite file of runs.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report here as Markdown.")]
+SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings file (YAML).", resolve_path=True)]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="A setting, such as engine.kv_cache_mib=1024; may be repeated.")
+]
+
+
+def names_option(what: str) -> Any:
+    """The option `--variants`, which names variants in every verb; `what` says what they are named for."""
+    return typer.Option("--variants", help=f"{what} Names, comma-separated; may be repeated.")
+
+
+def comma_separated(given: Sequence[str] | None) -> tuple[str, ...]:
+    """What repeated or comma-separated options name, each once, in order."""
+    names = (name.strip() for text in given or () for name in text.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def overrides(pairs: list[str] | None) -> dict[str, Any]:
@@ -20,3 +84,43 @@ def overrides(pairs: list[str] | None) -> dict[str, Any]:
             raise SettingsError(f"--set {pair!r}", expected="name=value, such as engine.kv_cache_mib=1024")
         values[name] = yaml.safe_load(value)
     return values
+
+
+def open_shelf(folders: Sequence[Path] | None, pairs: list[str] | None) -> VariantShelf:
+    """The user's own shelf, as settings and `--set` say where it is, and the folders of `--shelf` beside it."""
+    return VariantShelf(load_settings(None, overrides(pairs)).shelf, also=folders or ())
+
+
+def checked(kind: type[BaseModel], *, options: Mapping[str, str] | None = None, **values: Any) -> Any:
+    """A model made of options; `options` says which option a field is where the names differ.
+
+    Raises: SettingsError naming the option that is out of range.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        option = (options or {}).get(field, f"--{field.replace('_', '-')}")
+        raise SettingsError(f"{option} {first['input']!r}: {first['msg']}", remedy="Correct the value.") from error
+
+
+def read_json(text: str, option: str) -> Any:
+    """What an option holds as JSON; raises SettingsError when it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{option} {text!r} is no JSON: {error}", remedy="Quote it for the shell.") from error
+
+
+def open_store(store: Path) -> RunStore:
+    """A store that is there; raises ResumeError when it is not."""
+    if not store.exists():
+        raise ResumeError(f"no run store {store}", expected="the --store of the run", remedy="Name it with --store.")
+    return RunStore(store)
+
+
+def absolute(reference: str) -> str:
+    """A workflow reference that means the same from any folder."""
+    file, colon, name = reference.partition(":")
+    return f"{Path(file).resolve()}{colon}{name}"

@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ...agents.errors import ResumeError, SettingsError
 from ...agents.whole_files import write_whole
-from ...specializers.shelf.shelf import Shelf
+from ..console import say
 from ..report import render_html, render_markdown
-from ..settings.session import load_settings
 from ..store.store import RunStore
+from .options import DEFAULT_STORE, Sets, Shelf, Store, open_shelf, open_store
 from .run import list_batches, print_report
 
 __all__ = ["add_report_command"]
-
-DEFAULT_STORE = Path("runs/runs.db")
-errors = Console(stderr=True)
 
 
 def add_report_command(app: typer.Typer) -> None:
@@ -35,7 +31,7 @@ def report(
         list[str] | None,
         typer.Argument(help="Batches, or runs of them; the newest by default. Several are compared with the first."),
     ] = None,
-    store: Annotated[Path, typer.Option("--store", help="SQLite file of runs.")] = DEFAULT_STORE,
+    store: Store = DEFAULT_STORE,
     html: Annotated[
         Path | None, typer.Option(help="Write the full report here, as one page that needs nothing.")
     ] = None,
@@ -47,9 +43,8 @@ def report(
         list[str] | None,
         typer.Option(help="With --html or --markdown: a variant whose thinking was swept; may be repeated."),
     ] = None,
-    variants: Annotated[
-        list[Path] | None, typer.Option(help="Folder of variants beside the shelf, for --curves; may be repeated.")
-    ] = None,
+    shelf: Shelf = None,
+    set: Sets = None,
     list_all: Annotated[bool, typer.Option("--list", help="List the batches there are.")] = False,
 ) -> None:
     """Report finished or broken runs, from the store alone: on the terminal, or in full as a page or Markdown."""
@@ -62,10 +57,8 @@ def report(
                 raise SettingsError(f"{option} shows in the full report", expected="--html or --markdown beside it")
         print_report(store, batches or [])
         return
-    if not store.exists():
-        raise ResumeError(f"no run store {store}", expected="the --store of the run", remedy="Name it with --store.")
-    swept = [Shelf(load_settings().shelf, also=variants or []).get(name) for name in curves or []]
-    with RunStore(store) as runs:
+    with open_store(store) as runs:
+        swept = [open_shelf(shelf, set).get(name) for name in curves or []]
         named = _batches(runs, batches or [batch.id for batch in runs.batches()[-1:]])
         if html is not None:
             _write(html, lambda: render_html(runs, named, probe, swept))
@@ -92,4 +85,4 @@ def _write(path: Path, render: Callable[[], str]) -> None:
         raise SettingsError(
             f"{path} cannot be written: {error}", expected="a file in a folder that is there"
         ) from error
-    errors.print(f"wrote {path} ({len(text.encode()) / 1024:.0f} KiB)", markup=False)
+    say(f"wrote {path} ({len(text.encode()) / 1024:.0f} KiB)")

@@ -8,9 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from rich.console import Console
-from rich.markdown import Markdown
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from ...agents.errors import ResumeError, RunError, RunInterrupted, SettingsError
 from ...agents.nodes import BuiltGraph
@@ -18,7 +16,10 @@ from ...agents.tasksets import TaskSet
 from ...agents.traffic import write_traffic
 from ...agents.workflow_file import WorkflowFile, load_workflow
 from ...router.assignment import Assignment, load_assignment
-from ..opening import AnyEngine, ServerUrl, open_session
+from ...specializers.shelf.bundled_model import DEFAULT_BASE
+from ..backends import DEFAULT_ENGINE, EngineName
+from ..console import say, show_markdown
+from ..opening import open_session
 from ..report import render_report
 from ..runs.session import RunResult, Session
 from ..settings.limits import RunLimits
@@ -26,10 +27,9 @@ from ..settings.session import load_settings
 from ..store.records import BatchRecord
 from ..store.store import RunStore
 from .live import LiveView
+from .options import absolute, open_store
 
-__all__ = ["RunOptions", "list_batches", "print_report", "resume_run", "run_workflow", "show_report"]
-
-errors = Console(stderr=True)
+__all__ = ["RunOptions", "list_batches", "print_report", "resume_run", "run_workflow"]
 
 
 class RunOptions(BaseModel):
@@ -41,9 +41,10 @@ class RunOptions(BaseModel):
     tasks: str | None = None
     input: str | None = None
     assignment: str | dict[str, Any] | None = None
-    base: str = "smollm2-135m"
-    variants: list[str] = []
-    engine: AnyEngine | ServerUrl = "embedded"
+    base: str = DEFAULT_BASE
+    # Stores hold batches from when folders of variants were called `variants`.
+    shelf: list[str] = Field(default=[], validation_alias=AliasChoices("shelf", "variants"))
+    engine: EngineName = DEFAULT_ENGINE
     concurrency: int | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None
@@ -63,7 +64,7 @@ async def run_workflow(options: RunOptions, store: Path, report: Path | None, ex
     """Start a batch, watch it, print and write its report; raises what its only run raised."""
     file = load_workflow(options.workflow)
     inputs = _inputs(file, options)
-    options = options.model_copy(update={"workflow": _absolute(options.workflow), "assignment": _read(options)})
+    options = options.model_copy(update={"workflow": absolute(options.workflow), "assignment": _read(options)})
     with RunStore(store) as runs:
         async with _watched(options, runs, file, len(inputs)) as session:
             results = await session.map(
@@ -79,12 +80,12 @@ async def run_workflow(options: RunOptions, store: Path, report: Path | None, ex
         _finish(runs, batch, results, report)
         if export_traffic is not None:
             count = write_traffic(export_traffic, runs.traffic(batch))
-            errors.print(f"wrote {count} asks to {export_traffic}", markup=False)
+            say(f"wrote {count} asks to {export_traffic}")
 
 
 async def resume_run(which: str | None, answer: Any, at: str | None, store: Path, report: Path | None) -> None:
     """Go on with a batch, or with one run; see `metier resume --help`."""
-    with _existing(store) as runs:
+    with open_store(store) as runs:
         batch, run_id = _find(runs, which)
         options = RunOptions.model_validate(batch.options)
         if not options.workflow:
@@ -111,23 +112,17 @@ async def resume_run(which: str | None, answer: Any, at: str | None, store: Path
 
 def print_report(store: Path, batches: list[str]) -> None:
     """Print the report of the named batches, or of the newest."""
-    with _existing(store) as runs:
+    with open_store(store) as runs:
         named = batches or [batch.id for batch in runs.batches()[-1:]]
-        show_report(render_report(runs, named))
+        show_markdown(render_report(runs, named))
 
 
 def list_batches(store: Path) -> None:
     """Print a line for each batch, oldest first."""
-    with _existing(store) as runs:
+    with open_store(store) as runs:
         for batch in runs.batches():
             states = [run.state for run in runs.runs(batch.id)]
             sys.stdout.write(f"{batch.id}\t{states.count('finished')} of {len(states)} finished\n")
-
-
-def _existing(store: Path) -> RunStore:
-    if not store.exists():
-        raise ResumeError(f"no run store {store}", expected="the --store of the run", remedy="Name it with --store.")
-    return RunStore(store)
 
 
 @asynccontextmanager
@@ -138,17 +133,16 @@ async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, tot
     if isinstance(assignment, Assignment):
         assignment.check_roles(file.graph.roles())  # before an engine takes its time to start
     settings = load_settings(Path(options.settings) if options.settings else None, options.overrides)
-    with LiveView(file.graph.name, total, errors) as view:
-        scripted = options.engine == "scripted"
+    with LiveView(file.graph.name, total) as view:
         async with open_session(
             base=options.base,
             assignment=assignment,
-            backend=file.scripted() if scripted else None,
-            engine="embedded" if options.engine == "scripted" else options.engine,
-            variants=options.variants,
+            engine=options.engine,
+            shelf=options.shelf,
             store=store,
             settings=settings,
             on_event=view.on_event,
+            scripted=file.scripted,
         ) as session:
             yield session
 
@@ -169,11 +163,6 @@ def parse_input(graph: BuiltGraph, text: str) -> BaseModel:
         fields = ", ".join(f'"{name}": …' for name in graph.takes.model_fields)
         first = error.errors()[0]
         raise SettingsError(f"--input {text!r}: {first['msg']}", expected=f"{{{fields}}}") from error
-
-
-def _absolute(reference: str) -> str:
-    file, colon, name = reference.partition(":")
-    return f"{Path(file).resolve()}{colon}{name}"
 
 
 def _read(options: RunOptions) -> dict[str, Any] | None:
@@ -210,10 +199,10 @@ def _answers(runs: RunStore, run_id: str | None, answer: Any, at: str | None) ->
 
 def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path | None) -> None:
     text = render_report(runs, [batch])
-    show_report(text)
+    show_markdown(text)
     if report is not None:
         report.write_text(text, encoding="utf-8")
-        errors.print(f"wrote {report}", markup=False)
+        say(f"wrote {report}")
     waiting = [r.error for r in results if isinstance(r.error, RunInterrupted)]
     if waiting:
         raise waiting[0]
@@ -222,18 +211,9 @@ def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path |
         raise failed[0]
     if len(results) == 1 and results[0].output is not None:
         output = results[0].output
-        errors.print(f"output: {output.model_dump_json() if isinstance(output, BaseModel) else output}", markup=False)
+        say(f"output: {output.model_dump_json() if isinstance(output, BaseModel) else output}")
     elif failed:
         raise RunError(
             f"{len(failed)} of {len(results)} runs failed; the first: {failed[0].problem}",
             remedy=f"Go on with them: metier resume {batch}.",
         )
-
-
-def show_report(text: str) -> None:
-    """Print Markdown: drawn on a terminal, as it is anywhere else."""
-    console = Console()
-    if console.is_terminal:
-        console.print(Markdown(text))
-    else:
-        sys.stdout.write(text)

@@ -210,6 +210,13 @@ class Fleet:
         """Let a drained server have asks again."""
         self._seat(url).admit()
 
+    @property
+    def model(self) -> str:
+        """Which base answers (see `RemoteBackend.model`), as far as the servers that were looked at say."""
+        ours, others = self._bases.get(True), self._bases.get(False)
+        named = [ours[0]] if ours else []
+        return " and ".join([*named, f"{others[0]} at {', '.join(sorted(self._seats))}"] if others else named)
+
     def totals(self) -> dict[str, dict[str, Any]]:
         """Server → what it has done for this driver (see `EnginePool.totals`)."""
         return {url: asdict(seat.counters) for url, seat in self._seats.items()}

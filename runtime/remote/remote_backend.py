@@ -109,6 +109,11 @@ class RemoteBackend:
         """The name of the base there, "" where it does not say."""
         return self._base
 
+    @property
+    def model(self) -> str:
+        """Which base answers: its fingerprint from a server of ours, else its name there and whose name that is."""
+        return self._base if self.ours and self._base else f"{self._base} at {self.url}"
+
     async def ready(self, timeout_s: float) -> bool:
         """Whether it takes asks: False while it is about to stop.
 
@@ -135,7 +140,7 @@ class RemoteBackend:
                 raise UnknownVariantError(
                     f"variant {variant!r} is not served at {self.url}",
                     expected=f"one of {', '.join(sorted(self._served))}",
-                    remedy="Start `metier serve` with `--also` and its name.",
+                    remedy="Start `metier serve` with `--variants` and its name.",
                 )
         elif self._resolve is not None:
             self._check_servable(self._resolve(variant)[0])

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from ...agents.errors import SettingsError, TaskSetError
 from ...agents.frozen_model import FrozenModel
+from ..console import say, show
 from ..meters.percentiles import percentile
 from ..store.store import RunStore
 from .recorded_programs import RecordedBatch, read_programs
@@ -26,7 +26,6 @@ from .simulation import SimulationResult, simulate
 __all__ = ["SimulateOptions", "Validation", "recorded_plan", "run_simulate", "swept_plans", "validate"]
 
 MOST_PLANS = 1000
-TABLE_COLUMNS = 140
 
 
 class SimulateOptions(FrozenModel):
@@ -135,8 +134,8 @@ def run_simulate(options: SimulateOptions) -> None:
     if options.as_json:
         _print_json(model, plans=[{**plan.model_dump(), **_summary(outcome)} for plan, outcome in outcomes])
         return
-    _console().print(_model_line(fitted, model), markup=False)
-    _console().print(_outcome_table(outcomes, options.sweep))
+    show(_model_line(fitted, model))
+    show(_outcome_table(outcomes, options.sweep))
     _print_caution(model)
 
 
@@ -232,10 +231,10 @@ def _print_validations(options: SimulateOptions, model: ServiceModel, found: Seq
             f"{v.own_programs_s:.1f}", f"{v.error(v.own_programs_s):+.1%}",
             f"{v.fitted_programs_s:.1f}", f"{v.error(v.fitted_programs_s):+.1%}",
         )  # fmt: skip
-    _console().print(drawn)
+    show(drawn)
     _print_caution(model)
     worst = max(abs(v.error(v.own_programs_s)) for _, v in found)
-    _console().print(f"largest error {worst:.1%} over {len(found)} batches", markup=False)
+    show(f"largest error {worst:.1%} over {len(found)} batches")
 
 
 def _model_line(fitted: Sequence[RecordedBatch], model: ServiceModel) -> str:
@@ -251,18 +250,12 @@ def _model_line(fitted: Sequence[RecordedBatch], model: ServiceModel) -> str:
 
 def _print_caution(model: ServiceModel) -> None:
     if model.extrapolates:
-        Console(stderr=True).print(
+        say(
             f"Nearly all answers were written {model.fewest_rows:.0f} to {model.most_rows:.0f} at a time, so that what "
             "larger and smaller batches take is a guess: fit a batch of another --concurrency too (--batch, twice).",
             style="yellow",
-            markup=False,
         )
 
 
 def _print_json(model: ServiceModel, **more: Any) -> None:
     sys.stdout.write(json.dumps({"model": model.model_dump(), **more}, indent=2) + "\n")
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=TABLE_COLUMNS)

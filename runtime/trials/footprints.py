@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ...router.assignment import BASE
@@ -11,7 +11,7 @@ from ...router.probing.profile import Footprint
 from ...specializers.shelf.variant import Variant
 from ..settings.engine import EngineSettings
 
-__all__ = ["checkpoint_mib", "footprints", "slot_mib"]
+__all__ = ["checkpoint_mib", "footprints", "footprints_elsewhere", "slot_mib"]
 
 MIB = 2**20
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -34,6 +34,20 @@ def footprints(
             adapter_rank=variant.ask.rank,
             slot_mib=slots[variant.checkpoint],
         )
+    return found
+
+
+def footprints_elsewhere(names: Iterable[str], variants: Mapping[str, Variant]) -> dict[str, Footprint]:
+    """As `footprints`, where engines are not ours to look into: who shares a checkpoint is known, no memory is.
+
+    A name that `variants` lack is served as an adapter on the base, for all that is known.
+    """
+    found = {BASE: Footprint(memory_known=False)}
+    for name in names:
+        variant = variants.get(name)
+        adapter = name if variant is None else variant.id if variant.ask.adapter else ""
+        served_by = BASE if variant is None else variant.served_by
+        found[name] = Footprint(checkpoint=served_by, adapter=adapter, memory_known=False)
     return found
 
 

@@ -8,25 +8,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ...agents.errors import ProfileError, SettingsError
 from ...agents.tasksets import TaskSet
 from ...agents.whole_files import write_whole
-from ...router.probing.profile import read_profiles
+from ...router.probing.profile import Profile, read_profiles
 from ...router.solving.assign import assign
 from ...router.solving.assigned import Assigned, AssignSettings, Contender
-from ...router.solving.coupling import Problem, ask_seconds, make_problem
+from ...router.solving.coupling import Prediction, Problem, ask_seconds, make_problem
 from ...router.solving.serving import Serving
 from ...router.solving.solve import Solution
 from ...router.space import Candidate, Part, Space
+from ..backends import on_servers
+from ..console import say, show
 from ..report.figures import FrontPoint, draw_front
-from .run_probe import PROFILES, ProbeOptions, Trials, open_trials, read_options, wide_console
+from .run_probe import PROFILES, ProbeOptions, Trials, open_trials, read_options
 
 __all__ = ["held_out", "run_assign", "serving_of"]
 
-errors = Console(stderr=True)
 NOTHING = "–"
 PROCESS_MIB, ENGINE_MIB = 880.0, 260.0
 """What a process that has started vLLM holds, and each engine beside its checkpoint, cache and slots: resident memory
@@ -50,6 +50,7 @@ async def run_assign(
     options = read_options(folder)
     options = options.model_copy(update={"overrides": {**options.overrides, **(overrides or {})}})
     profiles = read_profiles(folder / PROFILES)
+    _check_measured(profiles, settings, options)
     async with open_trials(options, folder) as trials:
         if profiles[0].workflow != trials.file.graph.fingerprint:
             raise ProfileError(
@@ -60,12 +61,24 @@ async def run_assign(
         wanted = [Candidate.read(name) for name in candidates] or None
         problem = make_problem(profiles, trials.space.parts, serving=serving_of(trials), candidates=wanted)
         tasks = held_out(trials, options, check)
-        result = await assign(
-            problem, settings, check=trials.evaluator(tasks), on_note=lambda note: errors.print(note, markup=False)
-        )
+        result = await assign(problem, settings, check=trials.evaluator(tasks), on_note=say)
         _print(result, problem, settings)
         _write(out, result, problem, trials.space, settings, len(tasks))
     _write_front(folder, result, problem)
+
+
+def _check_measured(profiles: Sequence[Profile], settings: AssignSettings, options: ProbeOptions) -> None:
+    """Servers other than ours report tokens alone: nothing can be chosen by seconds that nobody counted."""
+    given = settings.limits.given()
+    wanted = {"cpu_s": settings.minimise in ("cpu_s", "cost_of_pass") or "cpu_s" in given}
+    wanted["seconds"] = settings.minimise == "latency_s" or "latency_s" in given
+    for amount, shown in (("cpu_s", "CPU-seconds"), ("seconds", "seconds")):
+        if wanted[amount] and on_servers(options.engine) and not any(getattr(row, amount) for row in profiles):
+            raise ProfileError(
+                f"the servers of this probe ({options.engine}) report no {shown}",
+                expected="a goal and limits that were measured",
+                remedy="Use --minimise tokens, or probe on `metier serve` or with --engine embedded.",
+            )
 
 
 def held_out(trials: Trials, options: ProbeOptions, check: str | None) -> TaskSet:
@@ -111,23 +124,22 @@ def serving_of(trials: Trials) -> Serving:
 
 
 def _print(result: Assigned, problem: Problem, settings: AssignSettings) -> None:
-    console = wide_console()
-    console.print(_contenders(result.table))
-    console.print(f"Pareto front of CPU-seconds and quality, predicted ({len(result.front)} points):", markup=False)
-    console.print(_points(result.front, problem))
+    show(_contenders(result.table))
+    show(f"Pareto front of CPU-seconds and quality, predicted ({len(result.front)} points):")
+    show(_points(result.front, problem))
     proof = {
         "measured": "ran cheaper than the best by prediction",
         "local search": "not proved best",
     }.get(result.solution.method, "proved best by prediction")
-    console.print(f"Chosen ({result.solution.method}, {proof}), minimising {settings.minimise}:", markup=False)
+    show(f"Chosen ({result.solution.method}, {proof}), minimising {settings.minimise}:")
     for part, reason in result.reasons.items():
-        console.print(f"  {part}: {result.solution.choices[part]}: {reason}", markup=False, soft_wrap=True)
+        show(f"  {part}: {result.solution.choices[part]}: {reason}")
     if result.rejected or result.excluded:
-        console.print("Rejected:", markup=False)
+        show("Rejected:")
     for rejected in result.rejected:
-        console.print(f"  {rejected.part}: {rejected.candidate}: {rejected.why}", markup=False, soft_wrap=True)
+        show(f"  {rejected.part}: {rejected.candidate}: {rejected.why}")
     for tried in result.excluded:
-        console.print(f"  {_named(tried.choices or {})}: {tried.note}", markup=False, soft_wrap=True)
+        show(f"  {_named(tried.choices or {})}: {tried.note}")
 
 
 def _contenders(table: Sequence[Contender]) -> Table:
@@ -160,7 +172,7 @@ def _contenders(table: Sequence[Contender]) -> Table:
             NOTHING if predicted is None else f"{predicted.latency_s:.2f}",
             NOTHING if measured is None else f"{measured.seconds:.2f}",
             NOTHING if predicted is None or predicted.completion_s is None else f"{predicted.completion_s:.3f}",
-            NOTHING if predicted is None else f"{predicted.memory_mib:.0f}",
+            _mib(predicted),
             line.note,
         )
     return drawn
@@ -172,6 +184,10 @@ def _per_solved(line: Contender) -> str:
     return NOTHING if line.prediction is None else f"{line.prediction.cost_of_pass:.3f} predicted"
 
 
+def _mib(predicted: Prediction | None) -> str:
+    return NOTHING if predicted is None or predicted.memory_mib is None else f"{predicted.memory_mib:.0f}"
+
+
 def _points(front: Sequence[Solution], problem: Problem) -> Table:
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("CPU-s", "quality", "MiB", *(str(part) for part in problem.parts)):
@@ -179,7 +195,7 @@ def _points(front: Sequence[Solution], problem: Problem) -> Table:
     for point in front:
         p = point.prediction
         names = (str(point.choices[part]) for part in problem.parts)
-        drawn.add_row(f"{p.cpu_s:.3f}", f"{p.quality:.3f}", f"{p.memory_mib:.0f}", *names)
+        drawn.add_row(f"{p.cpu_s:.3f}", f"{p.quality:.3f}", _mib(p), *names)
     return drawn
 
 
@@ -190,7 +206,7 @@ def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings
     lines = [
         f"# metier assign: minimises {settings.minimise}; limits: {limits}; loss allowed: {settings.quality_loss:g}",
         f"# predicted: quality {predicted.quality:.3f}, {predicted.cpu_s:.4g} CPU-s and {predicted.latency_s:.3g} s "
-        f"a task, {predicted.memory_mib:.0f} MiB",
+        f"a task, {_mib(predicted)} MiB",
     ]
     if measured is not None:
         low, high = measured.quality_interval
@@ -211,7 +227,7 @@ def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings
         ).to_yaml()
     )
     write_whole(out, text)
-    errors.print(f"wrote {out}", markup=False)
+    say(f"wrote {out}")
 
 
 def _write_front(folder: Path, result: Assigned, problem: Problem) -> None:
@@ -238,9 +254,9 @@ def _write_front(folder: Path, result: Assigned, problem: Problem) -> None:
     try:
         draw_front(folder / "front.svg", points, named)
     except SettingsError as error:
-        errors.print(str(error), markup=False)
+        say(str(error))
     else:
-        errors.print(f"wrote {folder / 'front.json'} and {folder / 'front.svg'}", markup=False)
+        say(f"wrote {folder / 'front.json'} and {folder / 'front.svg'}")
 
 
 def _plain(choices: Mapping[Part, Candidate]) -> dict[str, Any]:

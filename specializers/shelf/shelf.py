@@ -157,7 +157,7 @@ class Shelf:
             remedy=did_you_mean(
                 name_or_id,
                 names,
-                "Make it with `metier make recipe.yaml`, or name the folder it lies in with `--variants`.",
+                "Make it with `metier make recipe.yaml`, or name the folder it lies in with `--shelf`.",
                 most=3,
             ),
         )

@@ -98,7 +98,7 @@ def server(
         if backend is not None:
             options["backend"] = backend
         async with open_session(assignment=assignment, store=":memory:", settings=settings, **options) as session:
-            app = make_app(session, workflows, key=key, variants=options.get("also", ()))
+            app = make_app(session, workflows, key=key, variants=options.get("variants", ()))
             async with anyio.create_task_group() as tasks:
                 kept.update(app=app, store=session.store)
                 kept["server"] = running = new_server(app, settings.server)

@@ -18,18 +18,18 @@ from tests.tiny_trex import TASKS, write_random_trex
 def test_a_lora_goes_onto_the_shelf_and_out_and_onto_another(tmp_path: Path, tiny_base: Path) -> None:
     write_random_lora(tmp_path / "lora", tiny_base, rank=4)
     added = metier(
-        "variants", "add", "lora", "--name", "solver", "--base", str(tiny_base), "--shelf", "mine", cwd=tmp_path
+        "variants", "add", "lora", "--name", "solver", "--base", str(tiny_base), "--set", "shelf=mine", cwd=tmp_path
     )
     assert added.returncode == 0, added.stderr
     assert "is on the shelf" in added.stderr and "lora r4" in added.stdout
     assert "layers" not in added.stderr
-    sent = metier("variants", "export", "solver", "out/solver", "--shelf", "mine", cwd=tmp_path)
+    sent = metier("variants", "export", "solver", "out/solver", "--set", "shelf=none", "--shelf", "mine", cwd=tmp_path)
     assert sent.returncode == 0, sent.stderr
     taken = metier(
-        "variants", "add", "out/solver", "--name", "s", "--base", str(tiny_base), "--shelf", "theirs", cwd=tmp_path
+        "variants", "add", "out/solver", "--name", "s", "--base", str(tiny_base), cwd=tmp_path, METIER_SHELF="theirs"
     )
     assert taken.returncode == 0, taken.stderr
-    listed = metier("variants", "--shelf", "theirs", cwd=tmp_path)
+    listed = metier("variants", "--set", "shelf=none", "--shelf", "theirs", cwd=tmp_path)
     assert Shelf(tmp_path / "mine").get("solver").id in listed.stdout
 
 
@@ -37,19 +37,20 @@ def test_a_conversion_shows_progress_and_what_it_lost(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = write_adapter(tmp_path / "vera", tiny_base, "VERA", r=4)
-    add_variant(adapter, "solver", str(tiny_base), tmp_path / "shelf", 64, 0.0)
+    add_variant(adapter, "solver", str(tiny_base), Shelf(tmp_path / "shelf"), 64, 0.0)
     said = capsys.readouterr()
     assert "adding vera: 14 of 14 layers" in said.err
     assert "VERA became LoRA of rank 4: exact" in said.err
     assert "lora r4" in said.out and "converted" in said.out
-    add_variant(adapter, "less", str(tiny_base), tmp_path / "shelf", 2, 1.0)
+    add_variant(adapter, "less", str(tiny_base), Shelf(tmp_path / "shelf"), 2, 1.0)
     assert "rank 2: loses" in capsys.readouterr().err
 
 
 def test_trex_is_exported_as_lora_per_cluster(
     tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add_variant(write_random_trex(tmp_path / "trex", tiny_base), "all", str(tiny_base), tmp_path / "shelf", 64, 0.0)
+    shelf = Shelf(tmp_path / "shelf")
+    add_variant(write_random_trex(tmp_path / "trex", tiny_base), "all", str(tiny_base), shelf, 64, 0.0)
     rows = [
         TrafficRow(role="solver", messages=(Message(role="user", content=text),), reply="Yes.", task=text)
         for text in TASKS
@@ -57,7 +58,7 @@ def test_trex_is_exported_as_lora_per_cluster(
     write_traffic(tmp_path / "rows.jsonl", rows)
 
     def export(out: Path, traffic: Path | None = None, recipe: Path | None = None) -> None:
-        export_variant("all", out, "lora", str(tiny_base), tmp_path / "shelf", [], recipe, traffic)
+        export_variant("all", out, "lora", str(tiny_base), shelf, recipe, traffic)
 
     with pytest.raises(SettingsError, match="neither of --recipe and --traffic"):
         export(tmp_path / "out")
@@ -69,7 +70,7 @@ def test_trex_is_exported_as_lora_per_cluster(
     assert "freezing the gate of all" in said.err and "no adapter" in said.out
     exported = Shelf(tmp_path / "none", also=[tmp_path / "out"]).list()
     assert len(exported) > 1
-    assert {variant.id for variant in exported} < {variant.id for variant in Shelf(tmp_path / "shelf").list()}
+    assert {variant.id for variant in exported} < {variant.id for variant in shelf.list()}
     assert all(variant.name in said.out for variant in exported)
     with pytest.raises(VariantError, match="expected a new folder"):
         export(tmp_path / "out", tmp_path / "rows.jsonl")

@@ -48,7 +48,7 @@ def quick() -> Settings:
 async def test_a_session_on_two_servers_records_where_each_ask_went_and_why() -> None:
     assignment = Assignment(roles={"solver": RoleAssignment(variant="lora0", reason="best")})
     backends = [scripted(), scripted()]
-    with server(backends[0], also=["lora0"]) as one, server(backends[1], also=["lora0"]) as two:
+    with server(backends[0], variants=["lora0"]) as one, server(backends[1], variants=["lora0"]) as two:
         engine = f"{one.url},{two.url}/v1"
         async with open_session(engine=engine, assignment=assignment, store=":memory:", settings=quick()) as session:
             results = await session.map(graph, [Puzzle(text=f"{n} cows") for n in range(12)], concurrency=6)
@@ -100,7 +100,7 @@ async def test_a_variant_that_no_server_of_ours_serves_and_servers_that_are_gone
     with server(scripted()) as one, server(scripted()) as two:
         urls = f"{one.url},{two.url}"
         with pytest.raises(UnknownVariantError, match="no server can serve variant 'lora9': .*is not served at"):
-            async with open_session(engine=urls, store=":memory:", settings=quick(), also=["lora9"]):
+            async with open_session(engine=urls, store=":memory:", settings=quick(), variants=["lora9"]):
                 pass
     with pytest.raises(EngineDeadError, match="no server takes asks: .*cannot be reached.*cannot be reached"):
         async with open_session(engine=urls, store=":memory:", settings=quick()):

@@ -55,7 +55,7 @@ async def test_an_ask_arrives_at_our_server_as_it_was_sent_and_its_cost_comes_ba
         variant="lora0", answer_schema=schema, max_tokens=7, seed=5, priority=-2, temperature=0.5, top_p=0.9,
         thinking=ThinkingProfile(max_tokens=8, min_tokens=2, waits=1), attempt=3,
     )  # fmt: skip
-    with server(Costly(), also=["lora0"]) as served:
+    with server(Costly(), variants=["lora0"]) as served:
         async with RemoteBackend(served.url + "/v1") as remote:
             whole = await remote.reply(sent)
             pieces: list[str] = []
@@ -70,7 +70,7 @@ async def test_a_session_on_a_server_runs_as_one_that_has_the_model(monkeypatch:
     monkeypatch.setenv("METIER_API_KEY", "secret")
     assignment = Assignment(roles={"solver": RoleAssignment(variant="lora0")})
     backend = scripted()
-    with server(backend, key="secret", also=["lora0"]) as served:
+    with server(backend, key="secret", variants=["lora0"]) as served:
         async with open_session(engine=served.url, assignment=assignment, store=":memory:") as session:
             output = await session.run(graph, Puzzle(text="2 cows"))
             assert output.value == 4
