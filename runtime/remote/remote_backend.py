@@ -112,7 +112,7 @@ class RemoteBackend:
     @property
     def model(self) -> str:
         """Which base answers: its fingerprint from a server of ours, else its name there and whose name that is."""
-        return self._base if self.ours and self._base else f"{self._base} at {self.url}"
+        return self._base if self.ours and self._base else f"{self._base or 'base'} at {self.url}"
 
     async def ready(self, timeout_s: float) -> bool:
         """Whether it takes asks: False while it is about to stop.
