@@ -21,7 +21,14 @@ Script = Callable[[Ask], Any] | Iterable[Any]
 
 
 class Backend(Protocol):
-    """Anything that turns an ask into a reply: an engine here, a server elsewhere, the scripted fake."""
+    """Anything that turns an ask into a reply: an engine here, a server elsewhere, the scripted fake.
+
+    >>> from metier.agents import Ask, Reply
+    >>> class Echo:
+    ...     async def reply(self, ask: Ask, *, on_text=None) -> Reply:
+    ...         return Reply(text=ask.messages[-1].content)
+    >>> backend: Backend = Echo()
+    """
 
     async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
         """Answer `ask`; call `on_text` with each new piece of the answer when given. Thinking is not streamed.
@@ -40,6 +47,18 @@ class ScriptedBackend:
     of it as its maximum allows, apart from the answer, and any other ask gets the answer alone.
     `default` answers roles without a script. Token counts are words, so they are predictable. Every ask is
     kept in `asks`, in the order it came; `keep_asks=False` for long runs.
+
+    >>> import anyio
+    >>> from metier.agents import Ask, Message
+    >>> backend = ScriptedBackend({"solver": ["4", "5"]}, default=lambda ask: f"no, says {ask.role}")
+    >>> async def main():
+    ...     for role in ("solver", "solver", "critic"):
+    ...         ask = Ask(run_id="r", step_path=role, role=role, messages=(Message(role="user", content="2 + 2?"),))
+    ...         print((await backend.reply(ask)).text)
+    >>> anyio.run(main)
+    4
+    5
+    no, says critic
     """
 
     def __init__(

@@ -28,6 +28,23 @@ class TaskGraph(GraphDraft):
     Inputs are found by type among the graph's input, the step's ancestors and, inside a loop, the previous
     round; where two steps fit, `inputs` must name one. Nothing is checked against the rest of the graph until
     `build`, so steps may name later ones by string.
+
+    >>> from pydantic import BaseModel
+    >>> from metier.agents import Role
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> class Answer(BaseModel):
+    ...     value: int
+    >>> class Verdict(BaseModel):
+    ...     correct: bool
+    >>> solver = Role("solver", takes=(Puzzle, Verdict | None), gives=Answer)
+    >>> critic = Role("critic", takes=(Puzzle, Answer), gives=Verdict)
+    >>> graph = TaskGraph("solve-and-check", takes=Puzzle, gives=Answer)
+    >>> with graph.loop("attempt", max_rounds=3, until=lambda s: s[check].correct):
+    ...     solve = graph.step(solver)
+    ...     check = graph.step(critic, after=solve)
+    >>> graph.build().name
+    'solve-and-check'
     """
 
     def __init__(self, name: str, *, takes: type[BaseModel], gives: Any) -> None:

@@ -12,7 +12,11 @@ __all__ = ["Ask", "Message", "Reply", "Usage", "add_usage"]
 
 
 class Message(BaseModel):
-    """One chat message."""
+    """One chat message.
+
+    >>> Message(role="user", content="What is 2 + 2?").role
+    'user'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,6 +33,11 @@ class Ask(BaseModel):
     answer; what comes before it is bounded by `thinking`, which is None where nothing was said about thinking.
     `remaining_s` is the critical path of the run from this ask on, 0 where nobody worked it out.
     With `confidence` the reply says how probable its answer was, where the backend can.
+
+    >>> question = Message(role="user", content="What is 2 + 2?")
+    >>> ask = Ask(run_id="r1", step_path="attempt[2]/solver", role="solver", messages=(question,), round=2)
+    >>> ask.id
+    'r1/attempt[2]/solver~0'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,6 +115,10 @@ class Reply(BaseModel):
     `profile` is the thinking profile the ask was served with, which may be the variant's own. `mean_logprob` is the
     mean log-probability of the answer's tokens in nats, for asks with `confidence`; None where the backend is silent.
     `engine` is what answered, and `placement` why it did where there was a choice of several.
+
+    >>> usage = Usage(prompt_tokens=9, thinking_tokens=3, answer_tokens=2)
+    >>> Reply(text="4", thinking="2 and 2", usage=usage).usage.total_tokens
+    14
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

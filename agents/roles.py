@@ -40,6 +40,15 @@ class Role:
     in snake case: `{{ puzzle.text }}`. `thinking` is how long the role thinks before it answers (`max_tokens` then
     bounds the answer alone); an assignment may say otherwise. `examples` are asks of the user and replies of the
     assistant in turns, shown before each ask of the role. Raises GraphError when any of this cannot work.
+
+    >>> from pydantic import BaseModel
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> class Answer(BaseModel):
+    ...     value: int
+    >>> solver = Role("solver", takes=Puzzle, gives=Answer, instructions="Solve it: {{ puzzle.text }}")
+    >>> list(solver.inputs)
+    ['puzzle']
     """
 
     name: str

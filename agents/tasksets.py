@@ -19,7 +19,14 @@ Split = Literal["train", "tune", "test"]
 
 @dataclass(frozen=True)
 class Task:
-    """One typed input; `id` is unique within its set, `key` is whatever the scorer needs to judge an answer."""
+    """One typed input; `id` is unique within its set, `key` is whatever the scorer needs to judge an answer.
+
+    >>> from pydantic import BaseModel
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> Task("sum-1", Puzzle(text="2 + 2"), key=4).key
+    4
+    """
 
     id: str
     input: BaseModel
@@ -32,6 +39,14 @@ class TaskSet:
 
     `scorer(task, output)` returns 0.0 to 1.0; a task counts as solved at 1.0. `seeds` is the half-open range
     of generator seeds the tasks were drawn from; splits of one source must not overlap.
+
+    >>> from pydantic import BaseModel
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> tasks = (Task("sum-1", Puzzle(text="2 + 2"), key=4), Task("sum-2", Puzzle(text="2 + 3"), key=5))
+    >>> sums = TaskSet("sums", "test", tasks, scorer=lambda task, output: float(output == task.key))
+    >>> [sums.score(task, 5) for task in sums]
+    [0.0, 1.0]
     """
 
     name: str
@@ -85,6 +100,12 @@ class Drawn:
     """What a program draws with one random generator: the run's input, and the key that a scorer judges answers by.
 
     `content` is the core of the task as text: it decides the split, and no two tasks of a set have the same.
+
+    >>> from pydantic import BaseModel
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> Drawn("2 + 2", Puzzle(text="What is 2 + 2?"), key=4).content
+    '2 + 2'
     """
 
     content: str
@@ -107,6 +128,16 @@ def draw_tasks(
     twice: each has a range of seeds of its own, and keeps only tasks whose content falls in it (about 80/10/10).
 
     Raises: TaskSetError when size or seed is out of range, or `draw` runs out of different tasks.
+
+    >>> from pydantic import BaseModel
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> def draw(random):
+    ...     a, b = random.randint(1, 99), random.randint(1, 99)
+    ...     return Drawn(f"{a} + {b}", Puzzle(text=f"What is {a} + {b}?"), key=a + b)
+    >>> tasks = draw_tasks("sums", draw, lambda task, output: float(output == task.key), split="test", size=8)
+    >>> len(tasks), tasks.score(tasks.tasks[0], tasks.tasks[0].key)
+    (8, 1.0)
     """
     first, limit = seed_range(name, split, size, seed)
     tasks: list[Task] = []

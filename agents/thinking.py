@@ -19,6 +19,13 @@ class ThinkingProfile(FrozenModel):
     Where people write it, a number is the maximum and `off` (also YAML's false) is 0: `thinking: 64`.
     An ask without a profile is asked as if there were no thinking: no tags, no block.
     Raises: SettingsError when the numbers contradict each other.
+
+    >>> ThinkingProfile(max_tokens=128, min_tokens=32, waits=1).off
+    False
+    >>> ThinkingProfile.model_validate(64) == ThinkingProfile(max_tokens=64)
+    True
+    >>> ThinkingProfile.model_validate("off").off
+    True
     """
 
     model_config = ConfigDict(strict=True)
@@ -81,6 +88,9 @@ class ThinkingTags(FrozenModel):
     """The text that thinking is written between, as the model was trained with it.
 
     Raises: SettingsError when a tag is missing or would hide in another.
+
+    >>> ThinkingTags(open="<reason>", close="</reason>", empty="<reason></reason>").wait
+    'Wait'
     """
 
     open: str = "<think>\n"

@@ -21,6 +21,12 @@ class TrafficRow(BaseModel):
 
     `task` is the text of the run's input (`task_text`), empty where it is not known. `thinking` is what was thought
     before the reply, without its tags: empty where the ask was told not to think, None where it was told nothing.
+
+    >>> from metier.agents import Message
+    >>> question = Message(role="user", content="What is 2 + 2?")
+    >>> row = TrafficRow(role="solver", messages=(question,), reply='{"value": 4}', score=1.0, task="2 + 2")
+    >>> row.thinking is None
+    True
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -21,7 +21,14 @@ BASE = "base"
 
 
 class RoleAssignment(FrozenModel):
-    """The variant of one role, and how that changes by round or after failures."""
+    """The variant of one role, and how that changes by round or after failures.
+
+    >>> from metier.router import Rung
+    >>> plain = RoleAssignment(variant="solver-lora", rounds={2: "base"}, reason="second tries are short")
+    >>> climbs = RoleAssignment(ladder=(Rung(thinking=64), Rung(thinking=256)), climb_on=("rejected",))
+    >>> climbs.rung(1)[1].max_tokens
+    256
+    """
 
     variant: str = BASE
     """Name of the variant that plays the role."""
@@ -111,6 +118,9 @@ class Assignment(FrozenModel):
           solver: {variant: solver-lora, rounds: {2: base}, reason: second tries are short}
           writer: {ladder: [{thinking: 64}, {thinking: 256}], climb_on: [rejected]}
           critic: {thinking: off, thinking_rounds: {2: 64, 3: {max_tokens: 128, min_tokens: 32, waits: 1}}}
+
+    >>> Assignment(roles={"solver": "solver-lora"}).roles["solver"].variant
+    'solver-lora'
     """
 
     roles: dict[str, RoleAssignment] = {}

@@ -15,7 +15,11 @@ included; `unsure`: the answer's mean log-probability was below the role's thres
 
 
 class Rung(FrozenModel):
-    """One step of a ladder."""
+    """One step of a ladder.
+
+    >>> Rung(variant="solver-lora", thinking=256).thinking.max_tokens
+    256
+    """
 
     variant: str | None = None
     """Variant of this step. None is the role's own."""

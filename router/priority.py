@@ -15,7 +15,11 @@ PRIORITY_LIMIT = 2**31 - 1
 
 
 class PrioritySettings(FrozenModel):
-    """How the asks of concurrent runs are ordered when the engine cannot take all of them at once."""
+    """How the asks of concurrent runs are ordered when the engine cannot take all of them at once.
+
+    >>> PrioritySettings(order="first_come").ageing_s
+    60.0
+    """
 
     order: Literal["shortest_first", "first_come"] = "shortest_first"
     """`shortest_first`: by the seconds a run still needs and, with less weight, those it has had. `first_come`: as they

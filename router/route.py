@@ -37,7 +37,15 @@ class Route:
 
 
 class Router:
-    """Sends every ask to the variant its role and round are assigned to; reads, never measures."""
+    """Sends every ask to the variant its role and round are assigned to; reads, never measures.
+
+    >>> from metier.agents import Ask
+    >>> from metier.router import Assignment
+    >>> router = Router(Assignment(roles={"solver": {"variant": "solver-lora", "rounds": {2: "base"}}}))
+    >>> ask = Ask(run_id="r1", step_path="solver", role="solver", messages=())
+    >>> router.route(ask).variant, router.route(ask.model_copy(update={"round": 2})).variant
+    ('solver-lora', None)
+    """
 
     def __init__(self, assignment: Assignment | None = None) -> None:
         self.assignment = assignment or Assignment()

@@ -20,7 +20,11 @@ _SIGNS: dict[RoundClass, str] = {"all": "", "first": "[1]", "later": "[2+]"}
 
 @dataclass(frozen=True, order=True, slots=True)
 class Part:
-    """A role in a class of rounds: what gets one variant. Written `critic`, `critic[1]`, `critic[2+]`."""
+    """A role in a class of rounds: what gets one variant. Written `critic`, `critic[1]`, `critic[2+]`.
+
+    >>> [str(part) for part in (Part("critic"), Part("critic", "first"), Part("critic", "later"))]
+    ['critic', 'critic[1]', 'critic[2+]']
+    """
 
     role: str
     rounds: RoundClass = "all"
@@ -38,6 +42,9 @@ class Candidate:
     """A variant that may play a part, and how many tokens it may think at most; None leaves that to the role.
 
     Written `solver`, or `solver@64`; `@0` is thinking off.
+
+    >>> Candidate.read("solver@64")
+    Candidate(variant='solver', thinking_tokens=64)
     """
 
     variant: str = BASE

@@ -54,6 +54,19 @@ async def open_session(
     that the assignment may name.
 
     Raises: BaseModelError, UnknownVariantError, AdapterError, AssignmentError, SettingsError, StoreError.
+
+    >>> import anyio
+    >>> from pydantic import BaseModel
+    >>> from metier.agents import Role, ScriptedBackend, TaskGraph
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> graph = TaskGraph("solve", takes=Puzzle, gives=str)
+    >>> solve = graph.step(Role("solver", takes=Puzzle, gives=str))
+    >>> async def main():
+    ...     async with open_session(backend=ScriptedBackend({"solver": ["4"]}), store=":memory:") as session:
+    ...         return await session.run(graph, Puzzle(text="2 + 2"))
+    >>> anyio.run(main)
+    '4'
     """
     settings = settings or load_settings()
     check_engine(engine)

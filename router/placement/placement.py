@@ -20,6 +20,9 @@ class PlacedAsk:
     `adapter` is None for the base. `conversation` names what a prefix cache may have of the prompt: the run, and the
     adapter, since engines key their caches by it. `answer_tokens` is how many are expected; `remaining_s` is the
     critical path of the run from this ask on.
+
+    >>> PlacedAsk("solver-lora", conversation="r1", prompt_tokens=200, answer_tokens=50).remaining_s
+    0.0
     """
 
     adapter: str | None
@@ -36,6 +39,12 @@ class ReplicaState:
     `adapters` has those that are resident or on their way, with their asks in flight, waiting ones included: an
     adapter without any may be evicted. `outstanding_tokens` are those that are still to be computed there: prompt
     tokens not cached, and answers. `conversations` has how many tokens of each are cached.
+
+    >>> near = ReplicaState("near", adapter_slots=2, adapters={"solver-lora": 1}, outstanding_tokens=100)
+    >>> far = ReplicaState("far", adapter_slots=2)
+    >>> ask = PlacedAsk("solver-lora", conversation="r1", prompt_tokens=200, answer_tokens=50)
+    >>> place(ask, [near, far], PlacementCosts()).replica
+    'near'
     """
 
     name: str
@@ -47,7 +56,11 @@ class ReplicaState:
 
 
 class PlacementCosts(FrozenModel):
-    """What things take on a replica, in seconds. The defaults are those of a 135M model on one CPU core."""
+    """What things take on a replica, in seconds. The defaults are those of a 135M model on one CPU core.
+
+    >>> PlacementCosts(adapter_load_s=0.2).patience_s
+    10.0
+    """
 
     prompt_token_s: float = Field(default=0.001, ge=0)
     """Seconds of one prompt token that the replica's cache does not have."""

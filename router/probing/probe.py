@@ -21,7 +21,12 @@ __all__ = ["ProbeResult", "ProbeSettings", "probe"]
 
 
 class ProbeSettings(FrozenModel):
-    """How much is measured, and when a candidate at a part (an arm) is dropped."""
+    """How much is measured, and when a candidate at a part (an arm) is dropped.
+
+    >>> from metier.router.probing.search import SearchSettings
+    >>> ProbeSettings(batch_tasks=16, margin=0.1, search=SearchSettings(explore_runs=64)).confidence
+    0.95
+    """
 
     batch_tasks: int = Field(default=8, ge=1)
     """Tasks that all arms go through before the next look."""

@@ -23,7 +23,12 @@ Goal = Literal["cpu_s", "cost_of_pass", "latency_s", "tokens", "memory_mib"]
 
 
 class AssignSettings(FrozenModel):
-    """What is minimised, within which limits, and how a choice is checked on held-out tasks."""
+    """What is minimised, within which limits, and how a choice is checked on held-out tasks.
+
+    >>> from metier.router import Limits
+    >>> AssignSettings(minimise="latency_s", quality_loss=0.01, limits=Limits(memory_mib=2048)).checks
+    8
+    """
 
     minimise: Goal = "cpu_s"
     """The amount to make small. `cost_of_pass` is CPU-seconds per solved task."""

@@ -20,7 +20,11 @@ TOLERANCE = 1e-9
 
 
 class Limits(FrozenModel):
-    """What a choice must keep to. None is no limit."""
+    """What a choice must keep to. None is no limit.
+
+    >>> Limits(min_quality=0.9, memory_mib=2048).given()
+    {'min_quality': 0.9, 'memory_mib': 2048.0}
+    """
 
     min_quality: float | None = Field(default=None, ge=0, le=1)
     """Least mean score of a task, 0 to 1."""

@@ -10,7 +10,11 @@ __all__ = ["Serving"]
 
 
 class Serving(FrozenModel):
-    """How variants are served: what an engine holds beside its checkpoint, and what loading an adapter costs."""
+    """How variants are served: what an engine holds beside its checkpoint, and what loading an adapter costs.
+
+    >>> Serving(kv_cache_mib=1024, adapter_slots=2).swap_s
+    0.033
+    """
 
     kv_cache_mib: float = Field(default=512, ge=0)
     """Key-value cache of each engine, in MiB. Every checkpoint has an engine of its own."""

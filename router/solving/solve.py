@@ -31,7 +31,11 @@ __all__ = [
 
 
 class SolverSettings(FrozenModel):
-    """How the cheapest choice is searched for: exactly where the problem is small, else by local search."""
+    """How the cheapest choice is searched for: exactly where the problem is small, else by local search.
+
+    >>> SolverSettings(exact_time_s=5.0).restarts
+    12
+    """
 
     exact_pairs: int = Field(default=240, ge=0)
     """Problems with up to this many pairs of part and candidate are solved exactly."""

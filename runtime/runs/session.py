@@ -60,7 +60,23 @@ class RunResult:
 
 
 class Session:
-    """Runs workflows on one backend, with one assignment and one store; made by `open_session`."""
+    """Runs workflows on one backend, with one assignment and one store; made by `open_session`.
+
+    >>> import anyio
+    >>> from pydantic import BaseModel
+    >>> from metier.agents import Role, ScriptedBackend, TaskGraph
+    >>> from metier.runtime import open_session
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> graph = TaskGraph("solve", takes=Puzzle, gives=str)
+    >>> solve = graph.step(Role("solver", takes=Puzzle, gives=str))
+    >>> async def main():
+    ...     async with open_session(backend=ScriptedBackend(default=lambda ask: "4"), store=":memory:") as session:
+    ...         results = await session.map(graph, [Puzzle(text="2 + 2"), Puzzle(text="1 + 3")], concurrency=2)
+    ...         return [result.output for result in results], "solver" in session.report()
+    >>> anyio.run(main)
+    (['4', '4'], True)
+    """
 
     def __init__(
         self,

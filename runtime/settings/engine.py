@@ -19,7 +19,11 @@ SlotRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 
 
 class EngineSettings(FrozenModel):
-    """What every engine of a pool is started with."""
+    """What every engine of a pool is started with.
+
+    >>> EngineSettings(kv_cache_mib=1024).with_room_for([8, 24]).slot_rank
+    32
+    """
 
     kv_cache_mib: int = Field(default=512, ge=1)
     """Memory of one engine's key-value cache, in MiB. Without it vLLM would ask for most of the machine."""

@@ -33,7 +33,11 @@ class FleetServer(FrozenModel):
 
 
 class FleetSettings(FrozenModel):
-    """Which servers a fleet has, and its bounds. `remote.*` bounds each call."""
+    """Which servers a fleet has, and its bounds. `remote.*` bounds each call.
+
+    >>> [server.url for server in FleetSettings(adapter_slots=2).of(["http://a:8000/v1", "http://b:8000"]).servers]
+    ['http://a:8000', 'http://b:8000']
+    """
 
     servers: tuple[FleetServer, ...] = ()
     """The servers. `--engine URL,URL` names them instead."""

@@ -10,7 +10,11 @@ __all__ = ["RunLimits"]
 
 
 class RunLimits(FrozenModel):
-    """What one run may use before it is stopped with LimitError."""
+    """What one run may use before it is stopped with LimitError.
+
+    >>> RunLimits(max_tokens=20_000).max_seconds_s is None
+    True
+    """
 
     max_tokens: int | None = Field(default=None, ge=1)
     """Prompt and generated tokens of all its asks. None is no limit."""

@@ -11,7 +11,11 @@ __all__ = ["RaySettings"]
 
 
 class RaySettings(FrozenModel):
-    """Which Ray runs the engines, how many replicas there are, and their bounds. `engine.*` holds for each replica."""
+    """Which Ray runs the engines, how many replicas there are, and their bounds. `engine.*` holds for each replica.
+
+    >>> RaySettings(replicas=4, address="auto").tries
+    4
+    """
 
     address: str | None = Field(default=None, pattern=r"^(auto|[^/\s:]+:\d{1,5})$")
     """`HOST:PORT` of a cluster's head, or `auto` for the cluster this machine belongs to. None starts a Ray here and

@@ -10,7 +10,11 @@ __all__ = ["ServerSettings"]
 
 
 class ServerSettings(FrozenModel):
-    """Bounds of `metier serve`."""
+    """Bounds of `metier serve`.
+
+    >>> ServerSettings(requests_inside=8).requests_waiting
+    256
+    """
 
     requests_inside: int = Field(default=64, ge=1, le=100_000)
     """Requests that are answered at the same time. A run counts as one."""

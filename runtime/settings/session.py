@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     """Everything a session can be told, with defaults for a small machine.
 
     In the environment: `METIER_CONCURRENCY=8`, nested `METIER_ENGINE__KV_CACHE_MIB=1024`.
+
+    >>> Settings(concurrency=4, engine={"kv_cache_mib": 1024}).engine.kv_cache_mib
+    1024
     """
 
     model_config = SettingsConfigDict(
@@ -78,6 +81,9 @@ def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None 
     """Read settings: the file (YAML), over it the environment, over it `overrides` (`{"engine.threads": 1}`).
 
     Raises: SettingsError naming the setting that is unknown or out of range, and close names.
+
+    >>> load_settings(overrides={"engine.threads": 1}).engine.threads
+    1
     """
     values: dict[str, Any] = {}
     if path is not None:

@@ -33,6 +33,10 @@ class RunStore:
     """One SQLite file of runs; `":memory:"` keeps them for the session only.
 
     Raises StoreError when the file cannot be opened, was written by a newer version, or the disk is full.
+
+    >>> with RunStore(":memory:") as store:
+    ...     store.batches()
+    []
     """
 
     def __init__(self, path: Path | str) -> None:

@@ -21,7 +21,11 @@ __all__ = ["METHOD", "LoraSettings", "make_lora"]
 
 
 class LoraSettings(TrainingSettings):
-    """Settings of LoRA."""
+    """Settings of LoRA.
+
+    >>> LoraSettings(rank=16, alpha=32.0, targets=("q_proj", "v_proj")).rank
+    16
+    """
 
     method: Literal["lora"] = "lora"
 

@@ -51,7 +51,11 @@ _NAMED = r"^[^:]+\.py:[A-Za-z_]\w*$"
 
 
 class TrafficData(FrozenModel):
-    """Rows from a traffic file."""
+    """Rows from a traffic file.
+
+    >>> TrafficData(traffic="rows.jsonl", role="solver").min_score
+    1.0
+    """
 
     traffic: str
     """The file, as `metier run --export-traffic` writes it, relative to the recipe's folder."""
@@ -64,7 +68,11 @@ class TrafficData(FrozenModel):
 
 
 class ProgramData(FrozenModel):
-    """Rows from a Python function."""
+    """Rows from a Python function.
+
+    >>> ProgramData(program="puzzles.py:solver_rows", size=6000).size
+    6000
+    """
 
     program: str = Field(pattern=_NAMED)
     """`file.py:function`, called as `function(size=…, seed=…)`, relative to the recipe's folder."""
@@ -84,7 +92,12 @@ Data = Annotated[
 
 
 class Acceptance(FrozenModel):
-    """When a method's result is kept: when it does not lower the score at a role by more than `margin`."""
+    """When a method's result is kept: when it does not lower the score at a role by more than `margin`.
+
+    >>> rows = ProgramData(program="puzzles.py:solver_tune_rows", size=200)
+    >>> Acceptance(role="puzzles.py:solver", data=rows, margin=0.02).against is None
+    True
+    """
 
     role: str = Field(pattern=_NAMED)
     """`file.py:name` of the Role whose asks `data` holds. Every row is asked once, greedily."""
@@ -104,7 +117,13 @@ class Acceptance(FrozenModel):
 
 
 class Recipe(FrozenModel):
-    """One variant in the making: parent, seed, data, the methods to apply in order, and when to keep what they make."""
+    """One variant in the making: parent, seed, data, the methods to apply in order, and when to keep what they make.
+
+    >>> rows = ProgramData(program="puzzles.py:solver_rows", size=6000)
+    >>> recipe = Recipe(name="solver", data=rows, methods=[{"method": "lora", "rank": 16}, {"method": "ptq"}])
+    >>> [step.method for step in recipe.methods]
+    ['lora', 'ptq']
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     """Name of the variant."""

@@ -15,7 +15,11 @@ HEAD_DIMS = (64, 128)
 
 
 class FierSettings(FrozenModel):
-    """FIER: exact attention on the tokens that 1-bit keys choose, anew at each decode step."""
+    """FIER: exact attention on the tokens that 1-bit keys choose, anew at each decode step.
+
+    >>> FierSettings(budget_tokens=256).label
+    'fier-256-32-2-2048-4'
+    """
 
     budget_tokens: int = Field(default=512, ge=1, le=1 << 20)
     """Tokens that a key-value head attends to."""

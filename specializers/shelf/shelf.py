@@ -29,6 +29,17 @@ class Shelf:
     `also` are read-only places: variant folders, or folders of them, such as those that ship with examples.
     A name may be used again: it then means the variant added last, and names on `folder` go before those in
     `also`; a content id always means the same variant.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     shelf = Shelf(Path(folder))
+    ...     staging = Path(folder) / "staging"
+    ...     (staging / "adapter").mkdir(parents=True)
+    ...     record = {"base": "b", "prompt_layout": 1, "engine": {"base": "b"}, "ask": {"adapter": "lora", "rank": 8}}
+    ...     made = shelf.add(staging, name="solver", record=record)
+    ...     shelf.get("solver").id == made.id
+    True
     """
 
     def __init__(self, folder: Path, *, also: Sequence[Path] = ()) -> None:

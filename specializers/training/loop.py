@@ -38,7 +38,11 @@ __all__ = [
 
 
 class TrainingSettings(FrozenModel):
-    """Settings that every trained method shares."""
+    """Settings that every trained method shares.
+
+    >>> TrainingSettings(steps=600, learning_rate=5e-4).schedule
+    'cosine'
+    """
 
     steps: int = Field(default=300, ge=1)
     """Optimiser steps."""
@@ -67,14 +71,14 @@ class TrainingSettings(FrozenModel):
     # Memory, not identity: a variant made in other passes is the same variant.
     pass_tokens: int = Field(default=512, ge=1, exclude=True)
     """Most tokens that go through the model at once. A larger batch goes in parts whose gradients add up, which bounds
-    memory: the loss is the same, up to rounding and to dropout's draws."""
+    memory. The loss is the same, up to rounding and dropout's draws."""
 
     checkpoint_steps: int = Field(default=25, ge=1)
     """Steps between two checkpoints, from which a killed training goes on."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the wide matrix products. `auto` is bfloat16 where the processor multiplies it natively (2x faster on
-    such a CPU), else float32. What is trained, and on CPU the residual stream, stays float32."""
+    """Type of the wide matrix products: `auto` is bfloat16 where the processor multiplies it natively (2x faster), else
+    float32. What is trained stays float32, and so does a CPU's residual stream."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,11 @@ __all__ = ["METHOD", "BudgetChoice", "FierMethod"]
 
 
 class BudgetChoice(RoleSettings):
-    """How FIER's budget is picked: by the role's score at each, on the asks in the recipe's `data`."""
+    """How FIER's budget is picked: by the role's score at each, on the asks in the recipe's `data`.
+
+    >>> BudgetChoice(role="reports.py:reader", budgets=(128, 256)).margin
+    0.03
+    """
 
     budgets: tuple[int, ...] = Field(default=(64, 128, 256, 512), min_length=1)
     """Budgets to measure, in tokens, rising."""
@@ -42,7 +46,11 @@ class BudgetChoice(RoleSettings):
 
 
 class FierMethod(FierSettings):
-    """What a recipe says after `method: fier`: the fields of `FierSettings`, and `choose`."""
+    """What a recipe says after `method: fier`: the fields of `FierSettings`, and `choose`.
+
+    >>> FierMethod(choose={"role": "reports.py:reader"}, min_context_tokens=1024).choose.budgets
+    (64, 128, 256, 512)
+    """
 
     method: Literal["fier"] = "fier"
 

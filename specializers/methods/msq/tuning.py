@@ -24,7 +24,11 @@ __all__ = ["MsqObjective", "MsqSettings"]
 
 
 class MsqSettings(TrainingSettings):
-    """Settings of MSQ: mixed bit widths, found while the model is tuned."""
+    """Settings of MSQ: mixed bit widths, found while the model is tuned.
+
+    >>> MsqSettings(target_bits=4.5, min_bits=3).start_bits
+    8
+    """
 
     method: Literal["msq"] = "msq"
 

@@ -36,7 +36,11 @@ __all__ = ["METHOD", "NoisyObjective", "NpftSettings", "make_npft"]
 
 
 class NpftSettings(TrainingSettings):
-    """Settings of NPFT. Noise goes to every linear layer but the output head."""
+    """Settings of NPFT. Noise goes to every linear layer but the output head.
+
+    >>> NpftSettings(noise="step", step_bits=4, step_group_size=64).epochs
+    3
+    """
 
     method: Literal["npft"] = "npft"
 

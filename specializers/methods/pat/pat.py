@@ -32,7 +32,11 @@ _MERGE_TOLERANCE = 1e-3
 
 
 class PatSettings(TrainingSettings):
-    """Settings of PAT: channels of the residual stream are chosen while LoRA tunes the model."""
+    """Settings of PAT: channels of the residual stream are chosen while LoRA tunes the model.
+
+    >>> PatSettings(hidden_size=448, steps=300).milestone
+    100
+    """
 
     method: Literal["pat"] = "pat"
 

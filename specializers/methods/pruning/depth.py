@@ -32,7 +32,11 @@ _BATCH_ROWS = 8
 
 
 class DepthPruningSettings(FrozenModel):
-    """Settings of depth pruning."""
+    """Settings of depth pruning.
+
+    >>> DepthPruningSettings(layers=24, score="loss").calibration_rows
+    32
+    """
 
     method: Literal["depth_pruning"] = "depth_pruning"
 

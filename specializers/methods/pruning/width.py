@@ -25,7 +25,11 @@ __all__ = ["METHOD", "WidthPruningSettings", "activation_scores", "keep_neurons"
 
 
 class WidthPruningSettings(FrozenModel):
-    """Settings of MLP-width pruning."""
+    """Settings of MLP-width pruning.
+
+    >>> WidthPruningSettings(intermediate_size=1024).score
+    'maw'
+    """
 
     method: Literal["width_pruning"] = "width_pruning"
 

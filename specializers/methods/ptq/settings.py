@@ -20,7 +20,13 @@ _ANY = range(256)  # numbers of layers that patterns may name before a model is 
 
 
 class PtqSettings(FrozenModel):
-    """Settings of post-training quantisation."""
+    """Settings of post-training quantisation.
+
+    >>> settings = PtqSettings(scheme="w4a16", rounding="gptq", overrides={"*.down_proj": "w8a8"})
+    >>> plan = settings.plan(["model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"])
+    >>> [scheme.bits for scheme in plan.values()]
+    [8, 4]
+    """
 
     method: Literal["ptq"] = "ptq"
 

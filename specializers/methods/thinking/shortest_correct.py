@@ -32,6 +32,9 @@ class ShortestCorrectSettings(LoraSettings):
 
     Rows told not to think are trained on as they are, so that off stays off. They may be other roles' too, which a
     parent that plays several would forget.
+
+    >>> ShortestCorrectSettings(role="puzzles.py:solver", samples=8, budget_tokens=128).temperature
+    1.0
     """
 
     method: Literal["shortest_correct"] = "shortest_correct"  # type: ignore[assignment]

@@ -29,7 +29,11 @@ __all__ = ["METHOD", "ThinkingSettings", "make_thinking"]
 
 
 class ThinkingSettings(RoleSettings):
-    """Settings of the sweep over thinking budgets."""
+    """Settings of the sweep over thinking budgets.
+
+    >>> ThinkingSettings(role="puzzles.py:solver", budgets=(0, 32, 64)).also
+    ('base',)
+    """
 
     method: Literal["thinking"] = "thinking"
 

@@ -27,7 +27,11 @@ __all__ = ["METHOD", "TrexSettings", "make_trex"]
 
 
 class TrexSettings(TrainingSettings):
-    """Settings of T-REX: r1 + r2 vectors a layer, which make r1·r2 experts."""
+    """Settings of T-REX: r1 + r2 vectors a layer, which make r1·r2 experts.
+
+    >>> TrexSettings(r1=2, r2=4).k_task
+    4.0
+    """
 
     method: Literal["trex"] = "trex"
 
