@@ -1,4 +1,4 @@
-"""What the README shows works: its example runs, and so does the assignment that docs/assigning.md shows."""
+"""What README and docs show works: the example runs, the workflow can be built, YAML can be loaded."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ import yaml
 import metier.runtime
 from metier.agents import Ask, ScriptedBackend
 from metier.router import Assignment
+from metier.runtime import Settings
+from metier.specializers import Recipe
+from metier.specializers.recipes.recipe import Acceptance
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ASSIGNING = (ROOT / "docs" / "assigning.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
 
 
-def blocks(language: str, page: str = README) -> list[str]:
+def blocks(language: str, page: Path = README) -> list[str]:
     """Fenced code of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", page, re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
 
 
 def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,9 +37,24 @@ def test_the_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert "value=16" in capsys.readouterr().out
 
 
-def test_the_assignment_is_one() -> None:
-    shown = blocks("yaml", ASSIGNING)[0]
-    assert Assignment.model_validate(yaml.safe_load(shown)).names() == [None, "critic", "planner", "solver"]
+def test_the_workflow_of_the_docs_can_be_built() -> None:
+    shown: dict[str, Any] = {"__name__": "workflows"}
+    exec(compile(blocks("python", DOCS / "workflows.md")[0], "workflows.md", "exec"), shown)
+    assert sorted(shown["graph"].build().roles()) == ["critic", "solver"]
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_the_yaml_that_pages_show_can_be_loaded(page: Path) -> None:
+    for block in blocks("yaml", page):
+        content = yaml.safe_load(block)
+        if "roles" in content:
+            Assignment.model_validate(content)
+        elif "methods" in content:
+            Recipe.model_validate(content)
+        elif "accept" in content:
+            Acceptance.model_validate(content["accept"])
+        else:
+            Settings(**content)
 
 
 def test_the_thirty_lines_stay_thirty() -> None:
