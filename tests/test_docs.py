@@ -58,6 +58,15 @@ def commands(page: Path) -> Iterator[str]:
     yield from (command for command in [*shown, *quoted] if "…" not in command.split("#")[0])
 
 
+def commands_in_code() -> Iterator[tuple[Path, str]]:
+    """`metier` commands in docstrings and comments of programs and recipes that people start."""
+    for file in sorted([*(ROOT / "examples").rglob("*"), *(ROOT / "benchmarks").rglob("*.py")]):
+        if file.suffix in (".py", ".yaml"):
+            text = file.read_text(encoding="utf-8")
+            text = re.sub(r"\\\\?\n(# )? *", " ", text)  # continued lines, in a string with or without r
+            yield from ((file, command) for command in re.findall(r"^(?:# ?)? *(metier [a-z]+ .*)$", text, re.M))
+
+
 def module_exists(dotted: str) -> bool:
     """Whether `metier.a.b` is a module, or a name in the longest module before it."""
     parts = dotted.split(".")
@@ -123,6 +132,16 @@ def test_every_command_named_is_one(page: Path) -> None:
         assert [file for file in files if not (ROOT / file).exists()] == [], command
 
 
+def test_every_command_in_programs_and_recipes_is_one() -> None:
+    found = 0
+    for file, command in commands_in_code():
+        if "…" not in command and "make each" not in command:
+            words = shlex.split(command, comments=True)
+            check_options(words[1:], f"{file.name}: {command}")
+            found += 1
+    assert found > 10
+
+
 def test_the_drawing_has_the_layers_that_are_checked() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     drawn = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("```")[1]
@@ -150,6 +169,8 @@ def check_options(words: list[str], command: str) -> None:
         assert not words or words[0].startswith("-"), f"{command}: no such verb"
     known = {option for parameter in here.params for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--help", "--shelf"}
+    names = words[words.index("--variants") + 1] if "--variants" in words else ""
+    assert "/" not in names, f"{command}: --variants takes names, --shelf folders"
     assert given <= known, f"{command}: {', '.join(sorted(given - known))}"
 
 
