@@ -168,9 +168,9 @@ def check_options(words: list[str], command: str) -> None:
     if hasattr(here, "commands"):
         assert not words or words[0].startswith("-"), f"{command}: no such verb"
     known = {option for parameter in here.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    known |= {"--help", "--shelf"}
-    names = words[words.index("--variants") + 1] if "--variants" in words else ""
-    assert "/" not in names, f"{command}: --variants takes names, --shelf folders"
+    known |= {"--help"}
+    names = [after for option, after in zip(words, words[1:], strict=False) if option == "--variants"]
+    assert not any("/" in name for name in names), f"{command}: --variants takes names, --shelf folders"
     assert given <= known, f"{command}: {', '.join(sorted(given - known))}"
 
 
