@@ -153,6 +153,15 @@ def test_the_drawing_has_the_layers_that_are_checked() -> None:
             assert layers == [sorted(layer.split(" | ")) for layer in contract["layers"]]
 
 
+def test_every_folder_has_its_line() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [ROOT / room for room in ("agents", "specializers", "router", "runtime")]
+    folders = {file.parent for room in rooms for file in room.rglob("__init__.py")}
+    folders -= {folder for folder in folders if folder.parent.name == "methods"}  # a method's own: one line for all
+    named = {str(folder.relative_to(ROOT)) for folder in folders}
+    assert sorted(folder for folder in named if f"`{folder}/`" not in page) == []
+
+
 @cache
 def command_line() -> Any:
     """The verbs, as click commands."""
