@@ -24,7 +24,7 @@ test: $(INSTALLED) check ## Run the whole test suite
 check: $(INSTALLED) ## Lint, types, and the direction of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check -q . || { echo "run: make format"; exit 1; }
-	@mkdir -p .check/metier && for room in $(ROOMS); do ln -sfn ../../$$room .check/metier/$$room; done
+	@mkdir -p .check/metier && for room in $(ROOMS) examples; do ln -sfn ../../$$room .check/metier/$$room; done
 	@MYPYPATH=.check $(BIN)/mypy $(ROOMS:%=-p metier.%)
 	@$(BIN)/lint-imports --no-cache
 

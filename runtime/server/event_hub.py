@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from ..events import Event
+from ..events import Event, in_words
 from ..settings.server import ServerSettings
 from .error_replies import RequestRefused
 
@@ -119,7 +119,7 @@ class EventHub:
                 self._note(event)
 
     def _note(self, event: Event) -> None:
-        self.last = " ".join([event.kind.replace("_", " "), *(f"{k}={v}" for k, v in event.data.items())])
+        self.last = in_words(event)
 
     def _count_ask(self, event: Event) -> None:
         role, data = self._role(event), event.data

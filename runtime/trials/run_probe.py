@@ -36,7 +36,7 @@ from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ...specializers.shelf.shelf import Shelf
 from ..backends import DEFAULT_ENGINE, SCRIPTED, BackendRequest, EngineName, OpenBackend, open_backend
 from ..console import StepBar, say, show
-from ..events import Event
+from ..events import STARTUP, Event, in_words
 from ..runs.session import RunResult, Session
 from ..settings.session import Settings, load_settings
 from ..store.store import RunStore
@@ -270,10 +270,9 @@ def _candidates_on(
 
 
 def _tell(event: Event) -> None:
-    """Say what is waited for before the first run."""
-    if event.kind in ("preparing", "engine_starting"):
-        said = event.data["what"] if event.kind == "preparing" else f"starting engine {event.data.get('engine', '')}"
-        say(said)
+    """Say what is waited for."""
+    if event.kind in STARTUP:
+        say(in_words(event))
 
 
 def _serving(trials: Trials) -> dict[str, Any]:

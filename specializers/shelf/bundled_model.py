@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ def convert_bundled(name: str, cache: Path, say: Callable[[str], None]) -> Path:
                 return target
             for left in [*target.parent.glob(f".{name}-*"), target]:  # of killed conversions, or an older source
                 shutil.rmtree(left, ignore_errors=True)
-            say(f"converting {name} once into {target} (about half a minute)")
+            began_s = time.monotonic()
+            say(f"converting {name} once into {target} (0.5 GB)")
             _check_source(source, model)
             with whole_folder(target) as part:
                 part.mkdir()
@@ -69,6 +71,7 @@ def convert_bundled(name: str, cache: Path, say: Callable[[str], None]) -> Path:
                 sizes = {path.name: path.stat().st_size for path in part.iterdir()}
                 text = json.dumps({**manifest, "files": hash_files(part), "sizes": sizes}, indent=2)
                 (part / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            say(f"converted {name} in {time.monotonic() - began_s:.0f} s")
     except OSError as error:
         raise BaseModelError(
             f"the cache folder {cache} cannot be used: {error.strerror or error}",

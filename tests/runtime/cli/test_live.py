@@ -40,7 +40,7 @@ def test_off_a_terminal_it_prints_lines() -> None:
         for event in events():
             view.on_event(event)
     lines = file.getvalue().splitlines()
-    assert lines[0] == "demo: engine ready engine=base seconds=5.0"
+    assert lines[0] == "demo: engine base ready after 5.0 s"
     assert lines[-1].startswith("demo: 1 of 2 runs ended, 1 solved")
 
 
@@ -52,5 +52,5 @@ def test_on_a_terminal_it_draws_a_table() -> None:
         view.on_event(event)
     console.print(view.render())
     drawn = file.getvalue()
-    for word in ("solver-lora", "cached", "engine ready engine=base", "1 of 2"):
+    for word in ("solver-lora", "cached", "engine base ready", "1 of 2"):
         assert word in drawn
