@@ -1,4 +1,4 @@
-"""Who works, and in what order: roles, task graphs, task sets, and the words exchanged with any model.
+"""Roles, task graphs and task sets, and the messages exchanged with any model.
 
 Nothing here imports torch or vllm, reads a file or opens a connection, except where its name says so.
 """

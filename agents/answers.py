@@ -1,4 +1,4 @@
-"""From a model's text to a typed answer, and the one correction that a misfit earns."""
+"""From a model's text to a typed answer, and the one correction ask for a reply that does not fit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def split_thinking(text: str, start: str = "<think>", end: str = "</think>") -> 
 
 
 def correction_messages(messages: tuple[Message, ...], reply: str, error: AnswerError) -> tuple[Message, ...]:
-    """Messages of the one correction ask: what was said, and why it did not fit."""
+    """Messages of the one correction ask: the reply, and why it does not fit."""
     return (
         *messages,
         Message(role="assistant", content=_shorten(reply)),

@@ -1,4 +1,4 @@
-"""The one seam to any model, and the public fake that stands in for it in tests."""
+"""The interface to any model, and the public fake that replaces a model in tests."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Backend(Protocol):
 
 
 class ScriptedBackend:
-    """A backend that says what a script tells it to, to test workflows without a model.
+    """A backend that replies from scripts, to test workflows without a model.
 
     `scripts` maps a role name to either a function of the ask or a sequence of replies used in order. A reply
     may be text, a pydantic object (sent as JSON) or any JSON value; a function may be async and may raise. Text
-    may begin with what is thought before the answer, `<think>2 and 2</think>4`: an ask that thinks gets as many words
-    of it as its maximum allows, apart from the answer, and any other ask gets the answer alone.
+    may begin with thinking, `<think>2 and 2</think>4`. An ask that thinks gets as many words of it as its `max_tokens`
+    of thinking allows; any other ask gets the answer alone.
     `default` answers roles without a script. Token counts are words, so they are predictable. Every ask is
-    kept in `asks`, in the order it came; `keep_asks=False` for long runs.
+    kept in `asks`, in order; `keep_asks=False` is for long runs.
 
     >>> import anyio
     >>> from metier.agents import Ask, Message
@@ -122,7 +122,7 @@ def _as_function(role: str, script: Script) -> Callable[[Ask], Any | Awaitable[A
 
 
 def _thinks(said: Any) -> bool:
-    """Whether a script's reply begins with thinking; tags further on are part of the answer."""
+    """Whether a script's reply begins with thinking; later tags are part of the answer."""
     return isinstance(said, str) and said.lstrip().startswith("<think>")
 
 
@@ -135,32 +135,32 @@ def _as_text(said: Any) -> str:
 
 
 Upcoming = tuple[tuple[str | None, int], ...]
-"""Variants (None is the base) and how many asks ahead each is at the earliest, nearest first: 0 is the step that
-begins now, 1 the next ask. Beyond the `foresight_asks` of the settings are guesses."""
+"""Pairs of variant (None is the base) and the fewest asks until it is used, nearest first: 0 is the step that begins
+now, 1 the next ask. Distances above the setting `foresight_asks` are guesses."""
 
 
 Prefetch = Callable[[], Coroutine[Any, Any, None]]
-"""Brings in what was announced; awaited in a task beside the run."""
+"""Loads what was announced; awaited in a task beside the run."""
 
 
 @runtime_checkable
 class ForeseeingBackend(Protocol):
-    """What a backend has beside `reply` when it wants to know who runs next."""
+    """A backend that also learns which variants will be asked next."""
 
     def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
-        """Learn what a run may ask for from now on; replaces what was said of it before. Must not raise."""
+        """Learn which variants a run may ask for from now on; replaces its last announcement. Must not raise."""
         ...
 
     def forget(self, run_id: str) -> None:
-        """Learn that a run has ended, however it ended."""
+        """Learn that a run has ended, with or without an error."""
         ...
 
 
 class ResumedText:
-    """Streams an ask's text once, although a failed engine may write its beginning again.
+    """Streams an ask's text once, although an ask that is tried again begins its text anew.
 
-    What was already passed on is held back from the second attempt. That attempt may differ from what was
-    streamed when it is sampled, or at a near tie in another batch; the reply's own text is what counts.
+    The second attempt's text is passed on from where the first stopped. The two may differ (sampling, or a near tie in
+    another batch); the reply's own text is what counts.
     """
 
     def __init__(self, on_text: OnText) -> None:
@@ -173,7 +173,7 @@ class ResumedText:
         self._written = 0
 
     def __call__(self, piece: str) -> None:
-        """Pass on what of `piece` was not passed on before."""
+        """Pass on the part of `piece` that was not passed on before."""
         self._written += len(piece)
         fresh = self._written - self._passed
         if fresh > 0:

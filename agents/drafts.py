@@ -1,4 +1,4 @@
-"""What a task graph declares before it is checked: steps, loops, questions, and references between them."""
+"""A task graph as declared, before it is checked: steps, loops, questions, and references between them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class LoopDraft:
 
 
 class GraphDraft:
-    """A graph as declared: its name and types, its steps, and the reference that its output is."""
+    """A graph as declared: its name and types, its steps, and which step gives its output."""
 
     def __init__(self, name: str, *, takes: type[BaseModel], gives: Any) -> None:
         self.name = name

@@ -10,7 +10,7 @@ MetierError
 │   ├── AdapterError       an adapter folder cannot be served
 │   └── BaseModelError     a base model folder cannot be used
 ├── TrainingError          tuning went wrong (not finite, cannot resume)
-│   └── QualityError       what a method made does not hold the role's quality
+│   └── QualityError       a method's result loses more of the role's quality than the recipe allows
 ├── AssignmentError        an assignment is wrong or names what is not there
 │   └── InfeasibleError    no assignment meets the limits
 ├── ProfileError           what a probe measured cannot be used
@@ -135,7 +135,7 @@ class TrainingError(MetierError):
 
 
 class QualityError(TrainingError):
-    """What a recipe's first method made does not hold the role's quality, so there is nothing to keep."""
+    """The result of a recipe's first method loses more of the role's quality than allowed, so nothing is kept."""
 
 
 class AssignmentError(MetierError):
@@ -227,7 +227,7 @@ def did_you_mean(name: str, known: Iterable[str] | Mapping[str, str], otherwise:
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error of a task group to show: one that was not made on purpose hides behind no other."""
+    """The error of a task group to show: unexpected errors before those raised on purpose."""
     errors = group.exceptions
     worst = next((e for e in errors if not isinstance(e, MetierError | BaseExceptionGroup)), errors[0])
     return first_error(worst) if isinstance(worst, BaseExceptionGroup) else worst

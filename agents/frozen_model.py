@@ -1,4 +1,4 @@
-"""What settings and records are made of: they do not change, and refuse fields they do not know."""
+"""The base of settings: frozen pydantic models that refuse unknown fields and explain each field below it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["FrozenModel", "explanations"]
 
 
 class FrozenModel(BaseModel):
-    """Base of settings and records. What a string below a field says is that field's explanation."""
+    """Base of settings: frozen, refuses unknown fields. The string below a field is its explanation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def explanations(model: type[BaseModel]) -> dict[str, str]:
-    """Field → what the string below it says; a class that repeats a field without one keeps its parent's.
+    """Field → the string below it; a class that repeats a field without one inherits its parent's.
 
-    Read from the source when asked for: pydantic's `use_attribute_docstrings` does so at every import.
+    Read from the source only when called: pydantic's `use_attribute_docstrings` would do so at every import.
     """
     found: dict[str, str] = {}
     for part in reversed(model.__mro__):

@@ -30,9 +30,9 @@ class Ask(BaseModel):
     `run_id` and `step_path` are the step identity (`attempt[2]/critic`); `attempt` counts corrections and
     retries of that step from 0. `variant` is the content id or name the router chose, None for the base.
     `task` is the run's input as text (`task_text`), the same in every ask of the run. `max_tokens` bounds the
-    answer; what comes before it is bounded by `thinking`, which is None where nothing was said about thinking.
-    `remaining_s` is the critical path of the run from this ask on, 0 where nobody worked it out.
-    With `confidence` the reply says how probable its answer was, where the backend can.
+    answer; `thinking` bounds what comes before it, and is None where neither role nor assignment sets it.
+    `remaining_s` is the critical path of the run from this ask on in seconds, 0 where it is not known.
+    With `confidence` the reply has the log-probability of its answer, where the backend reports it.
 
     >>> question = Message(role="user", content="What is 2 + 2?")
     >>> ask = Ask(run_id="r1", step_path="attempt[2]/solver", role="solver", messages=(question,), round=2)
@@ -70,13 +70,7 @@ class Ask(BaseModel):
 class Usage(BaseModel):
     """What one reply cost, from the engine's own counters and timestamps.
 
-    Tokens: `prompt_tokens` counts the whole prompt, of which `cached_tokens` came from the prefix cache;
-    `thinking_tokens` counts what was generated before the end of thinking, `answer_tokens` all else: the end tag, the
-    answer and its end. Times in seconds:
-    `queue_s` until first scheduled, `prefill_s` until the first token, `decode_s` until the last; `cpu_s` is
-    the share of the engine's process CPU time charged to this ask. `swaps` counts the adapter loads this ask caused or,
-    fetched ahead, was the first to use, and `cpu_s` has their cost; `swap_s` is what it waited for them. `slot_wait_s`
-    is the part of `queue_s` in which it waited for another adapter to leave a slot.
+    Tokens, seconds and CPU-seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,7 +94,7 @@ class Usage(BaseModel):
 
     @property
     def prefilled_tokens(self) -> int:
-        """Prompt tokens that had to be computed: what the prefix cache did not have, an earlier step's text say."""
+        """Prompt tokens that were computed, because the prefix cache did not have them."""
         return self.prompt_tokens - self.cached_tokens
 
     @property
@@ -110,11 +104,11 @@ class Usage(BaseModel):
 
 
 class Reply(BaseModel):
-    """A model's answer to one ask: `text` is the answer alone, `thinking` what was thought before it.
+    """A model's answer to one ask: `text` is the answer alone, `thinking` the thinking before it.
 
     `profile` is the thinking profile the ask was served with, which may be the variant's own. `mean_logprob` is the
-    mean log-probability of the answer's tokens in nats, for asks with `confidence`; None where the backend is silent.
-    `engine` is what answered, and `placement` why it did where there was a choice of several.
+    mean log-probability of the answer's tokens in nats, for asks with `confidence`; None where the backend has none.
+    `engine` names the engine that answered, `placement` the reason where several could have.
 
     >>> usage = Usage(prompt_tokens=9, thinking_tokens=3, answer_tokens=2)
     >>> Reply(text="4", thinking="2 and 2", usage=usage).usage.total_tokens

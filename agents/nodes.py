@@ -57,7 +57,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class PreviousRound:
-    """Output of a step in the previous round of the loop `hops` bodies out; in round 1 the fallback, or nothing."""
+    """Output of a step in the previous round of the loop `hops` bodies out; in round 1 the fallback, or None."""
 
     hops: int
     path: tuple[str, ...]
@@ -172,7 +172,7 @@ class BuiltGraph:
         return self.body.digraph
 
     def roles(self) -> dict[str, Role]:
-        """Every role that plays somewhere in the workflow, by name."""
+        """Every role of the workflow, by name."""
         return {node.work.role.name: node.work.role for _, node in self.walk() if isinstance(node.work, RoleWork)}
 
     def walk(self) -> Iterator[tuple[str, BuiltNode]]:
@@ -180,7 +180,7 @@ class BuiltGraph:
         yield from _walk(self.body, ROOT)
 
     def step_at(self, path: StepPath) -> BuiltNode:
-        """The step that a path leads to, in whatever round or item; raises GraphError when there is none."""
+        """The step that a path names, in any round or item; raises GraphError when there is none."""
         body: BuiltBody | None = self.body
         for around in path.parent.steps:
             body = None if body is None else body[around.name].inner

@@ -30,7 +30,7 @@ def render_prompt(role: Role, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
 
     Inputs are written in the order given (callers put the task's own input first); those that are None are
     left out. The role's name, instructions and answer format come last. The role's examples are turns before that,
-    the same in every ask, so that the cache holds them.
+    the same in every ask, so that the prefix cache has them.
     """
     parts = [f"# {name}\n{render_value(value)}" for name, value in inputs.items() if value is not None]
     task = role.render_instructions(inputs)

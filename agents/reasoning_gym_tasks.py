@@ -30,9 +30,9 @@ def reasoning_gym_tasks(
 
     Splits are disjoint twice: each draws from a seed range of its own, and keeps only questions whose content
     hash falls in it (about 80/10/10), so no test question is ever trained on. `seed` (0 to 999) picks another
-    part of the split's seed range. `content` says what of an entry decides its split, by default the question:
-    give the core of the puzzle when several datasets word the same one differently. `keep` may turn entries
-    down, such as those whose answer a generator gets wrong.
+    part of the split's seed range. `content` gives the text of an entry that decides its split, by default the
+    question: give the core of the puzzle when several datasets word the same one differently. `keep` may turn
+    entries down, such as those whose answer a generator gets wrong.
 
     `input_type` is a model with one text field. The final output may be text, a number, or a model, read at
     `answer_field` (by default its last field: workings come before results). A task is solved (1.0) when the

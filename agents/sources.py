@@ -18,7 +18,7 @@ __all__ = ["Level", "candidates", "find", "fits", "is_previous_round", "locate",
 
 @dataclass
 class Level:
-    """One body while it is checked: its steps, its edges, and the level around it."""
+    """One body while it is checked: its steps, its edges, and the body around it."""
 
     graph: GraphDraft
     drafts: dict[str, Draft]

@@ -19,7 +19,7 @@ Split = Literal["train", "tune", "test"]
 
 @dataclass(frozen=True)
 class Task:
-    """One typed input; `id` is unique within its set, `key` is whatever the scorer needs to judge an answer.
+    """One typed input; `id` is unique within its set, `key` is what the scorer needs to judge an answer.
 
     >>> from pydantic import BaseModel
     >>> class Puzzle(BaseModel):
@@ -97,7 +97,7 @@ _SEED_LIMIT = 1_000
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a program draws with one random generator: the run's input, and the key that a scorer judges answers by.
+    """One task as drawn with a random generator: the run's input, and the key that the scorer judges answers by.
 
     `content` is the core of the task as text: it decides the split, and no two tasks of a set have the same.
 

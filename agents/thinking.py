@@ -14,7 +14,7 @@ __all__ = ["THINKING_OFF", "ThinkingProfile", "ThinkingTags", "open_thinking"]
 
 
 class ThinkingProfile(FrozenModel):
-    """How long one ask thinks before it answers, in tokens between the tags; kept to the token by the engines.
+    """How long one ask thinks before it answers, in tokens between the tags; exact to the token on our engines.
 
     Where people write it, a number is the maximum and `off` (also YAML's false) is 0: `thinking: 64`.
     An ask without a profile is asked as if there were no thinking: no tags, no block.
@@ -81,7 +81,7 @@ class ThinkingProfile(FrozenModel):
 
 
 THINKING_OFF = ThinkingProfile(max_tokens=0)
-"""Answer at once, after a closed block: what a model that was trained to think needs to be told."""
+"""Answer at once, after a closed block; a model that was trained to think thinks unless it gets one."""
 
 
 class ThinkingTags(FrozenModel):
@@ -130,10 +130,10 @@ class ThinkingTags(FrozenModel):
 
 
 def open_thinking(prompt_ids: Sequence[int], open_ids: Sequence[int], block_ids: Sequence[int]) -> list[int]:
-    """A prompt's tokens with a block behind them, by one rule in training and in serving.
+    """A prompt's tokens with a thinking block after them; training and serving both use this.
 
-    `block_ids` is the open tag, or the closed, empty block. A chat template that opens thinking by itself (the prompt
-    ends with `open_ids`) is not made to do so twice.
+    `block_ids` is the open tag, or the closed, empty block. Where the chat template opens thinking by
+    itself (the prompt ends with `open_ids`), it is not opened twice.
     """
     opened = tuple(prompt_ids[-len(open_ids) :]) == tuple(open_ids)
     return [*(prompt_ids[: -len(open_ids)] if opened else prompt_ids), *block_ids]

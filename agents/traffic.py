@@ -1,4 +1,4 @@
-"""Traffic: what a run really asked, as JSONL rows that recipes and probes read."""
+"""Traffic: the asks and replies of runs, as JSONL rows that recipes and probes read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["TrafficRow", "data_fingerprint", "read_traffic", "write_traffic"]
 class TrafficRow(BaseModel):
     """One ask and its reply, with the score its run (or its teacher) earned; 1.0 is solved, None unscored.
 
-    `task` is the text of the run's input (`task_text`), empty where it is not known. `thinking` is what was thought
-    before the reply, without its tags: empty where the ask was told not to think, None where it was told nothing.
+    `task` is the text of the run's input (`task_text`), empty where it is not known. `thinking` is the thinking
+    before the reply, without its tags: empty for an ask with thinking off, None for one without a thinking profile.
 
     >>> from metier.agents import Message
     >>> question = Message(role="user", content="What is 2 + 2?")
@@ -54,7 +54,7 @@ def write_traffic(path: Path, rows: Iterable[TrafficRow]) -> int:
 
 
 def read_traffic(path: Path) -> Iterator[TrafficRow]:
-    """Read rows one at a time; raises TaskSetError that names the line which is no row."""
+    """Read rows one at a time; raises TaskSetError with the number of a line that is not a row."""
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():

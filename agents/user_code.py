@@ -1,4 +1,4 @@
-"""Loads what a recipe or an assignment names in a user's own Python file."""
+"""Loads the objects that recipes name in a user's own Python file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["load_named"]
 
 
 def load_named(folder: Path, named: str, where: str, what: str, fits: Callable[[Any], bool]) -> Any:
-    """What a `file.py:name` relative to `folder` names; `where` and `what` go into errors.
+    """Load the object that `file.py:name`, relative to `folder`, names; `where` and `what` are for errors.
 
-    Raises: RecipeError when there is no such file, it cannot be imported, or it has nothing of that name that fits.
+    Raises: RecipeError when there is no such file, it cannot be imported, or it has no fitting object of that name.
     """
     file, _, name = named.partition(":")
     path = folder / file

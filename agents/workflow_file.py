@@ -1,4 +1,4 @@
-"""Load a workflow, and the tasks it is tried on, from a Python file."""
+"""Load a workflow and its tasks from a Python file."""
 
 from __future__ import annotations
 

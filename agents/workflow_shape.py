@@ -1,4 +1,4 @@
-"""A workflow's structure as plain data, kept with a batch: what a report needs to draw it and to bound its time."""
+"""A workflow's structure as plain data, kept with a batch, from which reports draw it and bound its time."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class WorkflowShape(BaseModel):
 
 
 class StepsThatRan:
-    """What of a workflow one run came to: each step's rounds and items, from the paths that were recorded."""
+    """The part of a workflow that one run reached: each step's rounds and items, from the recorded paths."""
 
     def __init__(self, paths: Iterable[str]) -> None:
         self._ran: dict[tuple[StepPath, str], set[PathStep]] = {}

@@ -1,7 +1,7 @@
-"""Which variant serves whom: measures, decides, executes nothing itself."""
+"""Which variant plays which role: measures and decides; runtime executes."""
 
 from .assignment import Assignment, RoleAssignment, load_assignment
-from .escalation import NO_SETBACKS, Rung, Setbacks
+from .escalation import NO_SETBACKS, EscalationLevel, Setbacks
 from .placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
 from .priority import PrioritySettings
 from .probing.evaluator import Evaluator, RunTasks
@@ -25,6 +25,7 @@ __all__ = [
     "Assigned",
     "Assignment",
     "Candidate",
+    "EscalationLevel",
     "Evaluator",
     "Footprint",
     "Journal",
@@ -45,7 +46,6 @@ __all__ = [
     "Route",
     "Router",
     "RunTasks",
-    "Rung",
     "Serving",
     "Setbacks",
     "Solution",

@@ -12,21 +12,22 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from ..agents.errors import AssignmentError, SettingsError, did_you_mean
 from ..agents.frozen_model import FrozenModel
 from ..agents.thinking import ThinkingProfile
-from .escalation import ClimbCause, Rung
+from .escalation import ClimbCause, EscalationLevel
 
 __all__ = ["Assignment", "RoleAssignment", "load_assignment"]
 
 BASE = "base"
-"""Name of the base model itself, where a variant could stand."""
+"""Name of the base model itself, used in place of a variant's."""
 
 
 class RoleAssignment(FrozenModel):
     """The variant of one role, and how that changes by round or after failures.
 
-    >>> from metier.router import Rung
+    >>> from metier.router import EscalationLevel
     >>> plain = RoleAssignment(variant="solver-lora", rounds={2: "base"}, reason="second tries are short")
-    >>> climbs = RoleAssignment(ladder=(Rung(thinking=64), Rung(thinking=256)), climb_on=("rejected",))
-    >>> climbs.rung(1)[1].max_tokens
+    >>> levels = (EscalationLevel(thinking=64), EscalationLevel(thinking=256))
+    >>> climbs = RoleAssignment(ladder=levels, climb_on=("rejected",))
+    >>> climbs.level(1)[1].max_tokens
     256
     """
 
@@ -42,14 +43,14 @@ class RoleAssignment(FrozenModel):
     thinking_rounds: dict[int, ThinkingProfile] = {}
     """Other lengths of thinking for particular rounds."""
 
-    ladder: tuple[Rung, ...] = ()
-    """Steps that the role climbs: it begins on the first, and goes up one for each failure named in `climb_on`."""
+    ladder: tuple[EscalationLevel, ...] = ()
+    """Levels of escalation. The role begins on the first and goes up one for each failure named in `climb_on`."""
 
     climb_on: tuple[ClimbCause, ...] = ()
     """Kinds of failure that climb: `rejected`, `unparsed`, `unsure`."""
 
     max_climbs: int | None = Field(default=None, ge=1)
-    """How many steps up at most. None is to the ladder's end."""
+    """How many levels up at most. None is to the last level."""
 
     min_logprob: float | None = Field(default=None, le=0, allow_inf_nan=False)
     """Mean log-probability (nats a token, at most 0) below which an answer is unsure."""
@@ -69,10 +70,10 @@ class RoleAssignment(FrozenModel):
 
     @field_validator("ladder", mode="before")
     @classmethod
-    def _accept_variants_as_rungs(cls, ladder: Any) -> Any:
+    def _accept_variants_as_levels(cls, ladder: Any) -> Any:
         if not isinstance(ladder, list | tuple):
             return ladder
-        return [{"variant": rung} if isinstance(rung, str) else rung for rung in ladder]
+        return [{"variant": level} if isinstance(level, str) else level for level in ladder]
 
     @model_validator(mode="after")
     def _check_ladder(self) -> Self:
@@ -82,7 +83,7 @@ class RoleAssignment(FrozenModel):
                     raise ValueError(f"{name} without a ladder climbs nowhere; give the role `ladder: [...]`")
             return self
         if len(self.ladder) < 2:
-            raise ValueError("a ladder of one rung leads nowhere; write two or more, beginning with the first")
+            raise ValueError("a ladder of one level has nothing to climb to; write two or more, the first one included")
         if not self.climb_on or len(set(self.climb_on)) < len(self.climb_on):
             raise ValueError("a ladder needs climb_on, each of rejected, unparsed, unsure at most once")
         if self.rounds or self.thinking_rounds:
@@ -90,20 +91,22 @@ class RoleAssignment(FrozenModel):
         if ("unsure" in self.climb_on) != (self.min_logprob is not None):
             raise ValueError("climb_on: [unsure] and min_logprob need each other")
         if self.max_climbs is not None and self.max_climbs >= len(self.ladder):
-            raise ValueError(f"max_climbs={self.max_climbs} with {len(self.ladder)} rungs; at most one less than rungs")
-        full = [self.rung(climbs) for climbs in range(len(self.ladder))]
+            raise ValueError(
+                f"max_climbs={self.max_climbs} with {len(self.ladder)} levels; at most one less than levels"
+            )
+        full = [self.level(climbs) for climbs in range(len(self.ladder))]
         if any(lower == upper for lower, upper in zip(full, full[1:], strict=False)):
-            raise ValueError("two rungs that follow each other are the same")
+            raise ValueError("two levels that follow each other are the same")
         return self
 
-    def rung(self, climbs: int) -> tuple[str, ThinkingProfile | None]:
-        """Variant and thinking of the rung so many above the first."""
-        rung = self.ladder[climbs]
-        return rung.variant or self.variant, self.thinking if rung.thinking is None else rung.thinking
+    def level(self, climbs: int) -> tuple[str, ThinkingProfile | None]:
+        """Variant and thinking of the level that is `climbs` above the first."""
+        level = self.ladder[climbs]
+        return level.variant or self.variant, self.thinking if level.thinking is None else level.thinking
 
     @property
     def climb_limit(self) -> int:
-        """How many rungs an ask may stand above the first."""
+        """How many levels above the first an ask may be."""
         return len(self.ladder) - 1 if self.max_climbs is None else self.max_climbs
 
 
@@ -137,19 +140,21 @@ class Assignment(FrozenModel):
         return {role: {"variant": v} if isinstance(v, str) else v for role, v in roles.items()}
 
     def names(self) -> list[str | None]:
-        """Everything that may be asked for, in a stable order: variants by name, None for the base."""
+        """All variants that may be asked for, in a stable order: names, None for the base."""
         return _in_order({self.default, *self._named()})
 
     def expected_names(self) -> list[str | None]:
-        """As `names`, without a default that nobody wrote down: where every role is named, none falls back on it."""
+        """As `names`, without the default where it was not set: a file that names every role does not need it."""
         named = self._named()
         return _in_order({self.default, *named} if "default" in self.model_fields_set or not named else named)
 
     def _named(self) -> set[str]:
         named = set()
         for role in self.roles.values():
-            rungs = {role.rung(climbs)[0] for climbs in range(role.climb_limit + 1)} if role.ladder else {role.variant}
-            named |= {*rungs, *role.rounds.values()}
+            levels = (
+                {role.level(climbs)[0] for climbs in range(role.climb_limit + 1)} if role.ladder else {role.variant}
+            )
+            named |= {*levels, *role.rounds.values()}
         return named
 
     def variants(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which rung of its ladder a role stands on: one up for each setback of a kind that climbs, within a limit."""
+"""Which level of its ladder a role is on: one up for each failure of a kind that climbs, within a limit."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Literal, NamedTuple
 from ..agents.frozen_model import FrozenModel
 from ..agents.thinking import ThinkingProfile
 
-__all__ = ["NO_SETBACKS", "ClimbCause", "Rung", "Setbacks", "climb"]
+__all__ = ["NO_SETBACKS", "ClimbCause", "EscalationLevel", "Setbacks", "climb"]
 
 ClimbCause = Literal["rejected", "unparsed", "unsure"]
 """`rejected`: the loop went into another round; `unparsed`: a try ended without a reply that parses, corrections
 included; `unsure`: the answer's mean log-probability was below the role's threshold."""
 
 
-class Rung(FrozenModel):
-    """One step of a ladder.
+class EscalationLevel(FrozenModel):
+    """One level of a ladder.
 
-    >>> Rung(variant="solver-lora", thinking=256).thinking.max_tokens
+    >>> EscalationLevel(variant="solver-lora", thinking=256).thinking.max_tokens
     256
     """
 
     variant: str | None = None
-    """Variant of this step. None is the role's own."""
+    """Variant of this level. None is the role's own."""
 
     thinking: ThinkingProfile | None = None
-    """How long this step thinks. None is the role's own."""
+    """How long this level thinks. None is the role's own."""
 
 
 class Setbacks(NamedTuple):
@@ -45,6 +45,6 @@ NO_SETBACKS = Setbacks()
 
 
 def climb(setbacks: Setbacks, causes: tuple[ClimbCause, ...], max_climbs: int) -> int:
-    """How many rungs above the first an ask stands: the setbacks that count, at most `max_climbs`."""
+    """How many levels above the first an ask is: the failures that count, at most `max_climbs`."""
     counted: int = sum(getattr(setbacks, cause) for cause in causes)
     return min(counted, max_climbs)

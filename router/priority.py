@@ -1,4 +1,4 @@
-"""In what order the engine takes up the asks of different runs: short ones first, old ones not left behind."""
+"""The order in which asks of different runs are answered: short runs first, without starving old ones."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class PrioritySettings(FrozenModel):
 
 
 def order_key_s(began_s: float, remaining_s: float, attained_s: float, settings: PrioritySettings) -> float:
-    """Where a run's next ask stands in the order, in seconds; the smallest goes first.
+    """The sort key of a run's next ask, in seconds; the smallest goes first.
 
     The key is the time the run began plus a handicap: remaining critical path and weighted attained service
     (shortest remaining time, Schrage 1968, with the least attained service of Autellix, arXiv 2502.13965, section 4),
-    at most `ageing_s`. Since the handicap is bounded and every key stands on the same clock, a run that began
-    `ageing_s` earlier goes first whatever it is, and keys need no update while asks wait.
+    at most `ageing_s`. Since the handicap is bounded and all keys are on the same clock, a run that began `ageing_s`
+    earlier always goes first, and keys need no update while asks wait.
     """
     handicap_s = remaining_s + settings.attained_weight * attained_s
     return began_s + min(handicap_s, settings.ageing_s)

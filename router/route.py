@@ -17,8 +17,8 @@ class Route:
     """Where an ask goes: the variant (None is the base itself) and the reason, kept with the ask.
 
     `thinking` is how long the assignment lets it think, None where that is left to the role. An answer whose mean
-    log-probability is below `min_logprob` is worth another ask one rung up; None where none is, or none is left.
-    `climbs` is how many rungs above its ladder's first it goes.
+    log-probability is below `min_logprob` is asked for again one level up; None where the ladder has no such rule or
+    ends. `climbs` is how many levels above its ladder's first the ask is.
     """
 
     variant: str | None
@@ -59,7 +59,7 @@ class Router:
         return self.expect(ask.role, ask.round)
 
     def expect(self, role: str, round_number: int) -> Route:
-        """What an ask that a role may yet make in a round will get, if nothing but earlier rounds goes wrong."""
+        """What a role's later ask in a round will get, if no failure but the rounds before it is counted."""
         key = (role, round_number)
         route = self._routes.get(key)
         if route is None:
@@ -83,14 +83,14 @@ class Router:
 def _on_ladder(role: str, round_number: int, assigned: RoleAssignment, setbacks: Setbacks) -> Route:
     limit = assigned.climb_limit
     climbs = climb(setbacks, assigned.climb_on, limit)
-    variant, thinking = assigned.rung(climbs)
+    variant, thinking = assigned.level(climbs)
     reason = _why(role, round_number, assigned, setbacks, climbs)
-    threshold = assigned.min_logprob if climbs < limit else None  # nothing is left to climb to
+    threshold = assigned.min_logprob if climbs < limit else None  # the last level
     return Route(None if variant == BASE else variant, reason, thinking, threshold, climbs)
 
 
 def _why(role: str, round_number: int, assigned: RoleAssignment, setbacks: Setbacks, climbs: int) -> str:
-    """The last setback that counts, and what it changed: `round 2: critic said no, rung 1 → 2: thinking 64 → 256`."""
+    """The last setback that counts, and what it changed: `round 2: critic said no, level 1 → 2: thinking 64 → 256`."""
     causes = assigned.climb_on
     if setbacks.unsure and "unsure" in causes:
         said = "the answer was unsure"
@@ -101,14 +101,14 @@ def _why(role: str, round_number: int, assigned: RoleAssignment, setbacks: Setba
     elif setbacks.rejected and "rejected" in causes:
         said = f"{setbacks.rejected_by or 'round ' + str(round_number - 1)} said no"
     else:
-        return assigned.reason or f"assigned to {role!r}, rung 1"
+        return assigned.reason or f"assigned to {role!r}, level 1"
     counted = sum(getattr(setbacks, cause) for cause in causes)
     if counted > climbs:
-        return f"round {round_number}: {said}, stays on rung {climbs + 1}: bound of {climbs} climbs"
-    (was, thought), (now, thinks) = assigned.rung(climbs - 1), assigned.rung(climbs)
+        return f"round {round_number}: {said}, stays on level {climbs + 1}: max_climbs is {climbs}"
+    (was, thought), (now, thinks) = assigned.level(climbs - 1), assigned.level(climbs)
     changes = [f"variant {was} → {now}"] if was != now else []
     changes += [f"thinking {_short(thought)} → {_short(thinks)}"] if thought != thinks else []
-    return f"round {round_number}: {said}, rung {climbs} → {climbs + 1}: {', '.join(changes)}"
+    return f"round {round_number}: {said}, level {climbs} → {climbs + 1}: {', '.join(changes)}"
 
 
 def _short(profile: ThinkingProfile | None) -> str:

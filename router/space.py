@@ -108,7 +108,7 @@ class Space:
     def read(self, assignment: Assignment) -> dict[Part, Candidate]:
         """What an assignment chooses for each part.
 
-        Raises: AssignmentError when it tells later rounds apart from each other, which parts do not.
+        Raises: AssignmentError when it distinguishes rounds after the first, which parts do not.
         """
         return {part: self._read_part(assignment, part) for part in self.parts}
 
@@ -137,7 +137,7 @@ class Space:
     ) -> Assignment:
         """The assignment that makes a choice, each role with the reasons of its parts and the seconds of an ask.
 
-        Raises: AssignmentError when a part of the workflow is not chosen for.
+        Raises: AssignmentError when the choice lacks a part of the workflow.
         """
         missing = [str(part) for part in self.parts if part not in choices]
         if missing:

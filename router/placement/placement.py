@@ -1,4 +1,4 @@
-"""Which replica gets an ask: the one where it, and what it does to the others, is predicted to cost least."""
+"""Which replica gets an ask: the one with the least predicted cost, delays of other asks included."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["PlacedAsk", "Placement", "PlacementCosts", "ReplicaState", "place"]
 
 @dataclass(frozen=True, slots=True)
 class PlacedAsk:
-    """What placement has to know of an ask.
+    """What placement needs to know about an ask.
 
-    `adapter` is None for the base. `conversation` names what a prefix cache may have of the prompt: the run, and the
-    adapter, since engines key their caches by it. `answer_tokens` is how many are expected; `remaining_s` is the
+    `adapter` is None for the base. `conversation` names the cached prefix of the prompt: the run, and the adapter,
+    since engines key their caches by it. `answer_tokens` is how many are expected; `remaining_s` is the
     critical path of the run from this ask on.
 
     >>> PlacedAsk("solver-lora", conversation="r1", prompt_tokens=200, answer_tokens=50).remaining_s
@@ -34,10 +34,10 @@ class PlacedAsk:
 
 @dataclass(slots=True)
 class ReplicaState:
-    """What is known of one replica; whoever drives it keeps this, `place` only reads it.
+    """What is known about one replica; its driver keeps this up to date, `place` only reads it.
 
-    `adapters` has those that are resident or on their way, with their asks in flight, waiting ones included: an
-    adapter without any may be evicted. `outstanding_tokens` are those that are still to be computed there: prompt
+    `adapters` maps those that are resident or being loaded to their asks in flight, waiting ones included; an
+    adapter with none may be evicted. `outstanding_tokens` are those that are still to be computed there: prompt
     tokens not cached, and answers. `conversations` has how many tokens of each are cached.
 
     >>> near = ReplicaState("near", adapter_slots=2, adapters={"solver-lora": 1}, outstanding_tokens=100)
@@ -86,7 +86,7 @@ class PlacementCosts(FrozenModel):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an ask goes, why, and in how many seconds it should be answered there."""
+    """The replica an ask goes to, the reason, and the predicted seconds until its answer."""
 
     replica: str
     reason: str
@@ -94,7 +94,7 @@ class Placement:
 
 
 def place(ask: PlacedAsk, replicas: Iterable[ReplicaState], costs: PlacementCosts) -> Placement:
-    """Choose the healthy replica where the ask is answered first, what it costs others counted in.
+    """Choose the healthy replica with the earliest predicted finish, plus what the ask costs others there.
 
     Earliest finish time (HEFT, Topcuoglu et al. 2002), from the queue there, the adapter's load where it is not
     resident, the slot it may have to wait for, and the prompt that its cache does not have. A hot adapter therefore
@@ -128,7 +128,7 @@ def place(ask: PlacedAsk, replicas: Iterable[ReplicaState], costs: PlacementCost
 
 
 def _slot(adapter: str | None, replica: ReplicaState) -> tuple[float, bool, bool]:
-    """What the ask's adapter needs there: how many turns of a slot to wait, whether to load, whether to evict."""
+    """Return (turns of a slot to wait, whether to load, whether to evict) for the ask's adapter on this replica."""
     if adapter is None or adapter in replica.adapters:
         return 0.0, False, False
     if len(replica.adapters) < replica.adapter_slots:

@@ -1,4 +1,4 @@
-"""What a driver knows of a replica from the asks it has sent there itself: no message goes to and fro for it."""
+"""What a driver knows about a replica from the asks it has sent there itself, without asking the replica."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["ReplicaAccount"]
 
 
 class ReplicaAccount:
-    """Keeps the `state` of one replica that `place` reads, up to date with every ask that begins or ends there.
+    """Keeps the `state` of one replica for `place`: updated with every ask that begins or ends there.
 
-    Adapters are taken to leave as they do in `AdapterSlots`: the longest idle one first, when another needs its slot.
+    Assumes that adapters are evicted as in `AdapterSlots`: the longest idle one first, when another needs its slot.
     Of the conversations, the last `conversations_kept` are remembered.
     """
 
@@ -26,7 +26,7 @@ class ReplicaAccount:
 
     @contextmanager
     def answering(self, ask: PlacedAsk) -> Iterator[None]:
-        """An ask is there for the length of the block; its prompt counts as cached there unless it fails."""
+        """Count an ask as in flight within the block; afterwards its prompt counts as cached unless it failed."""
         cached = self._conversations.pop(ask.conversation, 0)
         tokens = max(ask.prompt_tokens - cached, 0) + ask.answer_tokens
         self.state.outstanding_tokens += tokens
@@ -42,7 +42,7 @@ class ReplicaAccount:
             self._use(ask.adapter, -1)
 
     def forget(self) -> None:
-        """The replica has begun anew: nothing is resident or cached there but what is on its way."""
+        """The replica was restarted: nothing is resident or cached but what is in flight."""
         self._conversations.clear()
         for adapter in [adapter for adapter, asks in self._adapters.items() if not asks]:
             del self._adapters[adapter]

@@ -1,4 +1,4 @@
-"""How many tokens an ask has and will be answered with, as far as earlier replies tell."""
+"""Estimates from earlier replies: how many tokens a prompt has, and how many its answer will have."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from .placement import PlacedAsk
 __all__ = ["TokenEstimates"]
 
 CHARACTERS_PER_TOKEN = 4.0
-"""Of English text, before the first reply."""
+"""Characters a token of English text, used before the first reply."""
 ANSWER_TOKENS = 64
-"""Of an answer that may be longer, before the role's first reply."""
+"""Tokens of an answer, used before the role's first reply (or `max_tokens` where that is less)."""
 ROLES_KEPT = 10_000
-"""Roles whose answers are remembered; only clients that make up names have more."""
+"""Most roles whose answer lengths are kept; more only come from clients that invent role names."""
 
 
 class TokenEstimates:

@@ -1,4 +1,4 @@
-"""Runs a workflow under one choice after another, never twice under the same one, and counts what that took."""
+"""Runs a workflow under one choice after another, each task once per choice, and counts the runs and asks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class RunTasks(Protocol):
     """Runs a workflow; what a session on real engines does for a probe, or a table of recorded scores."""
 
     async def __call__(self, assignment: Assignment, tasks: Sequence[str], on_outcome: OnOutcome) -> None:
-        """Run the tasks of these ids under an assignment; tell each outcome once it is known, in any order."""
+        """Run the tasks of these ids under an assignment; pass on each outcome as soon as it is known, in any order."""
         ...
 
 
 @dataclass
 class Counts:
-    """What evaluating took: runs made and runs known from before; asks made, and asks reused within made runs."""
+    """Counts: runs made, runs found in the journal, asks made, and asks reused within the runs made."""
 
     runs: int = 0
     recalled: int = 0
@@ -36,10 +36,10 @@ class Counts:
 
 
 class Evaluator:
-    """Scores choices on tasks. What it has seen, now or in an earlier process, comes from the journal.
+    """Scores choices on tasks. Outcomes in the journal, also of an earlier process, are not run again.
 
     `tasks` maps the id of each task to a name of its content, and `variants` each variant to its content id (those
-    not named stand for themselves); with `identity` (workflow, seed, engine settings) they make the key of a run.
+    not named keep their name); with `identity` (workflow, seed, engine settings) they make the key of a run.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Evaluator:
     async def outcomes(self, choices: Choices, tasks: Sequence[str]) -> list[Outcome]:
         """How each task ends under a choice, in the order of `tasks`.
 
-        Raises: ProfileError for a score that is none, and what running the workflow raises.
+        Raises: ProfileError for a score that is not from 0 to 1, and what running the workflow raises.
         """
         keys = {task: self._key(choices, task) for task in tasks}
         missing = []
@@ -98,7 +98,7 @@ class Evaluator:
         return [outcome.score for outcome in await self.outcomes(choices, tasks)]
 
     def _key(self, choices: Choices, task: str) -> str:
-        """Key of a run by what answers each role in its first and in later rounds, however the parts are cut."""
+        """Key of a run: the candidate of each role in its first and in later rounds, however parts are split."""
         cast: dict[str, list[str]] = {}
         for part, chosen in choices.items():
             name = self._name(chosen)

@@ -1,4 +1,4 @@
-"""How sure a mean is: bootstrap intervals to report, and bounds that hold however often one looks, to stop by."""
+"""Intervals of a mean: bootstrap intervals to report, and anytime-valid bounds to stop early by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["bootstrap_interval", "mean", "upper_bound"]
 
 RESAMPLES = 2_000
 BETS = tuple(share / 20 for share in range(1, 20))
-"""Shares of the capital that are staked, side by side; a mixture of martingales is one too."""
+"""Shares of the capital that are bet, averaged: a mixture of martingales is a martingale."""
 BISECTIONS = 30
 
 
@@ -31,11 +31,11 @@ def bootstrap_interval(values: Sequence[float], *, confidence: float = 0.95, see
 
 
 def upper_bound(differences: Sequence[float], alpha: float) -> float:
-    """Upper confidence bound of the mean of values from -1 to 1, valid at every moment one may stop.
+    """Upper confidence bound of the mean of values from -1 to 1, valid at any stopping time.
 
     A gambler who bets that the mean is below `m` grows rich only if it is: by Ville's inequality the capital passes
     1/alpha with probability at most alpha when the mean is m (Waudby-Smith and Ramdas, "Estimating means of bounded
-    random variables by betting", JRSS-B 2024, theorem 1). Found is the smallest m that is refuted.
+    random variables by betting", JRSS-B 2024, theorem 1). The bound is the smallest m that is refuted.
     """
     values = [(value + 1) / 2 for value in differences]
     low, high = 0.0, 1.0

@@ -20,16 +20,16 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 def record_key(**content: Any) -> str:
-    """The key of a record that stands for this content."""
+    """The key of a record for this content."""
     return content_hash(content, compact=True)
 
 
 class Journal(Generic[Record]):
-    """A JSONL file of records that is only ever appended to: what a killed probe had finished is there for the next.
+    """A JSONL file of records that is only appended to, so that a probe that was killed goes on where it was.
 
-    A last line that was cut off by a kill is dropped, and written again by whoever needs it. `path` None keeps
+    A last line that was cut off by a kill is dropped. `path` None keeps
     records for this process only. Use as a context manager, or close it.
-    Raises: ProfileError when a line is no record, or the file cannot be written.
+    Raises: ProfileError when a line is not a record, or the file cannot be written.
     """
 
     def __init__(self, path: Path | None, kind: type[Record]) -> None:

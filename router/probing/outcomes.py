@@ -1,4 +1,4 @@
-"""What one run of a workflow under one assignment came to, and the journal that keeps it for the next probe."""
+"""The outcome of one run of a workflow under one assignment: its score, and what each ask cost."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class AskCost(BaseModel):
     """What one ask of a run cost; `reused` where its reply came from an earlier run that asked exactly the same.
 
     `cpu_s` and `seconds` (prefill and decode, without queueing and swaps) are the engine's; `shared_tokens` maps
-    earlier asks of the run, by `role[round]`, to the prompt tokens that are the same from the start, which a prefix
-    cache saves where the same variant answers both. Its key "" is what asks of other runs share. `content` names what
-    was asked of whom: equal asks have equal names.
+    earlier asks of the run, by `role[round]`, to the length of the common prompt prefix in tokens, which a prefix cache
+    saves where the same variant answers both. Its key "" is the prefix shared with asks of other runs. `content`
+    is a hash of the ask and the variant that answered it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,7 +47,7 @@ class Outcome(BaseModel):
     """How one task ended under one assignment: the workflow's score (a failed run scores 0) and what was asked.
 
     `role_scores` holds a role's own verifier, where the workflow has one, as the mean over its answers.
-    Raises: ProfileError when a score is no number from 0 to 1.
+    Raises: ProfileError when a score is not a number from 0 to 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -81,9 +81,10 @@ async def probe(
 
     The incumbent is the assignment in which one part at a time is replaced; without one, the best that replacing
     single parts leads to is searched for first. `footprints` and `variants` (content ids) are by variant name.
-    Raises: ProfileError when nothing solves any task or a score is none, AssignmentError for an incumbent with
-    candidates that are not in the space, and what running the workflow raises. `engine_costs` says, once all is run,
-    what tokens and steps cost on each checkpoint; those not in it are reckoned from their asks.
+    `engine_costs` is called when all runs are done: checkpoint → cost of tokens and steps. For those that it
+    lacks, cost is estimated from asks.
+    Raises: ProfileError when no run solves any task or a score is not from 0 to 1, AssignmentError for an incumbent
+    with candidates that are not in the space, and what running the workflow raises.
     """
     settings = settings or ProbeSettings()
     tell = on_note or (lambda note: None)
@@ -144,7 +145,7 @@ async def probe(
 
 
 def _drop(arms: Sequence[_Arm], base: Sequence[Outcome], settings: ProbeSettings, tell: Callable[[str], None]) -> None:
-    """Successive elimination: an arm goes when a rival's lead is past the margin, by a bound that holds at every look.
+    """Successive elimination: drop an arm when another's lead exceeds the margin, by a bound valid at every look.
 
     Each arm is compared with the incumbent and with the arms of its part, so the chance of error is shared by all
     these pairs.

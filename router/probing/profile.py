@@ -1,4 +1,4 @@
-"""Profiles: what each variant is worth and costs at each part of a workflow, measured, one JSON line each."""
+"""Profiles: the measured quality and cost of each variant at each part of a workflow, one JSON line each."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Footprint(BaseModel):
     """What a variant needs to be served: its checkpoint (`base`, or a content id) and adapter, in MiB of memory.
 
     `adapter` is the content id of the variant whose adapter it is, "" for none; `adapter_rank` its rows of a slot,
-    `slot_mib` what all slots of an engine hold once any adapter is served on the checkpoint. Where other machines
-    serve, nobody here knows the memory: `memory_known` is False then, and the amounts mean nothing.
+    `slot_mib` what all slots of an engine hold once any adapter is served on the checkpoint. On a server
+    elsewhere the memory is not known: `memory_known` is False then, and the amounts mean nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,9 +46,9 @@ class Footprint(BaseModel):
 
 
 class TokenCost(BaseModel):
-    """What a prompt token costs that has to be computed, in CPU-seconds and in seconds the ask takes longer.
+    """Cost of a prompt token that is not in the prefix cache: CPU-seconds, and seconds of the ask.
 
-    Where engines were measured at work (`step_cpu_s` above 0): what a written token and what a step costs, too.
+    Where the engines' steps were measured (`step_cpu_s` above 0), also the cost of a generated token and of a step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +68,7 @@ class Profile(BaseModel):
     ask after the other. `elsewhere_*` is how much more the other parts use than with the incumbent: a bad plan costs
     rounds. `shared_tokens` are the prompt tokens, by earlier part, that the prefix cache saves where one variant
     plays both ("": what every run shares). `dropped` says why the probe stopped early, "" when it did not.
-    Raises: ProfileError (on reading) when a number is none.
+    Raises: ProfileError (on reading) when a number is NaN.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

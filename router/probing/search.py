@@ -50,8 +50,8 @@ class SearchSettings(FrozenModel):
 class Duel:
     """Two choices on the same tasks; `best` and `other` are the scores known so far, by task.
 
-    Ends early without any doubt when the tasks not seen cannot change who has more in total, or with a small chance
-    of error when a bound on the difference of means, valid at every look, is past 0.
+    Ends early when the tasks not seen cannot change which has the higher total, or, with a small chance of error, when
+    an anytime-valid bound on the difference of means excludes 0.
     """
 
     tasks: Sequence[str]
@@ -63,7 +63,7 @@ class Duel:
     chosen_by_score: bool = False
 
     def see(self, task: str, best: float, other: float) -> None:
-        """Take note of both scores on one task."""
+        """Record both scores on one task."""
         self.best[task], self.other[task] = best, other
         if not self.chosen_by_score:
             self._random.append(other - best)
@@ -94,9 +94,9 @@ class Duel:
 async def explore(space: Space, tasks: Sequence[str], score: Score, settings: SearchSettings) -> dict[Part, Candidate]:
     """The choice that is likeliest to be the best after some runs, one task each.
 
-    A run is solved when every part manages its share (a noisy AND), so that one success speaks for all its candidates
-    at once, and one failure blames those that are doubted anyway. Which choice to run next is drawn from what is
-    believed so far (Thompson sampling). Raises: ProfileError when no run solves anything.
+    A run is taken to be solved when every part succeeds (a noisy AND). So one success raises the estimate of all its
+    candidates, and one failure lowers most those that were estimated low. The next choice to run is drawn from the
+    estimates so far (Thompson sampling). Raises: ProfileError when no run solves anything.
     """
     rng = random.Random(settings.seed)
     seen: list[tuple[Choices, float]] = []
@@ -122,7 +122,7 @@ async def explore(space: Space, tasks: Sequence[str], score: Score, settings: Se
 
 
 class _Belief:
-    """How often each candidate is thought to manage its part: a Beta distribution each, by expectation maximisation."""
+    """Estimated success rate of each candidate at its part: a Beta distribution, by expectation maximisation."""
 
     ITERATIONS = 10
 
@@ -131,12 +131,12 @@ class _Belief:
         self._counts = {(part, c): (0.0, 0.0) for part in space.parts for c in space.candidates[part]}
 
     def rate(self, part: Part, candidate: Candidate) -> float:
-        """Mean of what is believed."""
+        """Mean of the estimate."""
         good, bad = self._counts[part, candidate]
         return (good + 1) / (good + bad + 2)
 
     def learn(self, seen: Sequence[tuple[Choices, float]]) -> None:
-        """Believe what makes the runs so far likeliest; a failure is shared by doubt."""
+        """Fit the estimates to the runs so far; a failure is shared among its parts by how likely each failed."""
         for _ in range(self.ITERATIONS):
             counts = dict.fromkeys(self._counts, (0.0, 0.0))
             for choices, result in seen:
@@ -158,7 +158,7 @@ class _Belief:
         return {p: max(self._space.candidates[p], key=lambda c, p=p: drawn(p, c)) for p in self._space.parts}  # type: ignore[misc]
 
     def likeliest(self) -> dict[Part, Candidate]:
-        """For each part the candidate that is believed to do best."""
+        """For each part the candidate with the highest estimate."""
         return {
             p: max(self._space.candidates[p], key=lambda c, p=p: self.rate(p, c))  # type: ignore[misc]
             for p in self._space.parts
@@ -171,7 +171,7 @@ async def find_best(
     """The choice with the highest mean score over `tasks` among those that replace one part at a time.
 
     Sweeps over the parts until none changes, which is coordinate ascent, with duels that end as soon as they are
-    decided. Exact for parts that do not hinder each other, up to `alpha`.
+    decided. Exact, up to `alpha`, where parts do not interact.
     """
     rng = random.Random(settings.seed)
     order = rng.sample(list(tasks), len(tasks))
@@ -199,7 +199,7 @@ async def find_best(
 
 
 async def _fight(duel: Duel, best: Choices, challenger: Choices, score: Score, settings: SearchSettings) -> bool:
-    """Play a duel to its end; the tasks that decide it soonest come first."""
+    """Run a duel to its end; the tasks that decide it soonest come first. Return whether the challenger wins."""
     missing = [task for task in duel.tasks if task not in duel.best]
     duel.best.update(zip(missing, await score(best, missing), strict=True))
     failed = sum(1.0 - duel.best[task] for task in duel.tasks)

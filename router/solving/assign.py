@@ -26,12 +26,12 @@ async def assign(
     check: Evaluator | None,
     on_note: Callable[[str], None] | None = None,
 ) -> Assigned:
-    """The best choice by prediction that holds when the whole workflow runs on the tasks of `check`.
+    """The best choice by prediction that passes the check: the whole workflow run on held-out tasks.
 
-    One that does not hold is excluded, with all that differ from it only where nobody was asked, and the next best is
-    tried. Without `check` the prediction is believed.
-    Raises: InfeasibleError when no choice meets the limits, or none of those tried holds; ProfileError when they are
-    about memory that is not known; what running raises.
+    A choice that fails the check is excluded, together with every choice that differs from it only in parts no run
+    reached. Then the next best is tried. Without `check` nothing is run.
+    Raises: InfeasibleError when no choice meets the limits or none of those tried passes; ProfileError for a limit on
+    memory that is not known; what running raises.
     """
     settings, tell = settings or AssignSettings(), on_note or (lambda note: None)
     amount: Amount = "cpu_s" if settings.minimise == "cost_of_pass" else settings.minimise
@@ -51,7 +51,7 @@ async def assign(
         if check is None:
             measured = None
             break
-        if before is None:  # not sooner: limits that cannot be met are said before anything runs
+        if before is None:  # not before solving: limits that cannot be met are reported before anything runs
             tell(f"running the incumbent on {len(check.tasks)} held-out tasks")
             before = list(await check.outcomes(problem.incumbent, list(check.tasks)))
         tell(f"checking on {len(check.tasks)} held-out tasks: {_named(solution.choices)}")
@@ -61,7 +61,7 @@ async def assign(
         if not missed:
             break
         tell(f"does not hold: {missed}")
-        # Whoever differs only in parts that no run came to would run the same again.
+        # A choice that differs only in parts no run reached would give the same runs again.
         asked = {(ask.role, ask.round) for outcome in outcomes for ask in outcome.asks}
         reached = [part for part in problem.parts if any(part.covers(*ask) for ask in asked)]
         barred.append({part: solution.choices[part] for part in reached or problem.parts})
@@ -107,10 +107,10 @@ async def assign(
 
 
 def corrected(prediction: Prediction, measured: Measured | None) -> Prediction:
-    """A prediction with what was measured in its place, and times in proportion to CPU-seconds.
+    """The prediction with measured amounts put in, and times scaled by the measured CPU-seconds.
 
-    Profiles come from replacing one part at a time, and a checkpoint with one part on it makes smaller, dearer steps
-    than one with all of them; the check is the first time that the choice runs as a whole.
+    Profiles come from replacing one part at a time. A checkpoint that serves one part makes smaller, more expensive
+    steps than one that serves all; the check is the first run of the choice as a whole.
     """
     if measured is None or not prediction.cpu_s or not measured.cpu_s:
         return prediction
@@ -137,7 +137,7 @@ def choose(problem: Problem, limits: Limits, settings: AssignSettings, exclude: 
 
 
 def _with_floor(problem: Problem, settings: AssignSettings) -> Limits:
-    """The limits with a quality floor: what is asked for, and the incumbent's quality less the loss allowed."""
+    """The limits with a quality floor: `min_quality`, or the incumbent's quality less `quality_loss`."""
     floor = max(problem.quality - settings.quality_loss, 0.0)
     asked = settings.limits.min_quality
     return settings.limits.model_copy(update={"min_quality": floor if asked is None else asked})
@@ -156,11 +156,11 @@ def _missed(measured: Measured, settings: AssignSettings) -> str:
 
 
 def _rivals(problem: Problem, limits: Limits, settings: AssignSettings, known: list[Choices]) -> Iterator[Solution]:
-    """The best on each checkpoint that keeps the limits by prediction, but those that are known; none for memory.
+    """On each checkpoint alone the best choice within the limits, unless measured already; none for memory.
 
-    One that misses the quality floor by no more than `rival_shortfall` is held to its own best less the loss allowed.
+    Where the best misses the quality floor by at most `rival_shortfall`, the floor is that best less `quality_loss`.
     """
-    if settings.minimise == "memory_mib":  # which is not measured, and well predicted
+    if settings.minimise == "memory_mib":  # memory is not measured, and its prediction is good
         return
     floor = limits.min_quality or 0.0
     for narrowed in on_one_checkpoint(problem):

@@ -1,4 +1,4 @@
-"""What assigning is told and what it returns: settings, measurements, contenders."""
+"""The settings of assigning, and what it returns: measurements, contenders, the choice."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class AssignSettings(FrozenModel):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a choice came to on held-out tasks; `gain` is the paired difference to the incumbent, with intervals."""
+    """A choice measured on held-out tasks; `gain` is the paired difference to the incumbent, with its interval."""
 
     n: int
     quality: float
@@ -80,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Contender:
-    """One line of the table: a choice by name, what was expected of it and what it came to; None where unknown."""
+    """One line of the table: a choice by name, its prediction and its measurement; None where unknown."""
 
     name: str
     choices: Mapping[Part, Candidate] | None
@@ -93,7 +93,7 @@ class Contender:
 class Assigned:
     """The choice, why each part got its candidate, the table with the baselines, and what was rejected and why.
 
-    `expected` is what it will come to: its prediction, corrected by the check.
+    `expected` is its prediction, corrected by the check.
     """
 
     solution: Solution
@@ -107,7 +107,7 @@ class Assigned:
 
 
 def measure(outcomes: Sequence[Outcome], before: Sequence[Outcome]) -> Measured:
-    """What runs came to, `before` being the incumbent's on the same tasks."""
+    """Sum up outcomes; `before` are the incumbent's on the same tasks."""
     scores = [outcome.score for outcome in outcomes]
     gains = [a.score - b.score for a, b in zip(outcomes, before, strict=True)]
     asks = [ask for outcome in outcomes for ask in outcome.asks]

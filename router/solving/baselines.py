@@ -19,7 +19,7 @@ ORACLE = "oracle of the measured"
 
 
 def baselines(problem: Problem, limits: Limits, settings: AssignSettings) -> list[Contender]:
-    """What the choice is compared with: the incumbent, all on the base, one variant, chance, greed, brute force."""
+    """The baselines: the incumbent, all on the base, one variant, random, greedy, brute force."""
     amount: Amount = "cpu_s" if settings.minimise == "cost_of_pass" else settings.minimise
     found: list[tuple[str, Choices | None, str]] = [("incumbent", problem.incumbent or None, "")]
     uniform = [{p: c for p in problem.parts} for c in _everywhere(problem)]
@@ -44,7 +44,7 @@ def baselines(problem: Problem, limits: Limits, settings: AssignSettings) -> lis
 
 
 def oracle(runs: Sequence[Sequence[Outcome]], before: Sequence[Outcome]) -> Contender:
-    """What a router could at best have made of the assignments measured: for each task the cheapest that solves it."""
+    """The oracle over the measured assignments: for each task the cheapest one that solves it."""
     per_task = [
         min((o for o in task), key=lambda outcome: (-outcome.score, outcome.cpu_s)) for task in zip(*runs, strict=True)
     ]
@@ -52,7 +52,7 @@ def oracle(runs: Sequence[Sequence[Outcome]], before: Sequence[Outcome]) -> Cont
 
 
 def explain(problem: Problem, solution: Solution, limits: Limits, amount: Amount) -> dict[Part, str]:
-    """For each part why its candidate: what the best other one would change, all other parts as chosen."""
+    """For each part the reason of its candidate: what the best other one would change, all other parts as chosen."""
     reasons = {}
     for part in problem.parts:
         chosen, row = solution.choices[part], problem.rows[part][solution.choices[part]]

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 SMALLEST_RATIO = 1e-3
-"""A candidate that solved nothing keeps this share of the incumbent's quality, so that logarithms exist."""
+"""Least quality ratio of a candidate, so that logarithms exist where it solved nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a choice is expected to come to: quality 0 to 1, and amounts a task; `memory_mib` is for all engines, None
+    """The prediction for a choice: quality 0 to 1, and amounts a task; `memory_mib` is for all engines, None
     where others serve and it is not known.
 
     `latency_s` is a task's asks one after the other. `completion_s` is how much later many tasks are done for each
@@ -97,7 +97,7 @@ class Problem:
 
     @cached_property
     def elsewhere_scale(self) -> float:
-        """By how much dearer the incumbent's asks will be served than they were in the probe, whose batches differ."""
+        """Factor on the CPU-seconds of the incumbent's asks: batches will differ from those of the probe."""
         rows = self.incumbent_rows
         measured = math.fsum(row.cpu_s for row in rows)
         if measured <= 0 or not all(row.token_cost.step_cpu_s > 0 for row in rows):
@@ -156,7 +156,7 @@ def make_problem(
             why = f"its rank {profile.footprint.adapter_rank} does not fit slots of slot_rank={serving.slot_rank}"
             rejected.append(Rejected(part, candidate, why))
         elif part in never_asked and candidate != incumbent.get(part, candidate):
-            rejected.append(Rejected(part, candidate, "no run of the probe came to this part: the incumbent keeps it"))
+            rejected.append(Rejected(part, candidate, "no run of the probe reached this part: the incumbent keeps it"))
         else:
             rows[part][candidate] = profile
     _check_pairs(profiles, parts, candidates, rows, rejected)
@@ -174,10 +174,10 @@ def make_problem(
 
 
 def predict(problem: Problem, choices: Choices) -> Prediction:
-    """What a choice comes to.
+    """The prediction for a choice.
 
-    Quality: the incumbent's, times for each part the ratio that replacing this part alone has shown: parts that work
-    one after the other multiply. What parts do to each other beyond that only running the whole shows.
+    Quality is the incumbent's, times the ratio that replacing each part alone has shown: parts that work one after the
+    other multiply. Interactions beyond that are not predicted; the check on held-out tasks measures them.
     """
     lone = [problem.lone[part, choices[part]] for part in problem.parts]
     rows = [problem.rows[part][choices[part]] for part in problem.parts]
@@ -219,7 +219,7 @@ def ask_seconds(problem: Problem, choices: Choices) -> dict[str, float]:
 
 
 def shared(row: Profile, other: Profile) -> float:
-    """Prompt tokens a task that a part finds computed because another has the same variant; 0 where it has not."""
+    """Prompt tokens a task that a part finds in the prefix cache because another part has the same variant; else 0."""
     if row.footprint.prefix_key != other.footprint.prefix_key:
         return 0.0
     return min(row.shared_tokens.get(str(other.part), 0.0), row.prompt_tokens)
@@ -275,7 +275,7 @@ def _memory(problem: Problem, rows: Sequence[Profile]) -> float | None:
             row.footprint.checkpoint_mib + each_mib + (row.footprint.slot_mib if row.footprint.adapter else 0.0)
             for row in rows
         )
-    # All variants of a checkpoint say the same of it.
+    # All variants of a checkpoint have the same footprint of it.
     engines = {row.footprint.checkpoint: row.footprint.checkpoint_mib + each_mib for row in rows}
     slots = {row.footprint.checkpoint: row.footprint.slot_mib for row in rows if row.footprint.adapter}
     return math.fsum([problem.serving.process_mib, *engines.values(), *slots.values()])
@@ -327,7 +327,7 @@ def _check_pairs(
 
 
 def _incumbent(profiles: Sequence[Profile], parts: Sequence[Part]) -> dict[Part, Candidate]:
-    """Who plays each part in the assignment the profiles were measured around, as its text in every row says."""
+    """The incumbent's candidate for each part, read from its text in the rows."""
     text = profiles[0].incumbent if profiles else ""
     named = dict(item.split("=", 1) for item in text.split(", ") if "=" in item)
     found = {part: Candidate.read(named[str(part)]) for part in parts if str(part) in named}

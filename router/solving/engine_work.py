@@ -20,7 +20,7 @@ __all__ = ["EngineWork", "busy_seconds_per_cpu_s", "engine_steps", "fit_engine_c
 FIT_STRETCHES = 8
 """Fewer stretches than this say too little about the cost of a step."""
 LEAST_STEPS = 5
-"""Stretches with fewer steps are left out: what they cost is mostly the clock's grain."""
+"""Stretches with fewer steps are left out: their measured cost is mostly the clock's resolution."""
 
 
 class EngineWork(BaseModel):
@@ -45,7 +45,7 @@ def engine_steps(own_tokens: float, all_tokens: float, running: float) -> float:
 def busy_seconds_per_cpu_s(work: Sequence[EngineWork]) -> float | None:
     """How long steps took for each CPU-second they used: 1 on one thread, 0.5 on two that share; None if unknown.
 
-    The middle of the stretches, so that a few in which the machine was taken by others do not count.
+    The median over stretches, so that a few on a busy machine do not count.
     """
     ratios = [one.busy_s / one.cpu_s for one in work if one.busy_s > 0 and one.cpu_s > 0 and one.steps >= LEAST_STEPS]
     return median(ratios) if ratios else None

@@ -108,14 +108,14 @@ def objective(prediction: Prediction, minimise: Amount) -> float:
 
 
 def is_excluded(choices: Choices, exclude: Collection[Choices]) -> bool:
-    """Whether a choice agrees with one that is excluded, on all parts that this one names."""
+    """Whether a choice is excluded: it agrees with one of `exclude` on all parts that this one names."""
     return any(all(choices.get(part) == candidate for part, candidate in barred.items()) for barred in exclude)
 
 
 def all_choices(problem: Problem) -> Iterator[dict[Part, Candidate]]:
     """Every choice there is."""
-    for cast in itertools.product(*(problem.rows[part] for part in problem.parts)):
-        yield dict(zip(problem.parts, cast, strict=True))
+    for candidates in itertools.product(*(problem.rows[part] for part in problem.parts)):
+        yield dict(zip(problem.parts, candidates, strict=True))
 
 
 def brute_force(
@@ -143,8 +143,8 @@ def local_search(
 ) -> Solution | None:
     """A good choice by steepest descent from several starts; a limit that is missed weighs more than any cost.
 
-    Moves: another candidate for one part; for two parts; one candidate for every part that has it (which leaves an
-    engine empty, a thing no single move can do).
+    Moves: another candidate for one part; for two parts; one candidate for every part that has it, which empties an
+    engine, as no single move can.
     """
     limits, settings = limits or Limits(), settings or SolverSettings()
     rng = random.Random(settings.seed)
@@ -171,7 +171,7 @@ def front(
     exclude: Collection[Choices] = (),
     settings: SolverSettings | None = None,
 ) -> list[Solution]:
-    """The Pareto front of cost and quality within limits, cheapest first: nothing is as cheap and as good as a point.
+    """The Pareto front of cost and quality within limits, cheapest first.
 
     All of it where there are few choices, else the points of rising quality that the solver finds one by one.
     """
@@ -198,7 +198,7 @@ def front(
 
 
 def undominated(solutions: Collection[Solution], cost: Amount) -> list[Solution]:
-    """Those to which no other is both as cheap and as good, cheapest first."""
+    """The solutions that no other dominates in cost and quality, cheapest first."""
     kept: list[Solution] = []
     for solution in sorted(solutions, key=lambda s: (objective(s.prediction, cost), -s.prediction.quality)):
         if not kept or solution.prediction.quality > kept[-1].prediction.quality + TOLERANCE:
@@ -209,7 +209,7 @@ def undominated(solutions: Collection[Solution], cost: Amount) -> list[Solution]
 def explain_limits(
     problem: Problem, limits: Limits, exclude: Collection[Choices], settings: SolverSettings
 ) -> InfeasibleError:
-    """Which limits bind: those without which, all others kept, something is feasible; and the nearest value that is."""
+    """The error that names each binding limit (without it the others can be met) and the nearest feasible value."""
     names: dict[str, tuple[str, Amount]] = {
         "min_quality": ("quality", "quality"),
         "cpu_s": ("CPU-seconds a task", "cpu_s"),
@@ -241,7 +241,7 @@ def explain_limits(
         )
     return InfeasibleError(
         "every assignment has been tried and excluded",
-        expected="one that holds end to end",
+        expected="one that passes the check",
         remedy="Lower the quality asked for, or add variants.",
     )
 
@@ -270,7 +270,7 @@ def _descend(
 
 
 PAIR_MOVES_LIMIT = 2_000
-"""Neighbourhoods of two parts with more moves than this are left to the other moves."""
+"""Moves of two parts are left out where there are more of them than this."""
 
 
 def _neighbours(problem: Problem, choices: Mapping[Part, Candidate]) -> Iterator[dict[Part, Candidate]]:

@@ -103,7 +103,7 @@ class EngineSettings(FrozenModel):
     """Copies of the model that share the asks of one engine. Passed on to vLLM; we have not run it."""
 
     def with_room_for(self, ranks: Iterable[int]) -> EngineSettings:
-        """These settings with slots wide enough for adapters of these ranks, unless `slot_rank` was set by somebody."""
+        """These settings with slots wide enough for adapters of these ranks, unless `slot_rank` was set."""
         if "slot_rank" in self.model_fields_set:
             return self
         known: tuple[int, ...] = get_args(SlotRank)

@@ -1,4 +1,4 @@
-"""Which servers a fleet has, what they may hold, and how long they are waited for."""
+"""The servers of a fleet, their adapters, and the bounds of calls to them."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class FleetSettings(FrozenModel):
     """Prompts that are remembered for each server as being in its prefix cache."""
 
     costs: PlacementCosts = PlacementCosts()
-    """What placing an ask reckons with."""
+    """Costs that decide where an ask is placed."""
 
     def of(self, urls: Iterable[str]) -> FleetSettings:
-        """These settings for servers given by their addresses; one that `servers` names keeps what is said of it.
+        """These settings for servers given by their addresses; a server that `servers` has keeps its entry.
 
-        Raises: SettingsError for an address that is none, or that is given twice.
+        Raises: SettingsError for text that is not an address, or an address given twice.
         """
         named = {server.url: server for server in self.servers}
         try:

@@ -1,4 +1,4 @@
-"""Which Ray, how many replicas of each engine, and how long they are waited for."""
+"""Which Ray cluster runs the engines, and how many replicas of each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RaySettings(FrozenModel):
     """Replicas that one ask is tried at."""
 
     membership_every_s: float = Field(default=0.2, gt=0)
-    """Seconds between two looks at which replicas there are."""
+    """Seconds between two checks of which replicas there are."""
 
     health_every_s: float = Field(default=2.0, gt=0)
     """Seconds between two health checks of a replica, made by Ray Serve."""
@@ -54,4 +54,4 @@ class RaySettings(FrozenModel):
     """Prompts that are remembered for each replica as being in its prefix cache."""
 
     costs: PlacementCosts = PlacementCosts()
-    """What placing an ask reckons with."""
+    """Costs that decide where an ask is placed."""

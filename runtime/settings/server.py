@@ -1,4 +1,4 @@
-"""What the server allows its clients: sizes, times, and how many may be inside or wait."""
+"""Bounds of `metier serve`: sizes, times, and numbers of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An engine's adapter slots: what the table decides is carried out here, and asks wait for their turn."""
+"""An engine's adapter slots: carries out the moves that the slot table decides; asks wait here for a slot."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ OnAdapterUse = Callable[[Literal["began", "ended"], str], None]
 class AdapterSlots:
     """The adapters of one engine: at most `slots` resident, those in use pinned, one of the idle ones evicted.
 
-    `load` and `unload` reach the engine; an adapter in use is never unloaded and a new one comes in only after
-    the one it replaces has left, so the engine never holds more than `slots`. Asks whose adapter finds no room
-    wait. Others may overtake the first of them, but only `pass_limit` times; after that newcomers queue behind,
-    pins run out, and the first is served.
+    `load` and `unload` call the engine. An adapter in use is never unloaded, and a new one is loaded only after the one
+    it replaces was unloaded, so the engine never holds more than `slots`. Asks without a slot wait in a queue. Others
+    may overtake the first of them, but only `pass_limit` times; after that new asks queue behind it, so that pins are
+    given back and the first is served.
 
     Without `announced` the longest idle adapter is evicted, the queue is served in order, and only asks for a
-    resident adapter overtake. With it, the future is known as far as the runs have announced it:
+    resident adapter overtake. With it, the uses that runs have announced decide:
 
-    - evicted is the adapter whose next announced use is furthest, unannounced ones first (the longest idle of
+    - the adapter whose next announced use is furthest is evicted, unannounced ones first (the longest idle of
       them): Belady's rule;
-    - an adapter that some run uses within `pin_asks` asks stays, and who wants its slot waits, unless no adapter
+    - an adapter that some run uses within `pin_asks` asks stays, and asks that want its slot wait, unless no adapter
       is in use at all or the first in the queue has been overtaken `pass_limit` times;
-    - a slot that becomes free goes to the adapter that most asks wait for, so that its work runs together;
-    - `prefetch` brings in what is announced within `prefetch_asks` asks when a slot is empty or holds an adapter
-      that nobody has announced within `sure_asks` asks, beyond which are guesses. Anything else would only move a
-      load forward, and often make two of it.
+    - a free slot goes to the adapter that most asks wait for, so that they run together;
+    - `prefetch` loads an adapter announced within `prefetch_asks` asks, when a slot is empty or holds an adapter that
+      is not announced within `sure_asks` asks (further announcements are guesses). Evicting a nearer one would only
+      move a load forward, and often cause a second one.
 
     Numbers are given here only, one per content id, and a number whose load failed is never given again
     (vLLM may keep a half-loaded adapter under it). One event loop at a time.
@@ -73,7 +73,7 @@ class AdapterSlots:
         self._on_use = on_use or (lambda kind, id: None)
         self.prefetches = 0
         self.unclaimed_cpu_s = 0.0
-        """CPU seconds of loads and evictions that no ask bears: failed ones, and prefetches not used so far."""
+        """CPU seconds of loads and evictions not charged to any ask: failed ones, and prefetches not used so far."""
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -101,14 +101,14 @@ class AdapterSlots:
     # --- prefetch -----------------------------------------------------------------------------------------
 
     def next_prefetch(self) -> str | None:
-        """The announced adapter that `prefetch` would bring in now, None when there is none or no slot for it."""
+        """The announced adapter that `prefetch` would load now, None when there is none or no slot for it."""
         return self._table.next_prefetch()
 
     async def prefetch(self, paths: Mapping[str, Path]) -> None:
-        """Bring in announced adapters while there are slots to spare; `paths` are the folders of those known.
+        """Load announced adapters while there are free slots; `paths` maps the known adapters to their folders.
 
-        A load that fails is no error here: the ask that needs the adapter tries again and is told. The cost goes
-        to the first ask that uses the adapter, and stays in `unclaimed_cpu_s` when none does.
+        A load that fails raises nothing here: the ask that needs the adapter tries again and gets the error. The cost
+        is charged to the first ask that uses the adapter, and stays in `unclaimed_cpu_s` when none does.
         """
         while (id := self.next_prefetch()) is not None and id in paths:
             grant = self._table.claim_ahead(id, paths[id])
@@ -118,7 +118,7 @@ class AdapterSlots:
             await self._leave_unclaimed(grant)
 
     def announcements_changed(self) -> None:
-        """Someone may be waiting for a slot that was kept for an announced use which is off now."""
+        """Grant what waited for slots that were kept for uses no longer announced."""
         self._table.announcements_changed()
 
     # --- grants -------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class AdapterSlots:
             if claim.grant is None:
                 self._table.withdraw(claim)
             else:
-                # Cancelled between the grant and its use; others may be counting on the load by now.
+                # Cancelled between the grant and its use; other asks may already wait for this load.
                 with anyio.CancelScope(shield=True):
                     await self._leave_unclaimed(claim.grant)
             raise
@@ -141,7 +141,7 @@ class AdapterSlots:
         return claim.grant
 
     async def _honour(self, grant: SlotGrant) -> AdapterLease:
-        """Make the pinned adapter usable: bring it in, or wait for who does."""
+        """Make the pinned adapter usable: load it, or wait for the ask that does."""
         resident, lease = grant.resident, AdapterLease(grant.resident.adapter)
         if grant.loads:
             # Finished even when the ask is cancelled: others may wait for this load already.
@@ -161,12 +161,12 @@ class AdapterSlots:
         return lease
 
     async def _leave_unclaimed(self, grant: SlotGrant) -> None:
-        """Honour a grant that nobody uses, for those who may be counting on it; who comes first bears the cost."""
+        """Carry out the grant of a cancelled ask, for others that may wait for it; the first to use it is charged."""
         resident = grant.resident
         try:
             lease = await self._honour(grant)
         except MetierError:
-            return  # whoever waits for the same load is told
+            return  # asks that wait for the same load get the error
         else:
             if lease.swaps:
                 resident.unclaimed = lease

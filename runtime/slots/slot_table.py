@@ -1,4 +1,4 @@
-"""The books of an engine's adapter slots: who is resident, pinned, evicted, fetched ahead, and who waits."""
+"""The state of an engine's adapter slots: which adapters are resident, pinned or leaving, and which asks wait."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["AdapterLease", "Resident", "SlotGrant", "SlotQueue", "SlotTable", "S
 
 @dataclass
 class AdapterLease:
-    """The right to use an adapter; `swaps` and `cpu_s` are what getting it has cost this ask.
+    """A claim of an ask on an adapter; `swaps` and `cpu_s` are the loads and CPU-seconds charged to the ask.
 
-    `swap_s` is the part of its waiting that went into loading and evicting; a prefetch nobody waited for has none.
+    `swap_s` is the time it waited for loads and evictions; 0 for a prefetch that was ready.
     """
 
     adapter: LoadedAdapter
@@ -29,16 +29,16 @@ class AdapterLease:
     cpu_s: float = 0.0
 
     def charge(self, cost: SwapCost) -> None:
-        """Put the cost of a load or an eviction on this ask's account."""
+        """Charge the cost of a load or an eviction to this ask."""
         self.swap_s += cost.wall_s
         self.cpu_s += cost.cpu_s
 
 
 @dataclass(eq=False)
 class Resident:
-    """An adapter in a slot, on its way in (`ready` not set) or on its way out (`leaving`).
+    """An adapter in a slot, being loaded (`ready` not set) or being evicted (`leaving`).
 
-    `unclaimed` is what bringing it in has cost while no ask has used it: the first one to do so bears it.
+    `unclaimed` is the cost of its load until an ask uses it; the first one to do so is charged.
     """
 
     adapter: LoadedAdapter
@@ -51,13 +51,13 @@ class Resident:
 
     @property
     def evictable(self) -> bool:
-        """Whether it may be taken out now."""
+        """Whether it may be evicted now."""
         return self.pins == 0 and not self.leaving and self.ready.is_set()
 
 
 @dataclass(eq=False)
 class SlotGrant:
-    """A pin just given. Whoever holds it with `loads` must bring the adapter in, for all who pinned it."""
+    """A pin just given. The holder of one with `loads` must load the adapter, for all that pinned it."""
 
     resident: Resident
     loads: bool = False
@@ -65,7 +65,7 @@ class SlotGrant:
 
 
 class SlotTable:
-    """Decides which adapters an engine holds; what is decided is carried out by others, who report it back.
+    """Decides which adapters an engine holds; the caller carries out each move and reports it back.
 
     The rules are those of `AdapterSlots`, which carries them out on an engine; the simulator does so on a clock of its
     own. A claim is granted at once or waits in the queue, where `SlotWaiter.turn` is set with its grant. A grant that
@@ -125,18 +125,18 @@ class SlotTable:
     # --- moves --------------------------------------------------------------------------------------------
 
     def evicted(self, grant: SlotGrant) -> None:
-        """The adapter that the grant replaces has left the engine."""
+        """The adapter that the grant replaces was unloaded."""
         assert grant.evicts is not None
         del self._residents[grant.evicts.adapter.id]
 
     def loaded(self, grant: SlotGrant) -> None:
-        """The engine has the adapter."""
+        """The adapter is loaded."""
         self._refused.discard(grant.resident.adapter.id)
         grant.resident.ready.set()
         self.serve()
 
     def failed(self, grant: SlotGrant, error: BaseException) -> None:
-        """The load, or the eviction before it, went wrong: all who have pinned it are told."""
+        """The load, or the eviction before it, failed: all that pinned the adapter get the error."""
         resident, id = grant.resident, grant.resident.adapter.id
         resident.error = error
         self._refused.add(id)
@@ -144,7 +144,7 @@ class SlotTable:
         self._numbers.pop(id, None)
         evicts = grant.evicts
         if evicts is not None and self._residents.get(evicts.adapter.id) is evicts:
-            # Half gone is gone: if it is asked for again, it comes back under another number.
+            # An adapter whose eviction failed counts as gone; if it is asked for again, it gets another number.
             del self._residents[evicts.adapter.id]
             self._numbers.pop(evicts.adapter.id, None)
         resident.ready.set()
@@ -153,7 +153,7 @@ class SlotTable:
     # --- prefetch -----------------------------------------------------------------------------------------
 
     def next_prefetch(self) -> str | None:
-        """The announced adapter to bring in now, None when there is none or no slot for it."""
+        """The announced adapter to load now, None when there is none or no slot for it."""
         if self._announced is None or self._waiting or not self._has_spare_slot():
             return None
         soon = self._announced.within(self._prefetch_asks)
@@ -164,7 +164,7 @@ class SlotTable:
         return self._try_grant(id, path, starved=False)
 
     def announcements_changed(self) -> None:
-        """Someone may be waiting for a slot that was kept for an announced use which is off now."""
+        """Grant what waited for slots that were kept for uses no longer announced."""
         if self._waiting:
             self.serve()
 
@@ -198,7 +198,7 @@ class SlotTable:
         return False
 
     def _by_preference(self, first: SlotWaiter[SlotGrant]) -> list[SlotWaiter[SlotGrant]]:
-        """The longest waiting ask of each adapter, in the order in which they should get a slot."""
+        """The longest waiting ask of each adapter, in the order in which they get a slot."""
         heads = self._waiting.heads()
         if self._announced is None:
             return [first, *(w for w in heads if w is not first and w.id in self._residents)]
@@ -240,7 +240,7 @@ class SlotTable:
         return None
 
     def _distance(self, resident: Resident) -> float:
-        """Asks until a resident adapter is used again, 0 when someone waits for it already."""
+        """Asks until a resident adapter is used again, 0 when an ask waits for it already."""
         assert self._announced is not None
         id = resident.adapter.id
         return 0 if id in self._waiting else self._announced.distance(id)
@@ -251,7 +251,7 @@ Grant = TypeVar("Grant")
 
 @dataclass(eq=False)
 class SlotWaiter(Generic[Grant]):
-    """An ask in the queue; `overtaken` counts who was served before it while it was the first."""
+    """An ask in the queue; `overtaken` counts the asks served before it while it was first."""
 
     id: str
     path: Path
@@ -276,15 +276,15 @@ class SlotQueue(Generic[Grant]):
 
     @property
     def first(self) -> SlotWaiter[Grant]:
-        """Who has waited longest."""
+        """The ask that has waited longest."""
         return min(self.heads(), key=lambda waiter: waiter.number)
 
     def heads(self) -> list[SlotWaiter[Grant]]:
-        """Who has waited longest for each adapter."""
+        """The ask that has waited longest for each adapter."""
         return [waiters[0] for waiters in self._by_adapter.values()]
 
     def count(self, id: str) -> int:
-        """How many wait for an adapter."""
+        """Number of asks that wait for an adapter."""
         return len(self._by_adapter[id])
 
     def join(self, id: str, path: Path) -> SlotWaiter[Grant]:
@@ -294,7 +294,7 @@ class SlotQueue(Generic[Grant]):
         return waiter
 
     def leave(self, waiter: SlotWaiter[Grant]) -> None:
-        """Go, served or not."""
+        """Leave, served or not."""
         waiters = self._by_adapter[waiter.id]
         waiters.remove(waiter)
         if not waiters:

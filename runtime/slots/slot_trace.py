@@ -1,4 +1,4 @@
-"""The fewest adapter loads that a given course of events allows: Belady's optimum with uses that overlap."""
+"""The fewest adapter loads possible for a recorded trace of uses: Belady's optimum for uses that overlap."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ SlotEvent = tuple[Literal["began", "ended"], str]
 
 
 class SlotTrace:
-    """Records when asks begin and end to hold adapters (`OnAdapterUse`), and how many loads there were."""
+    """Records when asks pin and release adapters (`OnAdapterUse`), and how many loads there were."""
 
     def __init__(self) -> None:
         self.events: list[SlotEvent] = []
 
     def __call__(self, kind: Literal["began", "ended"], id: str) -> None:
-        """Note one event."""
+        """Record one event."""
         self.events.append((kind, id))
 
     def clear(self) -> None:
-        """Begin anew; only while nothing is in use."""
+        """Start over; only while no adapter is in use."""
         self.events = []
 
 
@@ -35,7 +35,7 @@ def fewest_loads(events: Sequence[SlotEvent], slots: int, resident: Iterable[str
     time and, when there are too many, giving up the gap that ends last keeps the most: an exchange argument as
     in Belady, IBM Systems Journal 5 (1966), of which this is the case of several pages pinned at a time.
 
-    The bound is for this trace: with another order of the same asks fewer loads may do.
+    The bound is for this trace: another order of the same asks may need fewer loads.
     """
     starts: dict[str, list[int]] = {}
     ends: dict[str, list[int]] = {}

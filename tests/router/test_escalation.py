@@ -1,4 +1,4 @@
-"""Ladders: which rung, why, and what an assignment may not say about them."""
+"""Ladders: which level, why, and what an assignment may not say about them."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def test_a_no_raises_the_thinking_and_then_the_variant(tmp_path: Path) -> None:
         ("small", 64, 0), ("small", 256, 1), ("large", 256, 2), ("large", 256, 2),
     ]  # fmt: skip
     assert [r.reason for r in routes] == [
-        "assigned to 'solver', rung 1",
-        "round 2: checker said no, rung 1 → 2: thinking 64 → 256",
-        "round 3: checker said no, rung 2 → 3: variant small → large",
-        "round 4: checker said no, stays on rung 3: bound of 2 climbs",
+        "assigned to 'solver', level 1",
+        "round 2: checker said no, level 1 → 2: thinking 64 → 256",
+        "round 3: checker said no, level 2 → 3: variant small → large",
+        "round 4: checker said no, stays on level 3: max_climbs is 2",
     ]
     assert router.expect("solver", 2).variant == "small"
     assert router.expect("solver", 3).variant == "large"
@@ -58,13 +58,13 @@ def test_only_named_causes_climb_and_never_above_the_bound() -> None:
         assert climb(setbacks, (), bound) == 0
 
 
-def test_the_last_rung_asks_for_no_confidence() -> None:
+def test_the_last_level_asks_for_no_confidence() -> None:
     entry = {"ladder": [{"thinking": 8}, "large"], "climb_on": ["unsure"], "min_logprob": -0.5}
     router = Router(Assignment.model_validate({"roles": {"solver": entry}}))
     first, last = router.route(ask()), router.route(ask(), Setbacks(unsure=1, logprob=-1.25))
     assert (first.send(ask()).confidence, last.send(ask()).confidence) == (True, False)
     assert last.reason == (
-        "round 1: mean log-probability -1.25 below -0.5, rung 1 → 2: variant base → large, "
+        "round 1: mean log-probability -1.25 below -0.5, level 1 → 2: variant base → large, "
         "thinking 8 → as the role says"
     )
     assert last.thinking is None
@@ -74,7 +74,7 @@ def test_the_last_rung_asks_for_no_confidence() -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ("{ladder: [{thinking: 64}], climb_on: [rejected]}", "a ladder of one rung"),
+        ("{ladder: [{thinking: 64}], climb_on: [rejected]}", "a ladder of one level"),
         ("{ladder: [a, b]}", "needs climb_on"),
         ("{ladder: [a, b], climb_on: [rejected, rejected]}", "at most once"),
         ("{ladder: [a, a], climb_on: [rejected]}", "are the same"),
@@ -85,7 +85,7 @@ def test_the_last_rung_asks_for_no_confidence() -> None:
         ("{min_logprob: -1}", "min_logprob without a ladder"),
         ("{ladder: [a, b], climb_on: [rejected], rounds: {2: c}}", "leave one out"),
         ("{ladder: [a, b], climb_on: [rejected], thinking_rounds: {2: 9}}", "leave one out"),
-        ("{ladder: [a, b], climb_on: [rejected], max_climbs: 2}", "max_climbs=2 with 2 rungs"),
+        ("{ladder: [a, b], climb_on: [rejected], max_climbs: 2}", "max_climbs=2 with 2 levels"),
         ("{ladder: [a, b], climb_on: [rejected], max_climbs: 0}", "roles.solver.max_climbs"),
         ("{ladder: [a, b], climb_on: [unsure]}", "need each other"),
         ("{ladder: [a, b], climb_on: [rejected], min_logprob: -1}", "need each other"),

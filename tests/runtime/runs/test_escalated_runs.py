@@ -28,11 +28,11 @@ def store() -> Iterator[RunStore]:
 
 
 def ladder(*causes: str, **more: Any) -> Assignment:
-    rungs = [{"thinking": 64}, {"thinking": 128}, {"variant": "large", "thinking": 256}]
-    return Assignment.model_validate({"roles": {"solver": {"ladder": rungs, "climb_on": causes, **more}}})
+    levels = [{"thinking": 64}, {"thinking": 128}, {"variant": "large", "thinking": 256}]
+    return Assignment.model_validate({"roles": {"solver": {"ladder": levels, "climb_on": causes, **more}}})
 
 
-def rungs(backend: ScriptedBackend) -> list[tuple[str | None, int]]:
+def levels(backend: ScriptedBackend) -> list[tuple[str | None, int]]:
     return [(a.variant, a.thinking.max_tokens) for a in backend.asks if a.role == "solver" and a.thinking]
 
 
@@ -52,11 +52,11 @@ async def test_a_no_climbs_in_the_next_round_and_says_why(store: RunStore) -> No
         backend=backend, store=store, assignment=ladder("rejected", max_climbs=1), on_event=events.append
     ) as session:
         await session.run(solve_and_check()[0], Puzzle(text="x"))
-    assert rungs(backend) == [(None, 64), (None, 128), (None, 128)]
+    assert levels(backend) == [(None, 64), (None, 128), (None, 128)]
     reasons = [r["reason"] for r in store.query("SELECT reason FROM asks WHERE role = 'solver' ORDER BY asked_at")]
     assert reasons[1:] == [
-        "round 2: critic said no, rung 1 → 2: thinking 64 → 128",
-        "round 3: critic said no, stays on rung 2: bound of 1 climbs",
+        "round 2: critic said no, level 1 → 2: thinking 64 → 128",
+        "round 3: critic said no, stays on level 2: max_climbs is 1",
     ]
     told = [e.data for e in events if e.kind == "ask_finished" and e.role == "solver"]
     assert [(d.get("climbs", 0), d["reason"]) for d in told[1:]] == [(1, reason) for reason in reasons[1:]]
@@ -71,7 +71,7 @@ async def test_a_loop_without_a_verifier_never_says_no(store: RunStore) -> None:
     backend = scripted()
     async with open_session(backend=backend, store=store, assignment=ladder("rejected")) as session:
         await session.run(graph, Puzzle(text="x"))
-    assert rungs(backend) == [(None, 64), (None, 64)]
+    assert levels(backend) == [(None, 64), (None, 64)]
 
 
 async def test_a_try_that_does_not_parse_climbs_within_the_tries(store: RunStore) -> None:
@@ -81,9 +81,9 @@ async def test_a_try_that_does_not_parse_climbs_within_the_tries(store: RunStore
     async with open_session(backend=backend, store=store, assignment=ladder("unparsed")) as session:
         with pytest.raises(AnswerError):
             await session.run(graph, Puzzle(text="x"))
-    # The correction ask stays on its rung; the last rung is the bound.
+    # The correction ask stays on its level; the last level is the bound.
     small, middle, large = (None, 64), (None, 128), ("large", 256)
-    assert rungs(backend) == [small, small, middle, middle, large, large, large, large]
+    assert levels(backend) == [small, small, middle, middle, large, large, large, large]
 
 
 class Unsure(ScriptedBackend):
@@ -106,10 +106,10 @@ class Unsure(ScriptedBackend):
         ([-0.5], [(None, 64)]),
         ([None], [(None, 64)]),
         ([-0.6, -0.1], [(None, 64), (None, 128)]),
-        ([-0.6, -2.0], [(None, 64), (None, 128), ("large", 256)]),  # the last rung's answer counts, however unsure
+        ([-0.6, -2.0], [(None, 64), (None, 128), ("large", 256)]),  # the last level's answer counts, however unsure
     ],
 )
-async def test_an_unsure_answer_is_asked_again_one_rung_up(
+async def test_an_unsure_answer_is_asked_again_one_level_up(
     store: RunStore, logprobs: list[float | None], expected: list[tuple[str | None, int]]
 ) -> None:
     graph = TaskGraph("g", takes=Puzzle, gives=Answer)
@@ -117,11 +117,11 @@ async def test_an_unsure_answer_is_asked_again_one_rung_up(
     backend = Unsure(list(logprobs))
     async with open_session(backend=backend, store=store, assignment=ladder("unsure", min_logprob=-0.5)) as session:
         assert await session.run(graph, Puzzle(text="x")) == Answer(value=1)
-    assert rungs(backend) == expected
+    assert levels(backend) == expected
     assert not backend.logprobs
 
 
-async def test_a_resumed_run_takes_the_same_rungs(store: RunStore) -> None:
+async def test_a_resumed_run_takes_the_same_levels(store: RunStore) -> None:
     whole = scripted(right_from=4)
     graph = solve_and_check(max_rounds=4)[0]
     async with open_session(backend=whole, store=store, assignment=ladder("rejected")) as session:
@@ -141,7 +141,7 @@ async def test_a_resumed_run_takes_the_same_rungs(store: RunStore) -> None:
     rest = scripted(right_from=4)
     async with open_session(backend=rest, store=store, assignment=ladder("rejected")) as session:
         assert await session.resume(graph, store.runs(batch)[0].id) == Answer(value=4)
-    assert rungs(first) + rungs(rest) == rungs(whole) == [(None, 64), (None, 128), ("large", 256), ("large", 256)]
+    assert levels(first) + levels(rest) == levels(whole) == [(None, 64), (None, 128), ("large", 256), ("large", 256)]
 
 
 async def test_a_ladder_to_an_unknown_variant_is_refused_before_anything_runs(tiny_base: Any, tmp_path: Any) -> None:
