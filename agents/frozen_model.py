@@ -1,4 +1,4 @@
-"""The base of settings: frozen pydantic models that refuse unknown fields and explain each field below it."""
+"""The base of settings and records: frozen pydantic models that refuse unknown fields, each explained below it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["FrozenModel", "explanations"]
 
 
 class FrozenModel(BaseModel):
-    """Base of settings: frozen, refuses unknown fields. The string below a field is its explanation."""
+    """Base of settings and records: frozen, refuses unknown fields. The string below a field is its explanation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -6,9 +6,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from .errors import TaskSetError
+from .frozen_model import FrozenModel
 from .messages import Message
 from .prompts import PROMPT_LAYOUT
 from .whole_files import whole_file
@@ -16,11 +17,8 @@ from .whole_files import whole_file
 __all__ = ["TrafficRow", "data_fingerprint", "read_traffic", "write_traffic"]
 
 
-class TrafficRow(BaseModel):
-    """One ask and its reply, with the score its run (or its teacher) earned; 1.0 is solved, None unscored.
-
-    `task` is the text of the run's input (`task_text`), empty where it is not known. `thinking` is the thinking
-    before the reply, without its tags: empty for an ask with thinking off, None for one without a thinking profile.
+class TrafficRow(FrozenModel):
+    """One ask and its reply, with the score of its run.
 
     >>> from metier.agents import Message
     >>> question = Message(role="user", content="What is 2 + 2?")
@@ -29,18 +27,36 @@ class TrafficRow(BaseModel):
     True
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     role: str
+    """Role that asked."""
+
     messages: tuple[Message, ...]
+    """The prompt."""
+
     reply: str
+    """The answer alone."""
+
     thinking: str | None = None
+    """The thinking before it, without tags. Empty for an ask with thinking off, None for one without a thinking
+    profile."""
+
     score: float | None = None
+    """Score that its run, or its teacher, earned. 1.0 is solved, None is not scored."""
+
     run_id: str = ""
+    """The run that asked."""
+
     step_path: str = ""
+    """Path of the step that asked."""
+
     variant: str | None = None
+    """Variant that answered. None is the base."""
+
     prompt_layout: int = PROMPT_LAYOUT
+    """Version of the prompt layout that the messages have."""
+
     task: str = ""
+    """The run's input as text (`task_text`). Empty where it is not known."""
 
 
 def write_traffic(path: Path, rows: Iterable[TrafficRow]) -> int:

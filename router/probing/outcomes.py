@@ -4,38 +4,59 @@ from __future__ import annotations
 
 import math
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from ...agents.errors import ProfileError
+from ...agents.frozen_model import FrozenModel
 
 __all__ = ["AskCost", "Outcome"]
 
 
-class AskCost(BaseModel):
-    """What one ask of a run cost; `reused` where its reply came from an earlier run that asked exactly the same.
-
-    `cpu_s` and `seconds` (prefill and decode, without queueing and swaps) are the engine's; `shared_tokens` maps
-    earlier asks of the run, by `role[round]`, to the length of the common prompt prefix in tokens, which a prefix cache
-    saves where the same variant answers both. Its key "" is the prefix shared with asks of other runs. `content`
-    is a hash of the ask and the variant that answered it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AskCost(FrozenModel):
+    """What one ask of a run cost."""
 
     role: str
+    """Role that asked."""
+
     round: int = Field(default=1, ge=1)
+    """Round of the innermost loop, from 1."""
+
     variant: str
+    """Variant that answered."""
+
     prompt_tokens: int = 0
+    """Tokens of the whole prompt."""
+
     cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache."""
+
     thinking_tokens: int = 0
+    """Tokens generated before the end of thinking."""
+
     answer_tokens: int = 0
+    """All other generated tokens."""
+
     cpu_s: float = 0.0
+    """CPU-seconds of the engine."""
+
     seconds: float = 0.0
+    """Seconds of prefill and decode, without queueing and swaps."""
+
     swaps: int = 0
+    """Adapter loads charged to it."""
+
     swap_s: float = 0.0
+    """Seconds that it waited for them."""
+
     reused: bool = False
+    """Whether its reply came from an earlier run that asked exactly the same."""
+
     content: str = ""
+    """Hash of the ask and the variant that answered: equal asks have equal hashes."""
+
     shared_tokens: dict[str, int] = {}
+    """Earlier ask of the run (`role[round]`) → length of the common prompt prefix in tokens, which a prefix cache saves
+    where the same variant answers both. "" is the prefix shared with asks of other runs."""
 
     @property
     def output_tokens(self) -> int:
@@ -43,21 +64,29 @@ class AskCost(BaseModel):
         return self.thinking_tokens + self.answer_tokens
 
 
-class Outcome(BaseModel):
-    """How one task ended under one assignment: the workflow's score (a failed run scores 0) and what was asked.
+class Outcome(FrozenModel):
+    """How one task ended under one assignment.
 
-    `role_scores` holds a role's own verifier, where the workflow has one, as the mean over its answers.
     Raises: ProfileError when a score is not a number from 0 to 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     key: str
+    """Key of the run in the journal."""
+
     task: str
+    """Id of the task."""
+
     score: float
+    """The workflow's score, 0 to 1. A run that failed scores 0."""
+
     asks: tuple[AskCost, ...] = ()
+    """What each of its asks cost."""
+
     role_scores: dict[str, float] = {}
+    """Role → mean score by the role's own verifier, where the workflow has one."""
+
     error: str = ""
+    """Why the run failed, empty where it did not."""
 
     @field_validator("score")
     @classmethod

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from ...agents.errors import ProfileError
+from ...agents.frozen_model import FrozenModel
 from ...agents.step_paths import PathStep
 from ..assignment import BASE
 from ..space import Candidate, Part, RoundClass
@@ -22,22 +23,26 @@ FIT_ASKS = 12
 """Fewer asks than this say too little about the cost of a token."""
 
 
-class Footprint(BaseModel):
-    """What a variant needs to be served: its checkpoint (`base`, or a content id) and adapter, in MiB of memory.
-
-    `adapter` is the content id of the variant whose adapter it is, "" for none; `adapter_rank` its rows of a slot,
-    `slot_mib` what all slots of an engine hold once any adapter is served on the checkpoint. On a server
-    elsewhere the memory is not known: `memory_known` is False then, and the amounts mean nothing.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Footprint(FrozenModel):
+    """The memory that a variant needs to be served."""
 
     checkpoint: str = BASE
+    """Its checkpoint: `base`, or a content id."""
+
     checkpoint_mib: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Memory of the checkpoint, in MiB."""
+
     adapter: str = ""
+    """Content id of the variant whose adapter it uses, "" for none."""
+
     adapter_rank: int = Field(default=0, ge=0)
+    """Rows of a slot that the adapter needs."""
+
     slot_mib: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Memory of all slots of an engine once any adapter is served on the checkpoint, in MiB."""
+
     memory_known: bool = True
+    """False for a variant on a server elsewhere, whose memory is not known; the amounts then mean nothing."""
 
     @property
     def prefix_key(self) -> str:
@@ -45,65 +50,122 @@ class Footprint(BaseModel):
         return f"{self.checkpoint}/{self.adapter}"
 
 
-class TokenCost(BaseModel):
-    """Cost of a prompt token that is not in the prefix cache: CPU-seconds, and seconds of the ask.
-
-    Where the engines' steps were measured (`step_cpu_s` above 0), also the cost of a generated token and of a step.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TokenCost(FrozenModel):
+    """Cost of a prompt token that is not in the prefix cache; of a generated token and a step too, where steps were
+    measured."""
 
     prefill_cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """CPU-seconds of a prompt token."""
+
     prefill_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds by which a prompt token makes the ask longer."""
+
     decode_cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """CPU-seconds of a generated token."""
+
     step_cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """CPU-seconds of an engine step, whatever is in it. 0 where steps were not measured."""
 
 
-class Profile(BaseModel):
-    """One candidate at one part, the other parts played by the incumbent. All amounts are means over `n` tasks.
+class Profile(FrozenModel):
+    """One candidate at one part, the other parts played by the incumbent. Amounts are means over `n` tasks.
 
-    `quality` is the WORKFLOW's score, with its bootstrap interval; `gain` the paired difference to the incumbent on
-    the same tasks, with its interval. `role_quality` is the role's own verifier, where there is one.
-    `asks`, tokens, `cpu_s`, `seconds` and `swaps` are this part's own, a task; `seconds` is prefill and decode, one
-    ask after the other. `elsewhere_*` is how much more the other parts use than with the incumbent: a bad plan costs
-    rounds. `shared_tokens` are the prompt tokens, by earlier part, that the prefix cache saves where one variant
-    plays both ("": what every run shares). `dropped` says why the probe stopped early, "" when it did not.
     Raises: ProfileError (on reading) when a number is NaN.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     key: str
+    """Key of the profile: the runs it was made from, part, candidate and incumbent."""
+
     workflow: str
+    """Fingerprint of the workflow."""
+
     tasks: str
+    """Key of the tasks."""
+
     incumbent: str
+    """The incumbent as text."""
+
     role: str
+    """Role of the part."""
+
     rounds: RoundClass = "all"
+    """Rounds of the part."""
+
     variant: str = BASE
+    """The candidate's variant."""
+
     variant_id: str = BASE
+    """Its content id."""
+
     thinking_tokens: int | None = None
+    """Most tokens that the candidate thinks. None leaves that to the role."""
+
     n: int = Field(ge=1)
+    """Tasks measured."""
+
     quality: float = Field(ge=0, le=1)
+    """Mean score of the workflow."""
+
     quality_interval: tuple[float, float]
+    """Its bootstrap interval."""
+
     gain: float = 0.0
+    """Mean difference of the score to the incumbent on the same tasks."""
+
     gain_interval: tuple[float, float] = (0.0, 0.0)
+    """Its bootstrap interval."""
+
     role_quality: float | None = None
+    """Mean score by the role's own verifier. None where there is none."""
+
     asks: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Asks of this part, a task."""
+
     prompt_tokens: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Prompt tokens of this part, a task."""
+
     cached_tokens: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Those that came from the prefix cache."""
+
     thinking_used: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Thinking tokens of this part, a task."""
+
     answer_tokens: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Answer tokens of this part, a task."""
+
     cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """CPU-seconds of this part, a task."""
+
     seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds of prefill and decode of this part, one ask after the other, a task."""
+
     swaps: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Adapter loads of this part, a task."""
+
     run_cpu_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """CPU-seconds of the whole run, a task."""
+
     elsewhere_cpu_s: float = Field(default=0.0, allow_inf_nan=False)
+    """CPU-seconds that the other parts use more than with the incumbent: a bad plan costs rounds."""
+
     elsewhere_seconds: float = Field(default=0.0, allow_inf_nan=False)
+    """Seconds that the other parts take more than with the incumbent."""
+
     elsewhere_tokens: float = Field(default=0.0, allow_inf_nan=False)
+    """Tokens that the other parts use more than with the incumbent."""
+
     shared_tokens: dict[str, float] = {}
+    """Earlier part → prompt tokens that the prefix cache saves where one variant plays both. "" is what every run
+    shares."""
+
     token_cost: TokenCost = TokenCost()
+    """Cost of tokens and steps on its checkpoint."""
+
     footprint: Footprint = Footprint()
+    """Memory of the candidate's variant."""
+
     dropped: str = ""
+    """Why the probe stopped measuring it early, empty where it did not."""
 
     @model_validator(mode="before")
     @classmethod

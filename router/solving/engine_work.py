@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from ...agents.frozen_model import FrozenModel
 from ..probing.profile import TokenCost
 
 __all__ = ["EngineWork", "busy_seconds_per_cpu_s", "engine_steps", "fit_engine_cost"]
@@ -23,18 +24,29 @@ LEAST_STEPS = 5
 """Stretches with fewer steps are left out: their measured cost is mostly the clock's resolution."""
 
 
-class EngineWork(BaseModel):
-    """Steps, tokens, CPU-seconds and busy seconds of the engine on one checkpoint while some runs were made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class EngineWork(FrozenModel):
+    """What the engine on one checkpoint did while some runs were made."""
 
     key: str
+    """Key of the record in the journal."""
+
     checkpoint: str
+    """The checkpoint: `base`, or a content id."""
+
     steps: int = Field(ge=0)
+    """Engine steps."""
+
     prefill_tokens: int = Field(ge=0)
+    """Prompt tokens computed."""
+
     decode_tokens: int = Field(ge=0)
+    """Tokens generated."""
+
     cpu_s: float = Field(ge=0, allow_inf_nan=False)
+    """CPU-seconds of the engine."""
+
     busy_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds in which it was stepping."""
 
 
 def engine_steps(own_tokens: float, all_tokens: float, running: float) -> float:

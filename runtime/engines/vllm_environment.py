@@ -27,7 +27,7 @@ _DEFAULTS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Threads that wait for each other spin for some microseconds before they sleep: alone on two cores that decodes
     # about twice as fast as sleeping at once, beside a busy neighbour at half the speed or more, where spinning for
-    # longer takes minutes (docs/log, "Spinning"). `OMP_WAIT_POLICY=PASSIVE` in the environment makes them sleep at once.
+    # longer takes minutes (docs/log, "Spinning"). `OMP_WAIT_POLICY=PASSIVE` makes them sleep at once.
     "GOMP_SPINCOUNT": "1000",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ...agents.errors import ProfileError
+from ...agents.frozen_model import FrozenModel
 from ..report.ledger import BASE, AskEntry, Ledger
 from ..report.slot_timeline import Span, merged
 from .recorded_programs import RecordedBatch
@@ -28,28 +29,41 @@ KNOWN_LOAD_S = 0.033
 """Seconds of a load where none was recorded: a rank-8 adapter of a 135M model."""
 
 
-class ServiceModel(BaseModel):
-    """Seconds of an engine's step: `step_s`, and more for each prompt token computed in it, each row that writes, and
-    each adapter among its rows. `load_s` and `evict_s` are what moving an adapter takes, in which no step is made;
-    `handoff_s` passes between an answer and the asks that waited for it.
-
-    `misfit` is the median of |fitted - measured| ÷ measured over the stretches of the fit. Four in five of its answers
-    were written among `fewest_rows` to `most_rows`: what a row costs is known as far as these differ.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class ServiceModel(FrozenModel):
+    """Seconds of an engine's step, fitted from recorded batches."""
 
     step_s: float = Field(ge=0, allow_inf_nan=False)
+    """Seconds of a step, whatever is in it."""
+
     prompt_token_s: float = Field(ge=0, allow_inf_nan=False)
+    """Seconds more for each prompt token computed in it."""
+
     row_s: float = Field(ge=0, allow_inf_nan=False)
+    """Seconds more for each row that generates."""
+
     adapter_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds more for each adapter among its rows."""
+
     load_s: float = Field(default=KNOWN_LOAD_S, ge=0, allow_inf_nan=False)
+    """Seconds of loading an adapter, in which no step is made."""
+
     evict_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds of evicting one, in which no step is made."""
+
     handoff_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds between an answer and the asks that waited for it."""
+
     misfit: float = 0.0
+    """Median of |fitted - measured| ÷ measured over the stretches of the fit."""
+
     fitted_asks: int = 0
+    """Asks that it was fitted from."""
+
     fewest_rows: float = 0.0
+    """Four in five of the fit's answers were generated among at least this many rows."""
+
     most_rows: float = 0.0
+    """And among at most this many: the cost of a row is known as far as the two differ."""
 
     @property
     def extrapolates(self) -> bool:
