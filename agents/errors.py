@@ -216,14 +216,16 @@ class ResumeError(StoreError):
     """A run cannot be resumed as asked."""
 
 
-def did_you_mean(name: str, known: Iterable[str] | Mapping[str, str], otherwise: str, *, most: int = 1) -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str, *, most: int = 1, whole: Mapping[str, str] | None = None
+) -> str:
     """A remedy for a misspelt name: the `most` closest of the known ones, or `otherwise` where none is close.
 
-    A mapping says how each known name is written in full.
+    `whole` maps a known name to how it is written in full, where that is more.
     """
-    full = known if isinstance(known, Mapping) else {one: one for one in known}
-    close = difflib.get_close_matches(name, full, n=most)
-    return f"Did you mean {' or '.join(repr(full[one]) for one in close)}?" if close else otherwise
+    close = difflib.get_close_matches(name, list(known), n=most)
+    said = [repr((whole or {}).get(one, one)) for one in close]
+    return f"Did you mean {' or '.join(said)}?" if said else otherwise
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

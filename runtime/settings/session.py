@@ -135,11 +135,11 @@ def _explain(error: ValidationError) -> SettingsError:
             model = _model_in(model.model_fields[part].annotation)
     beside = {field: ".".join([*where[:-1], field]) for field in model.model_fields}
     anywhere = {full.rpartition(".")[2]: full for full in _names(Settings)}
-    elsewhere = did_you_mean(where[-1], anywhere, "docs/settings.md lists all settings.")
+    elsewhere = did_you_mean(where[-1], anywhere, "docs/settings.md lists all settings.", whole=anywhere)
     return SettingsError(
         f"unknown setting {name!r}",
         expected=f"one of {', '.join(beside)}",
-        remedy=did_you_mean(where[-1], beside, elsewhere),
+        remedy=did_you_mean(where[-1], beside, elsewhere, whole=beside),
     )
 
 
