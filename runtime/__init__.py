@@ -3,7 +3,8 @@
 from .events import Event
 from .opening import open_session
 from .report import render_report
-from .runs.session import RunResult, Session
+from .runs.run_plan import RunResult
+from .runs.session import Session
 from .settings.limits import RunLimits
 from .settings.session import Settings, load_settings
 from .store.store import RunStore

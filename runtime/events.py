@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["STARTUP", "Event", "EventKind", "OnEvent", "in_words"]
+__all__ = ["STARTUP", "Event", "EventKind", "Listeners", "OnEvent", "RunEvents", "in_words"]
 
 EventKind = Literal[
     "run_started",
@@ -64,3 +64,42 @@ def in_words(event: Event) -> str:
         words += f" after {data.pop('seconds'):.1f} s" if "seconds" in data else ""
     words = " ".join([words, *(f"{key}={value}" for key, value in data.items())])
     return f"{words}: {note}" if note else words
+
+
+class Listeners:
+    """Those who hear of events; false while there is nobody, so that no event need be put together."""
+
+    def __init__(self, *listeners: OnEvent) -> None:
+        self._listeners = list(listeners)
+
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def __call__(self, event: Event) -> None:
+        """Hand an event to everyone who listens."""
+        for listen in self._listeners:
+            listen(event)
+
+    def add(self, listen: OnEvent) -> None:
+        """Hear of everything from now on."""
+        self._listeners.append(listen)
+
+    def remove(self, listen: OnEvent) -> None:
+        """Hear no more."""
+        self._listeners.remove(listen)
+
+
+class RunEvents:
+    """Tells the events of one run; false while nobody listens."""
+
+    def __init__(self, run_id: str, listeners: Listeners) -> None:
+        self._run_id = run_id
+        self._listeners = listeners
+
+    def __bool__(self) -> bool:
+        return bool(self._listeners)
+
+    def tell(self, kind: EventKind, path: str = "", role: str = "", **data: Any) -> None:
+        """Something happened, to the run itself or to one of its steps."""
+        if self._listeners:
+            self._listeners(Event(kind=kind, run_id=self._run_id, step_path=path, role=role, data=data))

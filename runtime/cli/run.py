@@ -21,7 +21,8 @@ from ..backends import DEFAULT_ENGINE, EngineName
 from ..console import say, show_markdown
 from ..opening import open_session
 from ..report import render_report
-from ..runs.session import RunResult, Session
+from ..runs.run_plan import RunResult
+from ..runs.session import Session
 from ..settings.limits import RunLimits
 from ..settings.session import load_settings
 from ..store.records import BatchRecord

@@ -26,7 +26,6 @@ from ...agents.nodes import (
 )
 from ...agents.step_paths import ROOT, StepPath
 from ...router.escalation import NO_SETBACKS, Setbacks
-from ..events import Event
 from .foresight import RunForesight
 from .steps import BLOCKED, StepRunner
 
@@ -142,14 +141,14 @@ class Executor:
     async def _run_node(self, node: BuiltNode, scope: Scope) -> Any:
         path = scope.path / node.name
         if node.when is not None and not _holds(node.when, Outputs(scope), node.name):
-            self._steps.skip(node, str(path), "its condition does not hold")
+            self._steps.skip(str(path), "its condition does not hold")
             return None
         if isinstance(node.work, LoopWork):
             return await self._run_loop(node, node.work, scope, path)
         inputs = {name: _read(source, scope) for name, source in node.sources.items()}
         missing = [n for n, wanted in node.inputs.items() if inputs.get(n) is None and not wanted.optional]
         if missing:
-            self._steps.skip(node, str(path), f"its input {missing[0]!r} was skipped")
+            self._steps.skip(str(path), f"its input {missing[0]!r} was skipped")
             return None
         if self._foresight is None or isinstance(node.work, GraphWork):
             return await self._run_work(node, inputs, scope, path)
@@ -196,7 +195,7 @@ class Executor:
         setbacks = NO_SETBACKS
         for number in range(1, loop.max_rounds + 1):
             round_path = path.in_round(number)
-            self._steps.emit(Event(kind="round_started", step_path=str(round_path), data={"of": loop.max_rounds}))
+            self._steps.begin_round(str(round_path), loop.max_rounds)
             inner = Scope(
                 scope.graph, scope.value, (*scope.names, node.name), round_path, number, scope, previous,
                 setbacks=setbacks,

@@ -3,60 +3,41 @@
 from __future__ import annotations
 
 import math
-import time
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any
 
 import anyio
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
-from ...agents.backend import Backend, ForeseeingBackend, OnText
-from ...agents.errors import LimitError, MetierError, ResumeError, RunInterrupted, first_error
+from ...agents.backend import Backend, OnText
 from ...agents.graph import TaskGraph
 from ...agents.messages import Ask, Reply
 from ...agents.nodes import BuiltGraph
-from ...agents.prompts import task_text
 from ...agents.tasksets import Task, TaskSet
 from ...router.assignment import Assignment
 from ...router.route import Router
-from ..events import Event, OnEvent
+from ..events import Event, Listeners, OnEvent
 from ..meters.energy import EnergyMeter
 from ..report import render_report
 from ..settings.limits import RunLimits
 from ..settings.session import Settings
 from ..store.records import RunRecord
 from ..store.store import RunStore
-from .batches import check_resumable, keep_answers, new_batch, waiting_for_person
-from .executor import Executor
-from .foresight import Foresight, RunForesight
-from .run_priority import AttainedService, RemainingPath, RunPriority
-from .steps import BLOCKED, StepRunner
+from .batches import check_resumable, keep_answers, new_batch
+from .run_driver import RunDriver
+from .run_plan import RunPlan, RunResult
 
-__all__ = ["RunResult", "Session"]
+__all__ = ["Session"]
 
 STREAM_TEXT_EVENTS = 10_000
 """Pieces of text a slow reader of `Session.stream` may fall behind; further ones are dropped, other events never."""
 
 BATCHES_REMEMBERED = 10_000
 """Batches that `Session.report` knows by itself; a server that runs for weeks must not grow."""
-
-GRAPHS_FORESEEN = 64
-"""Graphs whose futures are kept worked out; a program that builds a new graph for every run must not grow."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How one run of a batch ended; `error` says why when there is no output."""
-
-    run_id: str
-    output: Any = None
-    error: MetierError | None = None
-    score: float | None = None
 
 
 class Session:
@@ -93,7 +74,8 @@ class Session:
         self._router = router
         self.store = store
         self.settings = settings
-        self._listeners: list[OnEvent] = [on_event] if on_event else []
+        self._listeners = Listeners(*((on_event,) if on_event else ()))
+        self._driver = RunDriver(backend, router, store, settings, self._listeners)
         self._totals = totals
         self.base = base
         """Fingerprint of the base model that engines of this session stand on, "" where that is not known."""
@@ -101,12 +83,6 @@ class Session:
         self._batches: deque[str] = deque(maxlen=BATCHES_REMEMBERED)
         self._energy: dict[str, EnergyMeter] = {}
         self._other_roles = frozenset(other_roles)
-        # A backend that has these two hears who runs next (see ForeseeingBackend).
-        self._foresees = settings.engine.foresight and hasattr(backend, "foresee") and hasattr(backend, "forget")
-        self._foresights: dict[int, tuple[BuiltGraph, Foresight]] = {}
-        self._paths: dict[int, tuple[BuiltGraph, RemainingPath]] = {}
-        self._service = AttainedService()
-        self._opened_s = time.monotonic()
 
     @property
     def batch(self) -> str | None:
@@ -139,11 +115,7 @@ class Session:
         """
         built = _built(graph)
         (run,) = self._add_batch(built, [Task("0", value)], seed, label, {})
-        result = await self._run_one(built, run, value, limits)
-        self._record_totals(run.batch)
-        if result.error is not None:
-            raise result.error
-        return result.output
+        return await self._output(RunPlan(built, run, value, limits or self.settings.limits))
 
     async def map(
         self,
@@ -164,7 +136,12 @@ class Session:
         built = _built(graph)
         tasks = list(inputs) if isinstance(inputs, TaskSet) else [Task(str(i), v) for i, v in enumerate(inputs)]
         runs = self._add_batch(built, tasks, seed, label, options or {})
-        return await self._run_many(built, tasks, runs, _task_set(inputs), concurrency, limits)
+        task_set, limits = inputs if isinstance(inputs, TaskSet) else None, limits or self.settings.limits
+        plans = [
+            RunPlan(built, run, task.input, limits, _scored(task_set, task))
+            for run, task in zip(runs, tasks, strict=True)
+        ]
+        return await self._results(plans, concurrency)
 
     def route(self, ask: Ask) -> tuple[Ask, str]:
         """The ask with the variant and the thinking that its role and round are assigned, and the reason."""
@@ -212,11 +189,9 @@ class Session:
         keep_answers(self.store, built, run, answers or {})
         value = built.takes.model_validate_json(run.input)
         self._begin(run.batch)
-        result = await self._run_one(built, run, value, limits, resumed=True, stream=stream)
-        self._record_totals(run.batch)
-        if result.error is not None:
-            raise result.error
-        return result.output
+        return await self._output(
+            RunPlan(built, run, value, limits or self.settings.limits, resumed=True, stream=stream)
+        )
 
     async def resume_batch(
         self,
@@ -237,7 +212,12 @@ class Session:
             by_id = {task.id: task for task in inputs}
             tasks = [by_id.get(task.id, task) for task in tasks]
         self._begin(batch)
-        return await self._run_many(built, tasks, open_runs, inputs, concurrency, limits, resumed=True)
+        limits = limits or self.settings.limits
+        plans = [
+            RunPlan(built, run, task.input, limits, _scored(inputs, task), resumed=True)
+            for run, task in zip(open_runs, tasks, strict=True)
+        ]
+        return await self._results(plans, concurrency)
 
     @asynccontextmanager
     async def stream(
@@ -259,10 +239,10 @@ class Session:
 
         async def work() -> None:
             async with sender:
-                await self._run_one(built, run, value, limits, stream=True)
+                await self._driver.run(RunPlan(built, run, value, limits or self.settings.limits, stream=True))
             self._record_totals(run.batch)
 
-        self._listeners.append(listen)
+        self._listeners.add(listen)
         try:
             async with receiver, anyio.create_task_group() as tasks:
                 tasks.start_soon(work)
@@ -277,174 +257,26 @@ class Session:
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    async def _run_many(
-        self,
-        built: BuiltGraph,
-        tasks: list[Task],
-        runs: list[RunRecord],
-        task_set: TaskSet | None,
-        concurrency: int | None,
-        limits: RunLimits | None,
-        resumed: bool = False,
-    ) -> list[RunResult]:
-        results: list[RunResult | None] = [None] * len(tasks)
-        queue = deque(range(len(tasks)))
+    async def _output(self, plan: RunPlan) -> Any:
+        result = await self._driver.run(plan)
+        self._record_totals(plan.record.batch)
+        if result.error is not None:
+            raise result.error
+        return result.output
 
-        async def worker() -> None:
-            while queue:
-                index = queue.popleft()
-                task, run = tasks[index], runs[index]
-                score = None if task_set is None else partial(task_set.score, task)
-                results[index] = await self._run_one(
-                    built, run, task.input, limits, score=score, resumed=resumed, again=lambda: bool(queue)
-                )
-
-        async with anyio.create_task_group() as workers:
-            for _ in range(min(concurrency or self.settings.concurrency, len(tasks))):
-                workers.start_soon(worker)
-        if runs:
-            self._record_totals(runs[0].batch)
-        return [result for result in results if result is not None]
-
-    async def _run_one(
-        self,
-        built: BuiltGraph,
-        run: RunRecord,
-        value: BaseModel,
-        limits: RunLimits | None,
-        *,
-        score: Callable[[Any], float] | None = None,
-        resumed: bool = False,
-        stream: bool = False,
-        again: Callable[[], bool] = lambda: False,
-    ) -> RunResult:
-        """One run that nobody else is at; one that another driver has finished meanwhile is read back."""
-        with ExitStack() as claims:
-            try:
-                claims.enter_context(self.store.claim(run.id))
-            except ResumeError as error:
-                return RunResult(run.id, error=error)
-            now = self.store.run(run.id) if resumed else run
-            if now.state == "finished":
-                output = TypeAdapter(built.gives).validate_json(now.output or "null")
-                return RunResult(run.id, output, score=now.score)
-            return await self._run_claimed(
-                built, run, value, limits, score=score, resumed=resumed, stream=stream, again=again
-            )
-
-    async def _run_claimed(
-        self,
-        built: BuiltGraph,
-        run: RunRecord,
-        value: BaseModel,
-        limits: RunLimits | None,
-        *,
-        score: Callable[[Any], float] | None,
-        resumed: bool,
-        stream: bool,
-        again: Callable[[], bool],
-    ) -> RunResult:
-        """One run from start to its end in the store; errors on purpose end the run, not the batch.
-
-        `again` says whether another run of the graph will follow this one. The score is recorded with the end: a
-        run killed between the two would be finished and never scored.
-        """
-        run_id = run.id
-        limits = limits or self.settings.limits
-        began = time.monotonic()
-        self.store.start_run(run_id)
-        on_event = self.emit if self._listeners else None
-        steps = StepRunner(
-            run_id,
-            self.store,
-            self._router.route,
-            self._backend,
-            on_event=on_event,
-            limits=limits,
-            seed=run.seed,
-            task=task_text(value),
-            stream=stream,
-            resumed=resumed,
-            priority=self._priority(built, began - self._opened_s),
-            remaining=self._remaining(built),
-        )
-        self.emit(Event(kind="run_started", run_id=run_id, data={"resumed": resumed}))
-        try:
-            with anyio.move_on_after(limits.max_seconds_s or math.inf) as scope:
-                output = await _unwrapped(Executor(steps, self._foresight(built, run_id, again)).run(built, value))
-            if scope.cancelled_caught:
-                raise LimitError(
-                    f"run {run_id} took longer than max_seconds_s={limits.max_seconds_s}",
-                    expected="the run to end within its limit",
-                    remedy="Raise the limit and resume the run: what was recorded is kept.",
-                )
-            if output is BLOCKED:
-                raise waiting_for_person(self.store, run_id)
-        except MetierError as error:
-            return self._end_badly(run_id, error, score, time.monotonic() - began)
-        text = TypeAdapter(built.gives).dump_json(output).decode()
-        scored = None if score is None else score(output)
-        self.store.end_run(run_id, "finished", output=text, score=scored, busy_s=time.monotonic() - began)
-        self.emit(Event(kind="run_finished", run_id=run_id, data={"output": text}))
-        return self._scored(RunResult(run_id, output, score=scored))
-
-    def _end_badly(
-        self, run_id: str, error: MetierError, score: Callable[[Any], float] | None, busy_s: float
-    ) -> RunResult:
-        if isinstance(error, RunInterrupted):
-            self.store.end_run(run_id, "interrupted", busy_s=busy_s)
-            self.emit(Event(kind="run_interrupted", run_id=run_id, data={"questions": error.questions}))
-            return RunResult(run_id, error=error)
-        state: Literal["stopped", "failed"] = "stopped" if isinstance(error, LimitError) else "failed"
-        scored = None if score is None else score(None)
-        self.store.end_run(run_id, state, error=str(error), score=scored, busy_s=busy_s)
-        self.emit(Event(kind="run_failed", run_id=run_id, data={"error": str(error)}))
-        return self._scored(RunResult(run_id, error=error, score=scored))
-
-    def _scored(self, result: RunResult) -> RunResult:
-        if result.score is not None:
-            self.emit(Event(kind="run_scored", run_id=result.run_id, data={"score": result.score}))
-        return result
-
-    def _foresight(self, built: BuiltGraph, run_id: str, again: Callable[[], bool]) -> RunForesight | None:
-        if not self._foresees:
-            return None
-        if id(built) not in self._foresights:
-            if len(self._foresights) >= GRAPHS_FORESEEN:
-                self._foresights.clear()
-            foresight = Foresight(built, self._variant_of, asks=self.settings.engine.foresight_asks)
-            self._foresights[id(built)] = (built, foresight)
-        return RunForesight(run_id, self._foresights[id(built)][1], cast(ForeseeingBackend, self._backend), again=again)
-
-    def _priority(self, built: BuiltGraph, began_s: float) -> RunPriority | None:
-        settings = self.settings.priority
-        if settings.order == "first_come":
-            return None
-        return RunPriority(self._remaining(built), settings, self._service, began_s=began_s)
-
-    def _remaining(self, built: BuiltGraph) -> RemainingPath:
-        if id(built) not in self._paths:
-            if len(self._paths) >= GRAPHS_FORESEEN:
-                self._paths.clear()
-            self._paths[id(built)] = (built, RemainingPath(built, self._seconds_of))
-        return self._paths[id(built)][1]
-
-    def _seconds_of(self, role: str) -> float:
-        assigned = self._router.assignment.roles.get(role)
-        expected_s = None if assigned is None else assigned.expected_s
-        return self.settings.priority.ask_s if expected_s is None else expected_s
-
-    def _variant_of(self, role: str, round_number: int) -> str | None:
-        return self._router.expect(role, round_number).variant
+    async def _results(self, plans: Sequence[RunPlan], concurrency: int | None) -> list[RunResult]:
+        results = await self._driver.run_many(plans, concurrency or self.settings.concurrency)
+        if plans:
+            self._record_totals(plans[0].record.batch)
+        return results
 
     def listen(self, on_event: OnEvent) -> None:
         """Hear of everything that happens from now on."""
-        self._listeners.append(on_event)
+        self._listeners.add(on_event)
 
     def emit(self, event: Event) -> None:
         """Hand an event to everyone who listens."""
-        for listen in self._listeners:
-            listen(event)
+        self._listeners(event)
 
     def _add_batch(
         self, built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
@@ -471,20 +303,9 @@ class Session:
                 self.store.record_engine_totals(batch, f"{engine}@{self._id}", totals)
 
 
-async def _unwrapped(work: Awaitable[Any]) -> Any:
-    """Await, and raise the first error itself rather than the group that task groups wrap it in."""
-    try:
-        return await work
-    except BaseExceptionGroup as group:
-        first = first_error(group)
-        if isinstance(first, MetierError):
-            raise first from first.__cause__
-        raise first from group
-
-
 def _built(graph: TaskGraph | BuiltGraph) -> BuiltGraph:
     return graph.build() if isinstance(graph, TaskGraph) else graph
 
 
-def _task_set(inputs: TaskSet | Sequence[BaseModel]) -> TaskSet | None:
-    return inputs if isinstance(inputs, TaskSet) else None
+def _scored(tasks: TaskSet | None, task: Task) -> Callable[[Any], float] | None:
+    return None if tasks is None else partial(tasks.score, task)

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
 from pydantic import ValidationError
 
-from ...agents.answers import correction_messages, parse_answer
-from ...agents.backend import Backend
-from ...agents.errors import (
-    AnswerError,
-    EngineDeadError,
-    LimitError,
-    MetierError,
-    ResumeError,
-    StepError,
-    StepTimeoutError,
-)
-from ...agents.messages import Ask, Message, Reply
+from ...agents.answers import parse_answer
+from ...agents.errors import AnswerError, EngineDeadError, MetierError, ResumeError, StepError, StepTimeoutError
 from ...agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
-from ...agents.prompts import PROMPT_LAYOUT, render_prompt
+from ...agents.prompts import render_prompt
 from ...agents.roles import Role
 from ...router.escalation import NO_SETBACKS, Setbacks
-from ...router.route import Route
-from ..events import Event, EventKind, OnEvent
-from ..settings.limits import RunLimits
-from ..store.records import AskRecord, StepRecord
+from ..events import RunEvents
+from ..store.records import StepRecord
 from ..store.store import RunStore
-from .run_priority import RemainingPath, RunPriority
-from .step_values import call_function, content_key, gives_each, schema_of, type_adapter, typed_output
+from .asking import Asker, StepAsk
+from .run_plan import RunPlan
+from .step_values import call_function, content_key, gives_each, type_adapter, typed_output
 
 __all__ = ["BLOCKED", "StepRunner"]
 
@@ -44,47 +31,20 @@ class _Blocked:
 
 BLOCKED: Final = _Blocked()
 
-RouteAsk = Callable[[Ask, Setbacks], Route]
-"""Where an ask goes after what went wrong before it, and why."""
-
 
 class StepRunner:
     """Does the steps of one run: recorded ones are read back, others are done, retried and recorded.
 
-    A reply that does not parse earns one correction ask within the same try. Function steps run in a worker
-    thread unless they are async.
+    Function steps run in a worker thread unless they are async.
     """
 
-    def __init__(
-        self,
-        run_id: str,
-        store: RunStore,
-        route: RouteAsk,
-        backend: Backend,
-        *,
-        on_event: OnEvent | None = None,
-        limits: RunLimits | None = None,
-        seed: int = 0,
-        task: str = "",
-        stream: bool = False,
-        resumed: bool = False,
-        priority: RunPriority | None = None,
-        remaining: RemainingPath | None = None,
-    ) -> None:
-        self.run_id = run_id
+    def __init__(self, plan: RunPlan, store: RunStore, asker: Asker, events: RunEvents) -> None:
+        self.run_id = plan.run_id
         self._store = store
-        self._route = route
-        self._backend = backend
-        self._on_event = on_event
-        self._limits = limits or RunLimits()
-        self._seed = seed
-        self._task = task
-        self._stream = stream
-        self._priority = priority
-        self._remaining = remaining
-        self._tokens = 0
-        self._recorded = store.finished_steps(run_id) if resumed else {}
-        self._first_attempt = store.next_attempts(run_id) if resumed else {}
+        self._asker = asker
+        self._events = events
+        self._recorded = store.finished_steps(self.run_id) if plan.resumed else {}
+        self._first_attempt = store.next_attempts(self.run_id) if plan.resumed else {}
 
     # --- what the executor calls --------------------------------------------------------------------------
 
@@ -109,29 +69,40 @@ class StepRunner:
         gives = work.role.gives if isinstance(work, RoleWork) else gives_each(node)
         if path in self._recorded:
             return self._read_back(path, key, gives)
-        role = work.role.name if isinstance(work, RoleWork) else ""
-        step = StepRecord(path, role, "failed", None, key, time.time())
-        self._tell("step_started", path, role)
+        step = StepRecord(path, work.role.name if isinstance(work, RoleWork) else "", "failed", None, key, time.time())
+
+        def once(setbacks: Setbacks) -> Awaitable[Any]:
+            if isinstance(work, FunctionWork):
+                return call_function(work.function, node.name, inputs)
+            assert messages is not None
+            ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
+            return self._asker.answer(ask, setbacks)
+
+        self._events.tell("step_started", path, step.role)
         try:
-            output = await self._try(node, path, inputs, messages, round_number, step, setbacks)
-            output, step.output = typed_output(output, gives, path)
+            output, step.output = typed_output(await self._try(node, step, once, setbacks), gives, path)
             step.state = "done"
         except BaseException as error:
             step.error = str(error) or type(error).__name__
             if isinstance(error, MetierError):
                 self._record(step)
-                self._tell("step_failed", path, role, error=step.error)
+                self._events.tell("step_failed", path, step.role, error=step.error)
             elif step.asks:
                 # Cancelled: nothing is waited for here, but what the asks cost must not be lost.
                 self._record(step)
             raise
         self._record(step)
-        self._tell("step_finished", path, role, output=step.output, seconds=step.finished_at - step.started_at)
+        seconds = step.finished_at - step.started_at
+        self._events.tell("step_finished", path, step.role, output=step.output, seconds=seconds)
         return output
 
-    def skip(self, node: BuiltNode, path: str, reason: str) -> None:
+    def skip(self, path: str, reason: str) -> None:
         """Note that a step does not run, and why."""
-        self._tell("step_skipped", path, "", reason=reason)
+        self._events.tell("step_skipped", path, reason=reason)
+
+    def begin_round(self, path: str, max_rounds: int) -> None:
+        """Note that a round of a loop begins."""
+        self._events.tell("round_started", path, of=max_rounds)
 
     def ask_person(self, node: BuiltNode, work: PersonWork, path: str, inputs: dict[str, Any]) -> Any:
         """A person's answer when it is there; otherwise the question is kept and the step is BLOCKED."""
@@ -143,35 +114,20 @@ class StepRunner:
             return BLOCKED
         return parse_answer(asked[1], node.gives)
 
-    def emit(self, event: Event) -> None:
-        """Pass an event on, with this run's id."""
-        if self._on_event is not None:
-            self._on_event(event.model_copy(update={"run_id": self.run_id}))
-
-    # --- tries --------------------------------------------------------------------------------------------
+    # --- inside -------------------------------------------------------------------------------------------
 
     async def _try(
-        self,
-        node: BuiltNode,
-        path: str,
-        inputs: dict[str, Any],
-        messages: tuple[Message, ...] | None,
-        round_number: int,
-        step: StepRecord,
-        setbacks: Setbacks,
+        self, node: BuiltNode, step: StepRecord, once: Callable[[Setbacks], Awaitable[Any]], setbacks: Setbacks
     ) -> Any:
+        """Do a step, and again while it fails and has tries left."""
         for left in range(node.retries, -1, -1):
             step.tries = node.retries - left + 1
             try:
                 with anyio.fail_after(node.timeout_s):
-                    if isinstance(node.work, RoleWork):
-                        assert messages is not None
-                        return await self._ask_until_sure(node.work.role, path, messages, round_number, step, setbacks)
-                    assert isinstance(node.work, FunctionWork)
-                    return await call_function(node.work.function, node.name, inputs)
+                    return await once(setbacks)
             except TimeoutError as error:
                 failure: MetierError = StepTimeoutError(
-                    f"step {path!r} took longer than timeout_s={node.timeout_s}, {step.tries} times",
+                    f"step {step.path!r} took longer than timeout_s={node.timeout_s}, {step.tries} times",
                     expected="an answer within the time-out",
                     remedy="Raise timeout_s, lower max_tokens, or give the role a faster variant.",
                 )
@@ -182,126 +138,8 @@ class StepRunner:
                     setbacks = setbacks._replace(unparsed=setbacks.unparsed + 1)
             if not left:
                 raise failure
-            self._tell("ask_retried", path, step.role, reason=str(failure))
+            self._events.tell("ask_retried", step.path, step.role, reason=str(failure))
         raise AssertionError("unreachable: the last try returns or raises")
-
-    async def _ask_until_sure(
-        self,
-        role: Role,
-        path: str,
-        messages: tuple[Message, ...],
-        round_number: int,
-        step: StepRecord,
-        setbacks: Setbacks,
-    ) -> Any:
-        """Ask, and while the answer is unsure and its ladder goes on, ask again one rung up; the last answer counts."""
-        while True:
-            answer, threshold, logprob = await self._ask_role(role, path, messages, round_number, step, setbacks)
-            if threshold is None or logprob is None or logprob >= threshold:
-                return answer
-            setbacks = setbacks._replace(unsure=setbacks.unsure + 1, logprob=logprob)
-            reason = f"mean log-probability {logprob:.2f} below {threshold:g}"
-            self._tell("ask_retried", path, role.name, reason=reason)
-
-    async def _ask_role(
-        self,
-        role: Role,
-        path: str,
-        messages: tuple[Message, ...],
-        round_number: int,
-        step: StepRecord,
-        setbacks: Setbacks,
-    ) -> tuple[Any, float | None, float | None]:
-        """The answer of one ask and its correction, below which log-probability it is unsure, and which it has."""
-        reply, threshold = await self._ask(role, path, messages, round_number, step, setbacks)
-        try:
-            return parse_answer(reply.text, role.gives), threshold, reply.mean_logprob
-        except AnswerError as error:
-            step.asks[-1].error = str(error)
-            self._tell("ask_retried", path, role.name, reason=str(error))
-            corrected = correction_messages(messages, reply.text, error)
-        reply, threshold = await self._ask(role, path, corrected, round_number, step, setbacks)
-        try:
-            return parse_answer(reply.text, role.gives), threshold, reply.mean_logprob
-        except AnswerError as error:
-            step.asks[-1].error = str(error)
-            raise
-
-    async def _ask(
-        self,
-        role: Role,
-        path: str,
-        messages: tuple[Message, ...],
-        round_number: int,
-        step: StepRecord,
-        setbacks: Setbacks,
-    ) -> tuple[Reply, float | None]:
-        self._check_tokens(path)
-        attempt = self._first_attempt.get(path, 0) + len(step.asks)
-        ask = Ask(
-            run_id=self.run_id,
-            step_path=path,
-            role=role.name,
-            messages=messages,
-            attempt=attempt,
-            round=round_number,
-            answer_schema=schema_of(role.gives),
-            max_tokens=role.max_tokens,
-            thinking=role.thinking,
-            temperature=role.temperature,
-            top_p=role.top_p,
-            seed=self._ask_seed(path, attempt) if role.temperature > 0 else None,
-            priority=0 if self._priority is None else self._priority.of(path),
-            remaining_s=0.0 if self._remaining is None else self._remaining.at(path),
-            prompt_layout=PROMPT_LAYOUT,
-            task=self._task,
-        )
-        route = self._route(ask, setbacks)
-        ask, reason = route.send(ask), route.reason
-        record = AskRecord(attempt, role.name, ask.variant, reason, PROMPT_LAYOUT, messages, time.time())
-        step.asks.append(record)
-        on_text = partial(self._text, path, role.name) if self._stream else None
-        try:
-            reply = await self._backend.reply(ask, on_text=on_text)
-        except BaseException as error:
-            record.error = str(error) or type(error).__name__
-            record.answered_at = time.time()
-            raise
-        record.answered_at = time.time()
-        record.engine = reply.engine
-        if reply.placement:
-            record.reason = f"{reason}; {reply.placement}"
-        record.reply, record.finish_reason, record.usage = reply.text, reply.finish_reason, reply.usage
-        record.thinking, record.profile = reply.thinking, reply.profile
-        self._tokens += reply.usage.total_tokens
-        if self._priority is not None:
-            self._priority.note(reply.usage)
-        if self._on_event is not None:
-            usage = reply.usage.model_dump(exclude_defaults=True)
-            if ask.priority:
-                usage["priority"] = ask.priority
-            if route.climbs:
-                usage["climbs"] = route.climbs
-            seconds = record.answered_at - record.asked_at
-            self._tell(
-                "ask_finished", path, role.name, variant=ask.variant, reason=record.reason, seconds=seconds, **usage
-            )
-        return reply, route.min_logprob
-
-    def _check_tokens(self, path: str) -> None:
-        limit = self._limits.max_tokens
-        if limit is not None and self._tokens >= limit:
-            raise LimitError(
-                f"run {self.run_id} has used {self._tokens} tokens before step {path!r}",
-                expected=f"at most max_tokens={limit}",
-                remedy="Raise the limit and `metier resume` the run: what was recorded is kept.",
-            )
-
-    def _ask_seed(self, path: str, attempt: int) -> int:
-        digest = hashlib.sha256(f"{self._seed}|{path}|{attempt}".encode()).digest()
-        return int.from_bytes(digest[:4], "big")
-
-    # --- recording ----------------------------------------------------------------------------------------
 
     def _read_back(self, path: str, key: str, gives: Any) -> Any:
         output, recorded_key = self._recorded[path]
@@ -323,10 +161,3 @@ class StepRunner:
     def _record(self, step: StepRecord) -> None:
         step.finished_at = time.time()
         self._store.record_step(self.run_id, step)
-
-    def _tell(self, kind: EventKind, path: str, role: str, **data: Any) -> None:
-        if self._on_event is not None:
-            self._on_event(Event(kind=kind, run_id=self.run_id, step_path=path, role=role, data=data))
-
-    def _text(self, path: str, role: str, text: str) -> None:
-        self._tell("text", path, role, text=text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
@@ -18,24 +17,13 @@ from ..events import Event
 from ..runs.session import Session
 from ..runs.step_values import schema_of, type_adapter
 from ..settings.server import ServerSettings
-from .chat_protocol import AskOrigin, ChatRequest, answer_schema, to_messages
+from .chat_protocol import AskOrigin, ChatRequest, Completed, answer_schema, to_messages
 from .error_replies import RequestRefused, error_body
 from .live_runs import LiveRuns
 from .served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
 from .typed_inputs import role_inputs, workflow_input
 
-__all__ = ["Answer", "Chat", "Completed"]
-
-
-@dataclass(frozen=True)
-class Completed:
-    """What became of a request; `origin` says what served it."""
-
-    text: str
-    thinking: str = ""
-    finish_reason: str = "stop"
-    usage: Usage = field(default_factory=Usage)
-    origin: dict[str, Any] = field(default_factory=dict)
+__all__ = ["Answer", "Chat"]
 
 
 Answer = Callable[[OnText | None], Awaitable[Completed]]

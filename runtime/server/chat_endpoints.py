@@ -51,9 +51,7 @@ def add_chat_endpoints(
             with anyio.fail_after(settings.request_timeout_s):
                 async with admission.enter():
                     done = await answer(None)
-            return 200, completion(
-                id, request.model, done.text, done.thinking, done.finish_reason, done.usage, done.origin
-            )
+            return 200, completion(id, request.model, done)
 
         return JsonWork(work)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +14,7 @@ from ...agents.prompts import PROMPT_LAYOUT
 from ...agents.thinking import ThinkingProfile
 from .error_replies import RequestRefused
 
-__all__ = ["AskOrigin", "ChatRequest", "chunk", "completion", "to_messages", "usage_block"]
+__all__ = ["AskOrigin", "ChatRequest", "Completed", "chunk", "completion", "to_messages", "usage_block"]
 
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 2**31 - 1
@@ -106,6 +107,17 @@ class ChatRequest(_Strict):
     service_tier: str | None = None
 
 
+@dataclass(frozen=True)
+class Completed:
+    """What became of a request; `origin` says what served it."""
+
+    text: str
+    thinking: str = ""
+    finish_reason: str = "stop"
+    usage: Usage = field(default_factory=Usage)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
 def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     """The messages of a request as an ask has them."""
     return tuple(
@@ -140,21 +152,19 @@ def usage_block(usage: Usage) -> dict[str, Any]:
     }
 
 
-def completion(
-    id: str, model: str, text: str, thinking: str, finish_reason: str, usage: Usage, origin: dict[str, Any]
-) -> dict[str, Any]:
+def completion(id: str, model: str, done: Completed) -> dict[str, Any]:
     """A whole completion."""
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-    if thinking:
-        message["reasoning_content"] = thinking
+    message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+    if done.thinking:
+        message["reasoning_content"] = done.thinking
     return {
         "id": id,
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": None}],
-        "usage": usage_block(usage),
-        "metier": origin,
+        "choices": [{"index": 0, "message": message, "finish_reason": done.finish_reason, "logprobs": None}],
+        "usage": usage_block(done.usage),
+        "metier": done.origin,
     }
 
 

@@ -8,7 +8,8 @@ import anyio
 
 from ..settings.server import ServerSettings
 from .admission import Admission
-from .chat import Answer, Completed
+from .chat import Answer
+from .chat_protocol import Completed
 
 __all__ = ["gather"]
 

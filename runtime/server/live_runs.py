@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -37,40 +39,29 @@ class LiveRuns:
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._scopes
 
-    async def go(
-        self,
-        served: ServedWorkflow,
-        run_id: str,
-        *,
-        answers: dict[str, Any] | None = None,
-        limits: RunLimits | None = None,
-        stream: bool = False,
-    ) -> Any:
+    async def go(self, served: ServedWorkflow, run_id: str) -> Any:
         """Start a prepared run, or go on with one, and return its output.
 
         A run whose caller is cancelled is stopped; it can be resumed. Raises: what `Session.resume` raises, and
         RequestRefused when it runs already or is cancelled meanwhile.
         """
         scope = self._claim(run_id)
-        return await self._go(scope, served, run_id, answers, limits, stream)
+        return await self._go(scope, run_id, partial(self._session.resume, served.graph, run_id))
 
-    def start(
-        self,
-        served: ServedWorkflow,
-        run_id: str,
-        *,
-        answers: dict[str, Any] | None = None,
-        limits: RunLimits | None = None,
-    ) -> None:
-        """The same, without waiting for it. Raises RequestRefused as `go` does, and when the queue is full."""
+    def start(self, served: ServedWorkflow, run_id: str, limits: RunLimits | None = None) -> None:
+        """The same, without waiting for it and with text among its events.
+
+        Raises: RequestRefused as `go` does, and when the queue is full.
+        """
         assert self.tasks is not None
         self._admission.check()
         scope = self._claim(run_id)
+        resume = partial(self._session.resume, served.graph, run_id, limits=limits, stream=True)
 
         async def work() -> None:
             try:
                 async with self._admission.enter():
-                    await self._go(scope, served, run_id, answers, limits, True)
+                    await self._go(scope, run_id, resume)
             except MetierError as error:  # the store and the events say so
                 if run_id in self._scopes:  # it did not come to begin
                     self._release(run_id)
@@ -103,19 +94,11 @@ class LiveRuns:
         if not self._scopes:
             self._idle.set()
 
-    async def _go(
-        self,
-        scope: anyio.CancelScope,
-        served: ServedWorkflow,
-        run_id: str,
-        answers: dict[str, Any] | None,
-        limits: RunLimits | None,
-        stream: bool,
-    ) -> Any:
+    async def _go(self, scope: anyio.CancelScope, run_id: str, resume: Callable[[], Awaitable[Any]]) -> Any:
         began_s = time.monotonic()
         try:
             with scope:
-                return await self._session.resume(served.graph, run_id, answers=answers, limits=limits, stream=stream)
+                return await resume()
         except Exception:
             raise
         except BaseException:

@@ -8,8 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...agents.messages import Usage
 from ...agents.thinking import ThinkingProfile
-from .chat import Completed
-from .chat_protocol import MAX_PRIORITY, AskOrigin, ChatMessage, ChatRequest, JsonSchema, Name, ResponseFormat
+from .chat_protocol import (
+    MAX_PRIORITY,
+    AskOrigin,
+    ChatMessage,
+    ChatRequest,
+    Completed,
+    JsonSchema,
+    Name,
+    ResponseFormat,
+)
 
 __all__ = ["ResponsesRequest", "message_item", "output_items", "response_object", "text_part"]
 

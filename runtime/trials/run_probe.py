@@ -37,7 +37,8 @@ from ...specializers.shelf.shelf import Shelf
 from ..backends import DEFAULT_ENGINE, SCRIPTED, BackendRequest, EngineName, OpenBackend, open_backend
 from ..console import StepBar, say, show
 from ..events import STARTUP, Event, in_words
-from ..runs.session import RunResult, Session
+from ..runs.run_plan import RunResult
+from ..runs.session import Session
 from ..settings.session import Settings, load_settings
 from ..store.store import RunStore
 from .footprints import footprints, footprints_elsewhere

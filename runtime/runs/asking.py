@@ -1,0 +1,178 @@
+"""What a step asks a model, until the answer fits its type and is sure enough."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ...agents.answers import correction_messages, parse_answer
+from ...agents.backend import Backend
+from ...agents.errors import AnswerError, LimitError
+from ...agents.messages import Ask, Message, Reply
+from ...agents.prompts import PROMPT_LAYOUT, task_text
+from ...agents.roles import Role
+from ...router.escalation import Setbacks
+from ...router.route import Route
+from ..events import RunEvents
+from ..store.records import AskRecord, StepRecord
+from .outlook import RunOutlook
+from .run_plan import RunPlan
+from .step_values import schema_of
+
+__all__ = ["Asker", "RouteAsk", "StepAsk"]
+
+RouteAsk = Callable[[Ask, Setbacks], Route]
+"""Where an ask goes after what went wrong before it, and why."""
+
+
+@dataclass(frozen=True)
+class StepAsk:
+    """What one step of a run asks: which role, in which round of its loop, with which prompt."""
+
+    role: Role
+    messages: tuple[Message, ...]
+    round: int
+    record: StepRecord
+    """Takes every ask that is made, with its reply."""
+
+    first_attempt: int = 0
+    """Number of the first ask; a resumed run counts on from those it had."""
+
+    @property
+    def path(self) -> str:
+        """Where the step is in the run."""
+        return self.record.path
+
+
+class Asker:
+    """Asks for the steps of one run; every ask is routed, counted, recorded and told.
+
+    A reply that does not parse earns one correction ask. An answer that is unsure is asked again one rung up while its
+    ladder goes on.
+    """
+
+    def __init__(
+        self, plan: RunPlan, backend: Backend, route: RouteAsk, outlook: RunOutlook, events: RunEvents
+    ) -> None:
+        self._plan = plan
+        self._backend = backend
+        self._route = route
+        self._outlook = outlook
+        self._events = events
+        self._task = task_text(plan.value)
+        self._tokens = 0
+
+    async def answer(self, step: StepAsk, setbacks: Setbacks) -> Any:
+        """The step's answer, an object of the type that its role gives.
+
+        Raises: AnswerError when the correction does not parse either, LimitError when the run has used its tokens, and
+        what the backend raises.
+        """
+        while True:
+            answer, threshold, logprob = await self._parsed(step, setbacks)
+            if threshold is None or logprob is None or logprob >= threshold:
+                return answer
+            setbacks = setbacks._replace(unsure=setbacks.unsure + 1, logprob=logprob)
+            reason = f"mean log-probability {logprob:.2f} below {threshold:g}"
+            self._events.tell("ask_retried", step.path, step.role.name, reason=reason)
+
+    async def _parsed(self, step: StepAsk, setbacks: Setbacks) -> tuple[Any, float | None, float | None]:
+        """Ask, and correct once; returns (answer, threshold, mean log-probability)."""
+        reply, threshold = await self._ask(step, step.messages, setbacks)
+        try:
+            return parse_answer(reply.text, step.role.gives), threshold, reply.mean_logprob
+        except AnswerError as error:
+            step.record.asks[-1].error = str(error)
+            self._events.tell("ask_retried", step.path, step.role.name, reason=str(error))
+            corrected = correction_messages(step.messages, reply.text, error)
+        reply, threshold = await self._ask(step, corrected, setbacks)
+        try:
+            return parse_answer(reply.text, step.role.gives), threshold, reply.mean_logprob
+        except AnswerError as error:
+            step.record.asks[-1].error = str(error)
+            raise
+
+    async def _ask(
+        self, step: StepAsk, messages: tuple[Message, ...], setbacks: Setbacks
+    ) -> tuple[Reply, float | None]:
+        """One ask; returns (reply, log-probability below which its answer is unsure)."""
+        self._check_tokens(step.path)
+        ask = self._new_ask(step, messages)
+        route = self._route(ask, setbacks)
+        ask = route.send(ask)
+        record = AskRecord(ask.attempt, step.role.name, ask.variant, route.reason, PROMPT_LAYOUT, messages, time.time())
+        step.record.asks.append(record)
+        on_text = partial(self._tell_text, step) if self._plan.stream else None
+        try:
+            reply = await self._backend.reply(ask, on_text=on_text)
+        except BaseException as error:
+            record.error = str(error) or type(error).__name__
+            record.answered_at = time.time()
+            raise
+        self._note(record, reply)
+        if self._events:
+            self._tell_asked(step, ask, route, record)
+        return reply, route.min_logprob
+
+    def _new_ask(self, step: StepAsk, messages: tuple[Message, ...]) -> Ask:
+        role, outlook = step.role, self._outlook
+        attempt = step.first_attempt + len(step.record.asks)
+        return Ask(
+            run_id=self._plan.run_id,
+            step_path=step.path,
+            role=role.name,
+            messages=messages,
+            attempt=attempt,
+            round=step.round,
+            answer_schema=schema_of(role.gives),
+            max_tokens=role.max_tokens,
+            thinking=role.thinking,
+            temperature=role.temperature,
+            top_p=role.top_p,
+            seed=self._ask_seed(step.path, attempt) if role.temperature > 0 else None,
+            priority=0 if outlook.priority is None else outlook.priority.of(step.path),
+            remaining_s=outlook.remaining.at(step.path),
+            prompt_layout=PROMPT_LAYOUT,
+            task=self._task,
+        )
+
+    def _note(self, record: AskRecord, reply: Reply) -> None:
+        record.answered_at = time.time()
+        record.engine = reply.engine
+        if reply.placement:
+            record.reason = f"{record.reason}; {reply.placement}"
+        record.reply, record.finish_reason, record.usage = reply.text, reply.finish_reason, reply.usage
+        record.thinking, record.profile = reply.thinking, reply.profile
+        self._tokens += reply.usage.total_tokens
+        if self._outlook.priority is not None:
+            self._outlook.priority.note(reply.usage)
+
+    def _check_tokens(self, path: str) -> None:
+        limit = self._plan.limits.max_tokens
+        if limit is not None and self._tokens >= limit:
+            raise LimitError(
+                f"run {self._plan.run_id} has used {self._tokens} tokens before step {path!r}",
+                expected=f"at most max_tokens={limit}",
+                remedy="Raise the limit and `metier resume` the run: what was recorded is kept.",
+            )
+
+    def _ask_seed(self, path: str, attempt: int) -> int:
+        digest = hashlib.sha256(f"{self._plan.record.seed}|{path}|{attempt}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
+    def _tell_asked(self, step: StepAsk, ask: Ask, route: Route, record: AskRecord) -> None:
+        seconds = record.answered_at - record.asked_at
+        data = {"variant": ask.variant, "reason": record.reason, "seconds": seconds}
+        data |= record.usage.model_dump(exclude_defaults=True)
+        if ask.priority:
+            data["priority"] = ask.priority
+        if route.climbs:
+            data["climbs"] = route.climbs
+        self._events.tell("ask_finished", step.path, step.role.name, **data)
+
+    def _tell_text(self, step: StepAsk, text: str) -> None:
+        self._events.tell("text", step.path, step.role.name, text=text)

@@ -1,0 +1,139 @@
+"""Runs from their start to their end in the store: each by itself, or many at a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import anyio
+from pydantic import TypeAdapter
+
+from ...agents.backend import Backend
+from ...agents.errors import LimitError, MetierError, ResumeError, RunInterrupted, first_error
+from ...router.route import Router
+from ..events import Listeners, RunEvents
+from ..settings.session import Settings
+from ..store.store import RunStore
+from .asking import Asker
+from .batches import waiting_for_person
+from .executor import Executor
+from .outlook import Outlooks
+from .run_plan import RunPlan, RunResult
+from .steps import BLOCKED, StepRunner
+
+__all__ = ["RunDriver"]
+
+
+class RunDriver:
+    """Does a session's runs. Errors on purpose end a run and are in its result; others end the batch."""
+
+    def __init__(
+        self, backend: Backend, router: Router, store: RunStore, settings: Settings, listeners: Listeners
+    ) -> None:
+        self._backend = backend
+        self._router = router
+        self._store = store
+        self._listeners = listeners
+        self._outlooks = Outlooks(backend, router, settings)
+
+    async def run_many(self, plans: Sequence[RunPlan], concurrency: int) -> list[RunResult]:
+        """Runs of one graph, `concurrency` at a time; results come in the order of the plans."""
+        results: list[RunResult | None] = [None] * len(plans)
+        queue = deque(enumerate(plans))
+
+        async def worker() -> None:
+            while queue:
+                index, plan = queue.popleft()
+                results[index] = await self.run(plan, again=lambda: bool(queue))
+
+        async with anyio.create_task_group() as workers:
+            for _ in range(min(concurrency, len(plans))):
+                workers.start_soon(worker)
+        return [result for result in results if result is not None]
+
+    async def run(self, plan: RunPlan, again: Callable[[], bool] = lambda: False) -> RunResult:
+        """One run that nobody else is at; one that another driver has finished meanwhile is read back.
+
+        `again` says whether another run of the graph will follow this one.
+        """
+        with ExitStack() as claims:
+            try:
+                claims.enter_context(self._store.claim(plan.run_id))
+            except ResumeError as error:
+                return RunResult(plan.run_id, error=error)
+            now = self._store.run(plan.run_id) if plan.resumed else plan.record
+            if now.state == "finished":
+                output = TypeAdapter(plan.graph.gives).validate_json(now.output or "null")
+                return RunResult(plan.run_id, output, score=now.score)
+            return await self._run_claimed(plan, again)
+
+    async def _run_claimed(self, plan: RunPlan, again: Callable[[], bool]) -> RunResult:
+        """The score is recorded with the end: a run killed between the two would be finished and never scored."""
+        run_id = plan.run_id
+        began = time.monotonic()
+        self._store.start_run(run_id)
+        events = RunEvents(run_id, self._listeners)
+        executor = self._executor(plan, events, again)
+        events.tell("run_started", resumed=plan.resumed)
+        try:
+            output = await self._output(plan, executor)
+        except MetierError as error:
+            return self._end_badly(plan, events, error, time.monotonic() - began)
+        text = TypeAdapter(plan.graph.gives).dump_json(output).decode()
+        score = None if plan.score is None else plan.score(output)
+        self._store.end_run(run_id, "finished", output=text, score=score, busy_s=time.monotonic() - began)
+        events.tell("run_finished", output=text)
+        return _told(RunResult(run_id, output, score=score), events)
+
+    def _executor(self, plan: RunPlan, events: RunEvents, again: Callable[[], bool]) -> Executor:
+        outlook = self._outlooks.of(plan, again)
+        asker = Asker(plan, self._backend, self._router.route, outlook, events)
+        return Executor(StepRunner(plan, self._store, asker, events), outlook.foresight)
+
+    async def _output(self, plan: RunPlan, executor: Executor) -> Any:
+        """What the graph gives; raises RunInterrupted when it waits for a person, LimitError when it takes too long."""
+        limit_s = plan.limits.max_seconds_s
+        with anyio.move_on_after(limit_s or math.inf) as scope:
+            output = await _unwrapped(executor.run(plan.graph, plan.value))
+        if scope.cancelled_caught:
+            raise LimitError(
+                f"run {plan.run_id} took longer than max_seconds_s={limit_s}",
+                expected="the run to end within its limit",
+                remedy="Raise the limit and resume the run: what was recorded is kept.",
+            )
+        if output is BLOCKED:
+            raise waiting_for_person(self._store, plan.run_id)
+        return output
+
+    def _end_badly(self, plan: RunPlan, events: RunEvents, error: MetierError, busy_s: float) -> RunResult:
+        run_id = plan.run_id
+        if isinstance(error, RunInterrupted):
+            self._store.end_run(run_id, "interrupted", busy_s=busy_s)
+            events.tell("run_interrupted", questions=error.questions)
+            return RunResult(run_id, error=error)
+        state: Literal["stopped", "failed"] = "stopped" if isinstance(error, LimitError) else "failed"
+        score = None if plan.score is None else plan.score(None)
+        self._store.end_run(run_id, state, error=str(error), score=score, busy_s=busy_s)
+        events.tell("run_failed", error=str(error))
+        return _told(RunResult(run_id, error=error, score=score), events)
+
+
+def _told(result: RunResult, events: RunEvents) -> RunResult:
+    if result.score is not None:
+        events.tell("run_scored", score=result.score)
+    return result
+
+
+async def _unwrapped(work: Awaitable[Any]) -> Any:
+    """Await, and raise the first error itself rather than the group that task groups wrap it in."""
+    try:
+        return await work
+    except BaseExceptionGroup as group:
+        first = first_error(group)
+        if isinstance(first, MetierError):
+            raise first from first.__cause__
+        raise first from group
