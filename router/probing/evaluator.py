@@ -99,15 +99,15 @@ class Evaluator:
 
     def _key(self, choices: Choices, task: str) -> str:
         """Key of a run: the candidate of each role in its first and in later rounds, however parts are split."""
-        cast: dict[str, list[str]] = {}
+        assigned: dict[str, list[str]] = {}
         for part, chosen in choices.items():
             name = self._name(chosen)
-            names = cast.setdefault(part.role, ["", ""])
+            names = assigned.setdefault(part.role, ["", ""])
             if part.rounds != "later":
                 names[0] = name
             if part.rounds != "first":
                 names[1] = name
-        return record_key(run=self._identity, task=self.tasks[task], cast=cast)
+        return record_key(run=self._identity, task=self.tasks[task], cast=assigned)  # "cast": as journals have it
 
     def _name(self, chosen: Candidate) -> str:
         return str(Candidate(self._variants.get(chosen.variant, chosen.variant), chosen.thinking_tokens))

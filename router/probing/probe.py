@@ -87,16 +87,16 @@ async def probe(
     with candidates that are not in the space, and what running the workflow raises.
     """
     settings = settings or ProbeSettings()
-    tell = on_note or (lambda note: None)
+    note = on_note or (lambda text: None)
     space, tasks = evaluator.space, list(evaluator.tasks)
     if not tasks:
         raise ProfileError("there are no tasks to probe on", expected="one or more")
     if incumbent is None:
-        tell("looking for an assignment to start from")
+        note("looking for an assignment to start from")
         start = await explore(space, tasks, evaluator.scores, settings.search)
         incumbent = await find_best(space, tasks, evaluator.scores, start, settings.search)
     incumbent = dict(incumbent)
-    tell("incumbent: " + _named(incumbent))
+    note("incumbent: " + _named(incumbent))
     arms = [_Arm(part, c) for part in space.parts for c in space.candidates[part] if c != incumbent[part]]
     base: list[Outcome] = []
     for begin in range(0, len(tasks), settings.batch_tasks):
@@ -105,10 +105,10 @@ async def probe(
         for arm in arms:
             if not arm.dropped:
                 arm.outcomes += await evaluator.outcomes({**incumbent, arm.part: arm.candidate}, batch)
-        _drop(arms, base, settings, tell)
+        _drop(arms, base, settings, note)
     saved = sum(len(tasks) - len(arm.outcomes) for arm in arms)
     if mean([outcome.score for outcome in base]) == 0:
-        tell("the incumbent solves none of the tasks: replacing one part at a time says little")
+        note("the incumbent solves none of the tasks: replacing one part at a time says little")
     every = [*arms, *(_Arm(part, incumbent[part], base) for part in space.parts)]
     costs = _token_costs(every, footprints or {})
     for checkpoint, cost in (engine_costs() if engine_costs else {}).items():
@@ -144,7 +144,7 @@ async def probe(
     return ProbeResult(incumbent, [profile(arm) for arm in every], outcomes, saved)
 
 
-def _drop(arms: Sequence[_Arm], base: Sequence[Outcome], settings: ProbeSettings, tell: Callable[[str], None]) -> None:
+def _drop(arms: Sequence[_Arm], base: Sequence[Outcome], settings: ProbeSettings, note: Callable[[str], None]) -> None:
     """Successive elimination: drop an arm when another's lead exceeds the margin, by a bound valid at every look.
 
     Each arm is compared with the incumbent and with the arms of its part, so the chance of error is shared by all
@@ -169,7 +169,7 @@ def _drop(arms: Sequence[_Arm], base: Sequence[Outcome], settings: ProbeSettings
                     break
     for arm, why in going:
         arm.dropped = why
-        tell(f"{arm.part} on {arm.candidate} is dropped: {why}")
+        note(f"{arm.part} on {arm.candidate} is dropped: {why}")
 
 
 def _token_costs(arms: Sequence[_Arm], footprints: Mapping[str, Footprint]) -> dict[str, TokenCost]:

@@ -33,7 +33,7 @@ async def assign(
     Raises: InfeasibleError when no choice meets the limits or none of those tried passes; ProfileError for a limit on
     memory that is not known; what running raises.
     """
-    settings, tell = settings or AssignSettings(), on_note or (lambda note: None)
+    settings, note = settings or AssignSettings(), on_note or (lambda text: None)
     amount: Amount = "cpu_s" if settings.minimise == "cost_of_pass" else settings.minimise
     limits = _with_floor(problem, settings)
     if not problem.memory_known and (amount == "memory_mib" or limits.memory_mib is not None):
@@ -52,15 +52,15 @@ async def assign(
             measured = None
             break
         if before is None:  # not before solving: limits that cannot be met are reported before anything runs
-            tell(f"running the incumbent on {len(check.tasks)} held-out tasks")
+            note(f"running the incumbent on {len(check.tasks)} held-out tasks")
             before = list(await check.outcomes(problem.incumbent, list(check.tasks)))
-        tell(f"checking on {len(check.tasks)} held-out tasks: {_named(solution.choices)}")
+        note(f"checking on {len(check.tasks)} held-out tasks: {_named(solution.choices)}")
         outcomes = await check.outcomes(solution.choices, list(check.tasks))
         measured = measure(outcomes, before)
         missed = _missed(measured, settings)
         if not missed:
             break
-        tell(f"does not hold: {missed}")
+        note(f"fails the check: {missed}")
         # A choice that differs only in parts no run reached would give the same runs again.
         asked = {(ask.role, ask.round) for outcome in outcomes for ask in outcome.asks}
         reached = [part for part in problem.parts if any(part.covers(*ask) for ask in asked)]
@@ -70,18 +70,18 @@ async def assign(
         )
         if len(excluded) >= settings.checks:
             raise InfeasibleError(
-                f"none of {len(excluded)} assignments holds its quality end to end; the last: {missed}",
-                expected="one that does, on held-out tasks",
+                f"none of {len(excluded)} assignments passes the check on held-out tasks; the last: {missed}",
+                expected="one that does",
                 remedy="Allow a larger quality loss, probe on more tasks, or raise the number of checks.",
             )
     if check is not None and before is not None and measured is not None and settings.rivals:
         for rival in _rivals(problem, limits, settings, [*barred, solution.choices]):
-            tell(f"running the best on one checkpoint: {_named(rival.choices)}")
+            note(f"running the best on one checkpoint: {_named(rival.choices)}")
             found = measure(await check.outcomes(rival.choices, list(check.tasks)), before)
             missed = _missed(found, settings)
             loser = Contender("on one checkpoint", rival.choices, rival.prediction, found, missed)
             if not missed and _cost(found, settings.minimise) < _cost(measured, settings.minimise):
-                tell(f"costs less: {_cost(found, settings.minimise):.3g}, not {_cost(measured, settings.minimise):.3g}")
+                note(f"costs less: {_cost(found, settings.minimise):.3g}, not {_cost(measured, settings.minimise):.3g}")
                 loser = Contender("best by prediction", solution.choices, solution.prediction, measured)
                 solution, measured = replace(rival, method="measured"), found
             beaten.append(loser)
@@ -90,7 +90,7 @@ async def assign(
         if check is not None and before is not None and contender.choices is not None and contender.measured is None:
             is_incumbent = contender.choices == problem.incumbent
             if settings.measure_baselines or is_incumbent:
-                tell(f"measuring {contender.name}")
+                note(f"measuring {contender.name}")
                 outcomes = await check.outcomes(contender.choices, list(check.tasks))
                 contender = replace(contender, measured=measure(outcomes, before))
         table.append(contender)
