@@ -12,7 +12,7 @@ from statistics import median
 from pydantic import BaseModel
 
 from metier.agents import Ask, Message, Role, TaskGraph, Usage
-from metier.router import Assignment, PrioritySettings, Router, Setbacks
+from metier.router import Assignment, Failures, PrioritySettings, Router
 from metier.runtime.runs.run_priority import AttainedService, RemainingPath, RunPriority
 
 ASSIGNMENT = {
@@ -62,7 +62,7 @@ def main() -> None:
         for number in range(options.asks):
             ask = asks[number % len(asks)]
             priority.of(ask.step_path)
-            router.route(ask, Setbacks(rejected=ask.round - 1, rejected_by="critic")).send(ask)
+            router.route(ask, Failures(rejected=ask.round - 1, rejected_by="critic")).send(ask)
             priority.note(usage)
         took_us.append(1e6 * (time.process_time() - began_s) / options.asks)
     kept = took_us[1:]  # the first round warms up

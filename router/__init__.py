@@ -1,7 +1,7 @@
 """Which variant plays which role: measures and decides; runtime executes."""
 
 from .assignment import Assignment, RoleAssignment, load_assignment
-from .escalation import NO_SETBACKS, EscalationLevel, Setbacks
+from .escalation import NO_FAILURES, EscalationLevel, Failures
 from .placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
 from .priority import PrioritySettings
 from .probing.evaluator import Evaluator, RunTasks
@@ -19,7 +19,7 @@ from .solving.solve import Solution, SolverSettings, front, solve
 from .space import Candidate, Part, Space, space_of
 
 __all__ = [
-    "NO_SETBACKS",
+    "NO_FAILURES",
     "AskCost",
     "AssignSettings",
     "Assigned",
@@ -27,6 +27,7 @@ __all__ = [
     "Candidate",
     "EscalationLevel",
     "Evaluator",
+    "Failures",
     "Footprint",
     "Journal",
     "Limits",
@@ -47,7 +48,6 @@ __all__ = [
     "Router",
     "RunTasks",
     "Serving",
-    "Setbacks",
     "Solution",
     "SolverSettings",
     "Space",

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from ..agents.frozen_model import FrozenModel
 from ..agents.thinking import ThinkingProfile
 
-__all__ = ["NO_SETBACKS", "ClimbCause", "EscalationLevel", "Setbacks", "climb"]
+__all__ = ["NO_FAILURES", "ClimbCause", "EscalationLevel", "Failures", "climb"]
 
 ClimbCause = Literal["rejected", "unparsed", "unsure"]
 """`rejected`: the loop went into another round; `unparsed`: a try ended without a reply that parses, corrections
@@ -28,8 +28,8 @@ class EscalationLevel(FrozenModel):
     """How long this level thinks. None is the role's own."""
 
 
-class Setbacks(NamedTuple):
-    """What went wrong before an ask: rounds of its loop that were not accepted, and tries of its own step.
+class Failures(NamedTuple):
+    """The failures before an ask: rounds of its loop that were not accepted, and tries of its own step.
 
     `rejected_by` names the steps that the loop's condition looked at, `logprob` is the last answer's mean, for reasons.
     """
@@ -41,10 +41,10 @@ class Setbacks(NamedTuple):
     logprob: float | None = None
 
 
-NO_SETBACKS = Setbacks()
+NO_FAILURES = Failures()
 
 
-def climb(setbacks: Setbacks, causes: tuple[ClimbCause, ...], max_climbs: int) -> int:
+def climb(failures: Failures, causes: tuple[ClimbCause, ...], max_climbs: int) -> int:
     """How many levels above the first an ask is: the failures that count, at most `max_climbs`."""
-    counted: int = sum(getattr(setbacks, cause) for cause in causes)
+    counted: int = sum(getattr(failures, cause) for cause in causes)
     return min(counted, max_climbs)

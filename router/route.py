@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..agents.messages import Ask
 from ..agents.thinking import ThinkingProfile
 from .assignment import BASE, Assignment, RoleAssignment
-from .escalation import NO_SETBACKS, Setbacks, climb
+from .escalation import NO_FAILURES, Failures, climb
 
 __all__ = ["Route", "Router"]
 
@@ -51,11 +51,11 @@ class Router:
         self.assignment = assignment or Assignment()
         self._routes: dict[tuple[str, int], Route] = {}
 
-    def route(self, ask: Ask, setbacks: Setbacks = NO_SETBACKS) -> Route:
-        """Choose for one ask: the same role, round and setbacks always get the same."""
+    def route(self, ask: Ask, failures: Failures = NO_FAILURES) -> Route:
+        """Choose for one ask: the same role, round and failures always get the same."""
         assigned = self.assignment.roles.get(ask.role)
         if assigned is not None and assigned.ladder:
-            return _on_ladder(ask.role, ask.round, assigned, setbacks)
+            return _on_ladder(ask.role, ask.round, assigned, failures)
         return self.expect(ask.role, ask.round)
 
     def expect(self, role: str, round_number: int) -> Route:
@@ -69,7 +69,7 @@ class Router:
     def _decide(self, role: str, round_number: int) -> Route:
         assigned = self.assignment.roles.get(role)
         if assigned is not None and assigned.ladder:
-            return _on_ladder(role, round_number, assigned, Setbacks(rejected=round_number - 1))
+            return _on_ladder(role, round_number, assigned, Failures(rejected=round_number - 1))
         thinking = None if assigned is None else assigned.thinking_rounds.get(round_number, assigned.thinking)
         if assigned is None:
             variant, reason = self.assignment.default, f"role {role!r} is not assigned: default"
@@ -80,29 +80,29 @@ class Router:
         return Route(None if variant == BASE else variant, reason, thinking)
 
 
-def _on_ladder(role: str, round_number: int, assigned: RoleAssignment, setbacks: Setbacks) -> Route:
+def _on_ladder(role: str, round_number: int, assigned: RoleAssignment, failures: Failures) -> Route:
     limit = assigned.climb_limit
-    climbs = climb(setbacks, assigned.climb_on, limit)
+    climbs = climb(failures, assigned.climb_on, limit)
     variant, thinking = assigned.level(climbs)
-    reason = _why(role, round_number, assigned, setbacks, climbs)
+    reason = _why(role, round_number, assigned, failures, climbs)
     threshold = assigned.min_logprob if climbs < limit else None  # the last level
     return Route(None if variant == BASE else variant, reason, thinking, threshold, climbs)
 
 
-def _why(role: str, round_number: int, assigned: RoleAssignment, setbacks: Setbacks, climbs: int) -> str:
-    """The last setback that counts, and what it changed: `round 2: critic said no, level 1 → 2: thinking 64 → 256`."""
+def _why(role: str, round_number: int, assigned: RoleAssignment, failures: Failures, climbs: int) -> str:
+    """The last failure that counts and what it changed: `round 2: critic said no, level 1 → 2: thinking 64 → 256`."""
     causes = assigned.climb_on
-    if setbacks.unsure and "unsure" in causes:
+    if failures.unsure and "unsure" in causes:
         said = "the answer was unsure"
-        if setbacks.logprob is not None:
-            said = f"mean log-probability {setbacks.logprob:.2f} below {assigned.min_logprob:g}"
-    elif setbacks.unparsed and "unparsed" in causes:
+        if failures.logprob is not None:
+            said = f"mean log-probability {failures.logprob:.2f} below {assigned.min_logprob:g}"
+    elif failures.unparsed and "unparsed" in causes:
         said = "no reply that parses"
-    elif setbacks.rejected and "rejected" in causes:
-        said = f"{setbacks.rejected_by or 'round ' + str(round_number - 1)} said no"
+    elif failures.rejected and "rejected" in causes:
+        said = f"{failures.rejected_by or 'round ' + str(round_number - 1)} said no"
     else:
         return assigned.reason or f"assigned to {role!r}, level 1"
-    counted = sum(getattr(setbacks, cause) for cause in causes)
+    counted = sum(getattr(failures, cause) for cause in causes)
     if counted > climbs:
         return f"round {round_number}: {said}, stays on level {climbs + 1}: max_climbs is {climbs}"
     (was, thought), (now, thinks) = assigned.level(climbs - 1), assigned.level(climbs)

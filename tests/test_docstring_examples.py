@@ -28,8 +28,8 @@ GIVEN = {
     "metier.agents": {"BuiltGraph", "FieldRef", "StepRef", "Usage"},
     "metier.specializers": {"AdapterFacts", "AskSpec", "EngineSpec", "Progress", "Variant"},
     "metier.router": {
-        "AskCost", "Assigned", "Evaluator", "Footprint", "Journal", "Outcome", "Placement", "Prediction",
-        "ProbeResult", "Problem", "Profile", "Route", "RunTasks", "Setbacks", "Solution", "Space",
+        "AskCost", "Assigned", "Evaluator", "Failures", "Footprint", "Journal", "Outcome", "Placement", "Prediction",
+        "ProbeResult", "Problem", "Profile", "Route", "RunTasks", "Solution", "Space",
     },
     "metier.runtime": {"Event", "RunResult"},
 }  # fmt: skip

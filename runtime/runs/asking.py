@@ -1,4 +1,4 @@
-"""What a step asks a model, until the answer fits its type and is sure enough."""
+"""Asks a model on behalf of a step, until the answer fits its type and is sure enough."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...agents.errors import AnswerError, LimitError
 from ...agents.messages import Ask, Message, Reply
 from ...agents.prompts import PROMPT_LAYOUT, task_text
 from ...agents.roles import Role
-from ...router.escalation import Setbacks
+from ...router.escalation import Failures
 from ...router.route import Route
 from ..events import RunEvents
 from ..store.records import AskRecord, StepRecord
@@ -25,19 +25,19 @@ from .step_values import schema_of
 
 __all__ = ["Asker", "RouteAsk", "StepAsk"]
 
-RouteAsk = Callable[[Ask, Setbacks], Route]
-"""Where an ask goes after what went wrong before it, and why."""
+RouteAsk = Callable[[Ask, Failures], Route]
+"""Route of an ask, given the failures before it."""
 
 
 @dataclass(frozen=True)
 class StepAsk:
-    """What one step of a run asks: which role, in which round of its loop, with which prompt."""
+    """The ask of one step of a run: role, round of its loop, and prompt."""
 
     role: Role
     messages: tuple[Message, ...]
     round: int
     record: StepRecord
-    """Takes every ask that is made, with its reply."""
+    """Called with every ask that is made and its reply."""
 
     first_attempt: int = 0
     """Number of the first ask; a resumed run counts on from those it had."""
@@ -49,10 +49,10 @@ class StepAsk:
 
 
 class Asker:
-    """Asks for the steps of one run; every ask is routed, counted, recorded and told.
+    """Asks for the steps of one run; every ask is routed, counted, recorded and sent to listeners.
 
-    A reply that does not parse earns one correction ask. An answer that is unsure is asked again one rung up while its
-    ladder goes on.
+    A reply that does not parse gets one correction ask. An unsure answer is asked again one level up, as far as the
+    ladder goes.
     """
 
     def __init__(
@@ -66,30 +66,30 @@ class Asker:
         self._task = task_text(plan.value)
         self._tokens = 0
 
-    async def answer(self, step: StepAsk, setbacks: Setbacks) -> Any:
+    async def answer(self, step: StepAsk, failures: Failures) -> Any:
         """The step's answer, an object of the type that its role gives.
 
         Raises: AnswerError when the correction does not parse either, LimitError when the run has used its tokens, and
         what the backend raises.
         """
         while True:
-            answer, threshold, logprob = await self._parsed(step, setbacks)
+            answer, threshold, logprob = await self._parsed(step, failures)
             if threshold is None or logprob is None or logprob >= threshold:
                 return answer
-            setbacks = setbacks._replace(unsure=setbacks.unsure + 1, logprob=logprob)
+            failures = failures._replace(unsure=failures.unsure + 1, logprob=logprob)
             reason = f"mean log-probability {logprob:.2f} below {threshold:g}"
             self._events.tell("ask_retried", step.path, step.role.name, reason=reason)
 
-    async def _parsed(self, step: StepAsk, setbacks: Setbacks) -> tuple[Any, float | None, float | None]:
+    async def _parsed(self, step: StepAsk, failures: Failures) -> tuple[Any, float | None, float | None]:
         """Ask, and correct once; returns (answer, threshold, mean log-probability)."""
-        reply, threshold = await self._ask(step, step.messages, setbacks)
+        reply, threshold = await self._ask(step, step.messages, failures)
         try:
             return parse_answer(reply.text, step.role.gives), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
             self._events.tell("ask_retried", step.path, step.role.name, reason=str(error))
             corrected = correction_messages(step.messages, reply.text, error)
-        reply, threshold = await self._ask(step, corrected, setbacks)
+        reply, threshold = await self._ask(step, corrected, failures)
         try:
             return parse_answer(reply.text, step.role.gives), threshold, reply.mean_logprob
         except AnswerError as error:
@@ -97,12 +97,12 @@ class Asker:
             raise
 
     async def _ask(
-        self, step: StepAsk, messages: tuple[Message, ...], setbacks: Setbacks
+        self, step: StepAsk, messages: tuple[Message, ...], failures: Failures
     ) -> tuple[Reply, float | None]:
         """One ask; returns (reply, log-probability below which its answer is unsure)."""
         self._check_tokens(step.path)
         ask = self._new_ask(step, messages)
-        route = self._route(ask, setbacks)
+        route = self._route(ask, failures)
         ask = route.send(ask)
         record = AskRecord(ask.attempt, step.role.name, ask.variant, route.reason, PROMPT_LAYOUT, messages, time.time())
         step.record.asks.append(record)

@@ -1,4 +1,4 @@
-"""Batches of runs: how they start, whether a run may go on, and what a person has to say to it."""
+"""Batches of runs: how they start, whether a run may be resumed, and a person's answers."""
 
 from __future__ import annotations
 

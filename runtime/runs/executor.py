@@ -25,7 +25,7 @@ from ...agents.nodes import (
     StepOutput,
 )
 from ...agents.step_paths import ROOT, StepPath
-from ...router.escalation import NO_SETBACKS, Setbacks
+from ...router.escalation import NO_FAILURES, Failures
 from .foresight import RunForesight
 from .steps import BLOCKED, StepRunner
 
@@ -37,8 +37,8 @@ class Scope:
     """The outputs of one body while it runs (of one round, in a loop), and the scope around it.
 
     `names` is what `StepRef` calls the body, `path` where it is in the run. A step that was
-    skipped has output None; a loop's output is the dict of its last round. `setbacks` counts the rounds of the loop
-    that its condition did not accept; a sub-graph has those of the step that it is.
+    skipped has output None; a loop's output is the dict of its last round. `failures` counts the rounds of the loop
+    that its condition did not accept; a sub-graph has those of its step.
     """
 
     graph: str
@@ -50,7 +50,7 @@ class Scope:
     previous: dict[str, Any] | None = None
     outputs: dict[str, Any] = field(default_factory=dict)
     blocked: bool = False
-    setbacks: Setbacks = NO_SETBACKS
+    failures: Failures = NO_FAILURES
 
 
 class Outputs:
@@ -81,7 +81,7 @@ class Outputs:
 class Executor:
     """Walks one run of a graph; the steps themselves are done by a StepRunner.
 
-    With `foresight`, the backend hears at every step what may come next, and brings adapters in beside the run.
+    With `foresight`, the backend is told at every step what may come next, and loads adapters beside the run.
     """
 
     def __init__(self, steps: StepRunner, foresight: RunForesight | None = None) -> None:
@@ -101,7 +101,7 @@ class Executor:
             try:
                 async with anyio.create_task_group() as self._beside:
                     await self._run_body(graph.body, scope)
-                    self._beside.cancel_scope.cancel()  # nothing that is still to be prefetched is wanted any more
+                    self._beside.cancel_scope.cancel()  # prefetches that have not started are cancelled
             finally:
                 self._foresight.close()
         return BLOCKED if scope.blocked else _read(graph.output, scope)
@@ -114,7 +114,7 @@ class Executor:
                 followers[before].append(node)
 
         async def run_chain(node: BuiltNode) -> None:
-            """Run a node, then whatever became ready: the first in this task, the others in tasks of their own."""
+            """Run a node, then those that became ready: the first in this task, the others in tasks of their own."""
             following: BuiltNode | None = node
             while following is not None:
                 done, following = following, None
@@ -169,12 +169,12 @@ class Executor:
     async def _run_once(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: StepPath) -> Any:
         if isinstance(node.work, GraphWork):
             graph = node.work.graph
-            inner = Scope(graph.name, next(iter(inputs.values())), path=path, setbacks=scope.setbacks)
+            inner = Scope(graph.name, next(iter(inputs.values())), path=path, failures=scope.failures)
             await self._run_body(graph.body, inner)
             return BLOCKED if inner.blocked else _read(graph.output, inner)
         if isinstance(node.work, PersonWork):
             return self._steps.ask_person(node, node.work, str(path), inputs)
-        return await self._steps.run(node, str(path), inputs, scope.round, scope.setbacks)
+        return await self._steps.run(node, str(path), inputs, scope.round, scope.failures)
 
     async def _fan_out(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: StepPath) -> Any:
         each = node.each
@@ -192,13 +192,13 @@ class Executor:
 
     async def _run_loop(self, node: BuiltNode, loop: LoopWork, scope: Scope, path: StepPath) -> Any:
         previous: dict[str, Any] | None = None
-        setbacks = NO_SETBACKS
+        failures = NO_FAILURES
         for number in range(1, loop.max_rounds + 1):
             round_path = path.in_round(number)
             self._steps.begin_round(str(round_path), loop.max_rounds)
             inner = Scope(
                 scope.graph, scope.value, (*scope.names, node.name), round_path, number, scope, previous,
-                setbacks=setbacks,
+                failures=failures,
             )  # fmt: skip
             await self._run_body(loop.body, inner)
             if inner.blocked:
@@ -208,7 +208,7 @@ class Executor:
                 outputs = Outputs(inner)
                 if _holds(loop.until, outputs, node.name):
                     return previous
-                setbacks = Setbacks(rejected=number, rejected_by=", ".join(outputs.read))
+                failures = Failures(rejected=number, rejected_by=", ".join(outputs.read))
         if loop.until is not None and loop.on_limit == "fail":
             raise LoopLimitError(
                 f"loop {str(path)!r} was not satisfied after {loop.max_rounds} rounds",

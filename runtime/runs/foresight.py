@@ -1,4 +1,4 @@
-"""Who runs next: the variants that the steps after this one will ask for, read off the built graph."""
+"""Foresight: the variants that the steps after this one will ask for, read from the built graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KNOWN_LIMIT = 10_000
 class _Level:
     """One body as it runs: in round `round` of the loop `around`, or inside the sub-graph `around`.
 
-    `later` says that it belongs to a run that follows this one.
+    `later` marks a run that follows this one.
     """
 
     body: BuiltBody
@@ -45,14 +45,14 @@ class _Place(NamedTuple):
 
 
 class Foresight:
-    """What each step of a graph and those after it ask for, at most `asks` asks ahead; worked out once for each place.
+    """The variants that each step and those after it ask for, at most `asks` asks ahead; computed once for each place.
 
     Everything that is possible counts: the next round and what comes after the loop, steps whose condition may
     yet fail. A distance is the smallest possible one and counts asks, so functions and skipped steps are free.
 
     After a run's last steps come the first ones of the next run of the graph. With `again` one is known to follow.
-    Otherwise that is a guess, which still says what to keep when nothing else is known; its distances are beyond
-    `asks`, so that whatever is sure comes first.
+    Otherwise that is a guess, used to choose what to keep when nothing else is known; its distances are above `asks`,
+    so that sure uses come first.
     """
 
     def __init__(self, graph: BuiltGraph, variant_of: VariantOf, *, asks: int) -> None:
@@ -63,7 +63,7 @@ class Foresight:
         self._known: dict[tuple[StepPath, bool], Upcoming] = {}
 
     def upcoming(self, path: str, *, again: bool = False) -> Upcoming:
-        """What is asked for by the step at `path` (`attempt[2]/critic`) and what may be asked for after it."""
+        """Variants that the step at `path` (`attempt[2]/critic`) asks for, and those that may be asked for after it."""
         at = StepPath.parse(path).without_items  # what follows each item of a fan-out is the same
         known = self._known.get((at, again))
         if known is None:
@@ -172,12 +172,12 @@ class RunForesight:
         self._under_way: dict[str, Upcoming] = {}
 
     def step_began(self, path: str) -> Prefetch | None:
-        """A step begins; what is returned brings in the adapters that come next, None when there is nothing to do."""
+        """Announce that a step begins. The result loads the adapters that come next; None where none is to load."""
         self._under_way[path] = self._foresight.upcoming(path, again=self._again())
         return self._backend.foresee(self._run_id, self._merged())
 
     def step_ended(self, path: str) -> None:
-        """A step is over. Nothing is announced: what follows it begins now, and says so itself."""
+        """Forget a step that has ended. Nothing is announced: the steps after it begin now and announce themselves."""
         self._under_way.pop(path, None)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What lies before a run: who is asked next, and how long it still takes. Worked out once for each graph."""
+"""The rest of a run: which variants it asks for next, and how long it still takes. Computed once for each graph."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ GRAPHS_KEPT = 64
 
 @dataclass(frozen=True)
 class RunOutlook:
-    """What lies before one run. `priority` is None where asks go in the order they come, `foresight` where the
-    backend does not want to know who runs next."""
+    """The rest of one run. `priority` is None where asks go in the order they come, `foresight` where the backend
+    takes no announcements."""
 
     remaining: RemainingPath
     priority: RunPriority | None
@@ -45,7 +45,7 @@ class Outlooks:
         self._backend = backend
         self._router = router
         self._settings = settings
-        # A backend that has these two hears who runs next (see ForeseeingBackend).
+        # A backend with these two methods gets announcements (see ForeseeingBackend).
         self._foresees = settings.engine.foresight and hasattr(backend, "foresee") and hasattr(backend, "forget")
         self._graphs: dict[int, _GraphOutlook] = {}
         self._service = AttainedService()

@@ -29,7 +29,7 @@ __all__ = ["RunDriver"]
 
 
 class RunDriver:
-    """Does a session's runs. Errors on purpose end a run and are in its result; others end the batch."""
+    """Does a session's runs. A MetierError ends its run and is in its result; any other error ends the batch."""
 
     def __init__(
         self, backend: Backend, router: Router, store: RunStore, settings: Settings, listeners: Listeners
@@ -56,7 +56,7 @@ class RunDriver:
         return [result for result in results if result is not None]
 
     async def run(self, plan: RunPlan, again: Callable[[], bool] = lambda: False) -> RunResult:
-        """One run that nobody else is at; one that another driver has finished meanwhile is read back.
+        """Do one run, unless another process is doing it; if another has finished it meanwhile, read it back.
 
         `again` says whether another run of the graph will follow this one.
         """
@@ -95,7 +95,7 @@ class RunDriver:
         return Executor(StepRunner(plan, self._store, asker, events), outlook.foresight)
 
     async def _output(self, plan: RunPlan, executor: Executor) -> Any:
-        """What the graph gives; raises RunInterrupted when it waits for a person, LimitError when it takes too long."""
+        """The graph's output; raises RunInterrupted when it waits for a person, LimitError when it takes too long."""
         limit_s = plan.limits.max_seconds_s
         with anyio.move_on_after(limit_s or math.inf) as scope:
             output = await _unwrapped(executor.run(plan.graph, plan.value))

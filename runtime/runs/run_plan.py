@@ -18,7 +18,7 @@ __all__ = ["RunPlan", "RunResult"]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """One run as it is about to start, or to go on."""
+    """One run that is about to start or to be resumed."""
 
     graph: BuiltGraph
     record: RunRecord

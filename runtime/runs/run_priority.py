@@ -1,4 +1,4 @@
-"""What a run still has before it: the longest chain of asks from a step to the end, read off the built graph."""
+"""The remaining time of a run: the longest chain of asks from a step to the end, read from the built graph."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RemainingPath:
 
 @dataclass
 class AttainedService:
-    """Computed tokens per ask over all runs of a session, which turns a run's tokens into asks' worth of work."""
+    """Mean computed tokens per ask over all runs of a session, to convert a run's tokens into a number of asks."""
 
     tokens: int = 0
     asks: int = 0
@@ -107,7 +107,7 @@ class RunPriority:
     """Gives the asks of one run their priority; `began_s` is when it began, on the session's clock.
 
     Attained service is counted in tokens that had to be computed (prompt without what was cached, and output), since
-    every backend reports them. A resumed run begins anew: what it had before it was stopped holds nobody up now.
+    every backend reports them. A resumed run starts at 0: what it had before it was stopped delays no other run now.
     """
 
     def __init__(

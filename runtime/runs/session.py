@@ -34,7 +34,7 @@ from .run_plan import RunPlan, RunResult
 __all__ = ["Session"]
 
 STREAM_TEXT_EVENTS = 10_000
-"""Pieces of text a slow reader of `Session.stream` may fall behind; further ones are dropped, other events never."""
+"""Pieces of text a slow reader of `Session.stream` may fall behind; more are dropped, other events never."""
 
 BATCHES_REMEMBERED = 10_000
 """Batches that `Session.report` knows by itself; a server that runs for weeks must not grow."""
@@ -78,7 +78,7 @@ class Session:
         self._driver = RunDriver(backend, router, store, settings, self._listeners)
         self._totals = totals
         self.base = base
-        """Fingerprint of the base model that engines of this session stand on, "" where that is not known."""
+        """Fingerprint of the base model of this session's engines, "" where it is not known."""
         self._id = uuid.uuid4().hex[:6]
         self._batches: deque[str] = deque(maxlen=BATCHES_REMEMBERED)
         self._energy: dict[str, EnergyMeter] = {}
@@ -271,11 +271,11 @@ class Session:
         return results
 
     def listen(self, on_event: OnEvent) -> None:
-        """Hear of everything that happens from now on."""
+        """Call `on_event` with every event from now on."""
         self._listeners.add(on_event)
 
     def emit(self, event: Event) -> None:
-        """Hand an event to everyone who listens."""
+        """Pass an event to all listeners."""
         self._listeners(event)
 
     def _add_batch(

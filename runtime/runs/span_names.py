@@ -1,6 +1,6 @@
-"""Every name that our spans use; OpenTelemetry's GenAI conventions are still in motion, and this is where they meet us.
+"""Every name that our spans use, in one file, since OpenTelemetry's GenAI conventions still change.
 
-Written after the conventions of `opentelemetry-semantic-conventions` 0.66b2, whose own module of these names is marked
+Follows the conventions of `opentelemetry-semantic-conventions` 0.66b2, whose own module of these names is marked
 as incubating and may be moved. What has no name there stands under `metier.`
 """
 

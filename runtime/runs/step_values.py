@@ -1,4 +1,4 @@
-"""From a step's inputs to what is recorded of it: content keys, JSON of outputs, and calling functions."""
+"""A step's values: content keys of inputs, JSON of outputs, and calls of function steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def call_function(function: Callable[..., Any], name: str, inputs: dict[st
 
 
 def content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) -> str:
-    """Hash of what a step is given: its prompt, or a function's inputs. A check on resume, never the identity."""
+    """Hash of a step's prompt, or of a function's inputs. A check on resume, never the identity."""
     if messages is not None:
         prompt = "".join(f"{message.role}\0{message.content}\0" for message in messages)
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
@@ -59,7 +59,7 @@ def gives_each(node: BuiltNode) -> Any:
 def typed_output(output: Any, gives: Any, path: str) -> tuple[Any, str]:
     """A step's output as the type it gives, and as JSON; raises StepError when it is not of that type.
 
-    A run and its resumption then see the same value, whatever a function returned.
+    A run and its resumption then see the same value, also where a function returned another type.
     """
     if isinstance(output, BaseModel) and type(output) is gives:
         return output, output.model_dump_json()

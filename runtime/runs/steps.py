@@ -1,4 +1,4 @@
-"""One step of one run: ask a model or call a function, try again within bounds, and record what came of it."""
+"""One step of one run: ask a model or call a function, try again within bounds, and record the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...agents.errors import AnswerError, EngineDeadError, MetierError, ResumeEr
 from ...agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ...agents.prompts import render_prompt
 from ...agents.roles import Role
-from ...router.escalation import NO_SETBACKS, Setbacks
+from ...router.escalation import NO_FAILURES, Failures
 from ..events import RunEvents
 from ..store.records import StepRecord
 from ..store.store import RunStore
@@ -33,7 +33,7 @@ BLOCKED: Final = _Blocked()
 
 
 class StepRunner:
-    """Does the steps of one run: recorded ones are read back, others are done, retried and recorded.
+    """Does the steps of one run: reads recorded ones back; does, retries and records the others.
 
     Function steps run in a worker thread unless they are async.
     """
@@ -54,12 +54,12 @@ class StepRunner:
         path: str,
         inputs: dict[str, Any],
         round_number: int,
-        setbacks: Setbacks = NO_SETBACKS,
+        failures: Failures = NO_FAILURES,
     ) -> Any:
         """Do one role or function step, or read back what is recorded; returns its typed output.
 
-        `setbacks` says how many rounds of its loop were not accepted. What goes wrong in the step itself is added
-        here and forgotten with the step, so that a resumed run, which begins the step anew, takes the same rungs.
+        `failures` counts the rounds of its loop that were not accepted. Failures of the step itself are added here and
+        dropped with the step, so that a resumed run, which begins the step anew, takes the same levels.
         Raises: AnswerError, StepError, StepTimeoutError, LimitError or EngineError once the tries are used up.
         """
         work = node.work
@@ -71,16 +71,16 @@ class StepRunner:
             return self._read_back(path, key, gives)
         step = StepRecord(path, work.role.name if isinstance(work, RoleWork) else "", "failed", None, key, time.time())
 
-        def once(setbacks: Setbacks) -> Awaitable[Any]:
+        def once(failures: Failures) -> Awaitable[Any]:
             if isinstance(work, FunctionWork):
                 return call_function(work.function, node.name, inputs)
             assert messages is not None
             ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
-            return self._asker.answer(ask, setbacks)
+            return self._asker.answer(ask, failures)
 
         self._events.tell("step_started", path, step.role)
         try:
-            output, step.output = typed_output(await self._try(node, step, once, setbacks), gives, path)
+            output, step.output = typed_output(await self._try(node, step, once, failures), gives, path)
             step.state = "done"
         except BaseException as error:
             step.error = str(error) or type(error).__name__
@@ -88,7 +88,7 @@ class StepRunner:
                 self._record(step)
                 self._events.tell("step_failed", path, step.role, error=step.error)
             elif step.asks:
-                # Cancelled: nothing is waited for here, but what the asks cost must not be lost.
+                # Cancelled: nothing may be awaited here, but the cost of the asks is recorded.
                 self._record(step)
             raise
         self._record(step)
@@ -97,15 +97,15 @@ class StepRunner:
         return output
 
     def skip(self, path: str, reason: str) -> None:
-        """Note that a step does not run, and why."""
+        """Record that a step does not run, and why."""
         self._events.tell("step_skipped", path, reason=reason)
 
     def begin_round(self, path: str, max_rounds: int) -> None:
-        """Note that a round of a loop begins."""
+        """Record that a round of a loop begins."""
         self._events.tell("round_started", path, of=max_rounds)
 
     def ask_person(self, node: BuiltNode, work: PersonWork, path: str, inputs: dict[str, Any]) -> Any:
-        """A person's answer when it is there; otherwise the question is kept and the step is BLOCKED."""
+        """A person's answer when there is one; otherwise keep the question and return BLOCKED."""
         asked = self._store.questions(self.run_id).get(path)
         if asked is None or asked[1] is None:
             role = Role(node.name.lower(), {n: t.type for n, t in node.inputs.items()}, str, work.question)
@@ -117,14 +117,14 @@ class StepRunner:
     # --- inside -------------------------------------------------------------------------------------------
 
     async def _try(
-        self, node: BuiltNode, step: StepRecord, once: Callable[[Setbacks], Awaitable[Any]], setbacks: Setbacks
+        self, node: BuiltNode, step: StepRecord, once: Callable[[Failures], Awaitable[Any]], failures: Failures
     ) -> Any:
-        """Do a step, and again while it fails and has tries left."""
+        """Do a step; when it fails, again while tries are left."""
         for left in range(node.retries, -1, -1):
             step.tries = node.retries - left + 1
             try:
                 with anyio.fail_after(node.timeout_s):
-                    return await once(setbacks)
+                    return await once(failures)
             except TimeoutError as error:
                 failure: MetierError = StepTimeoutError(
                     f"step {step.path!r} took longer than timeout_s={node.timeout_s}, {step.tries} times",
@@ -135,7 +135,7 @@ class StepRunner:
             except (AnswerError, StepError, EngineDeadError) as error:
                 failure = error
                 if isinstance(error, AnswerError):
-                    setbacks = setbacks._replace(unparsed=setbacks.unparsed + 1)
+                    failures = failures._replace(unparsed=failures.unparsed + 1)
             if not left:
                 raise failure
             self._events.tell("ask_retried", step.path, step.role, reason=str(failure))

@@ -1,6 +1,6 @@
 """Spans for OpenTelemetry: workflow, step, ask and swap, made from a session's events.
 
-Off unless `tracing` is set. Where spans go is OpenTelemetry's own business (`OTEL_EXPORTER_OTLP_ENDPOINT`,
+Off unless `tracing` is set. OpenTelemetry's own variables say where spans go (`OTEL_EXPORTER_OTLP_ENDPOINT`,
 `OTEL_EXPORTER_OTLP_PROTOCOL`, `OTEL_SERVICE_NAME`, …). Texts of prompts and answers are never in them.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RunTracer", "open_tracer"]
 
 FLUSH_S = 5.0
-"""How long the end of a session waits for an endpoint to take the last spans."""
+"""Seconds that the end of a session waits for an endpoint to take the last spans."""
 
 SERVICE = "metier"
 
@@ -31,7 +31,7 @@ SERVICE = "metier"
 class RunTracer:
     """Listens to a session (`on_event`) and writes spans with a provider's tracer.
 
-    A run, its steps and their asks are nested; swaps stand by themselves, since an adapter is loaded for whoever asks.
+    A run, its steps and their asks are nested; swaps are spans of their own, since several asks may wait for one load.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -66,7 +66,7 @@ class RunTracer:
                 self._add_swap(event)
 
     def close(self) -> None:
-        """End what nobody has ended: runs that were cancelled."""
+        """End the spans that are still open: runs that were cancelled."""
         for run_id in list(self._runs):
             self._end_run(run_id, "cancelled")
 

@@ -10,7 +10,7 @@ import yaml
 
 from metier.agents import Ask, Message, ThinkingProfile
 from metier.agents.errors import AssignmentError
-from metier.router import Assignment, PrioritySettings, Router, Setbacks, load_assignment
+from metier.router import Assignment, Failures, PrioritySettings, Router, load_assignment
 from metier.router.escalation import climb
 from metier.router.priority import order_key_s, priority_of
 
@@ -33,7 +33,7 @@ def test_a_no_raises_the_thinking_and_then_the_variant(tmp_path: Path) -> None:
     assert assignment.names() == [None, "large", "small"]
     router = Router(assignment)
     routes = [
-        router.route(ask(n), Setbacks(rejected=n - 1, rejected_by="checker" if n > 1 else "")) for n in (1, 2, 3, 4)
+        router.route(ask(n), Failures(rejected=n - 1, rejected_by="checker" if n > 1 else "")) for n in (1, 2, 3, 4)
     ]
     assert [(r.variant, r.thinking and r.thinking.max_tokens, r.climbs) for r in routes] == [
         ("small", 64, 0), ("small", 256, 1), ("large", 256, 2), ("large", 256, 2),
@@ -53,15 +53,15 @@ def test_a_no_raises_the_thinking_and_then_the_variant(tmp_path: Path) -> None:
 
 def test_only_named_causes_climb_and_never_above_the_bound() -> None:
     for rejected, unparsed, unsure, bound in product(range(3), repeat=4):
-        setbacks = Setbacks(rejected, unparsed, unsure)
-        assert climb(setbacks, ("unparsed", "unsure"), bound) == min(unparsed + unsure, bound)
-        assert climb(setbacks, (), bound) == 0
+        failures = Failures(rejected, unparsed, unsure)
+        assert climb(failures, ("unparsed", "unsure"), bound) == min(unparsed + unsure, bound)
+        assert climb(failures, (), bound) == 0
 
 
 def test_the_last_level_asks_for_no_confidence() -> None:
     entry = {"ladder": [{"thinking": 8}, "large"], "climb_on": ["unsure"], "min_logprob": -0.5}
     router = Router(Assignment.model_validate({"roles": {"solver": entry}}))
-    first, last = router.route(ask()), router.route(ask(), Setbacks(unsure=1, logprob=-1.25))
+    first, last = router.route(ask()), router.route(ask(), Failures(unsure=1, logprob=-1.25))
     assert (first.send(ask()).confidence, last.send(ask()).confidence) == (True, False)
     assert last.reason == (
         "round 1: mean log-probability -1.25 below -0.5, level 1 → 2: variant base → large, "
