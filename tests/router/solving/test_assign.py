@@ -95,7 +95,7 @@ async def test_what_does_not_hold_end_to_end_is_excluded_and_the_next_best_taken
     assert sorted(named(result).values()) == ["cheap", "dear", "dear"]
     assert len(result.excluded) == 4  # all three, and each pair
     assert all("below the incumbent, 0.06 allowed" in contender.note for contender in result.excluded)
-    assert any("does not hold" in note for note in notes)
+    assert any("fails the check" in note for note in notes)
     with pytest.raises(InfeasibleError, match="none of 2 assignments passes the check"):
         await assign(problem(), AssignSettings(quality_loss=0.06, checks=2), check=check(Clash))
 
