@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +68,15 @@ def commands_in_code() -> Iterator[tuple[Path, str]]:
 
 def module_exists(dotted: str) -> bool:
     """Whether `metier.a.b` is a module, or a name in the longest module before it."""
-    parts = dotted.split(".")
-    for end in range(len(parts), 1, -1):
-        try:
-            found = find_spec(".".join(parts[:end]))
-        except ModuleNotFoundError:
-            continue
-        if found is not None:
+    names = dotted.split(".")[1:]
+    for end in range(len(names), 0, -1):
+        place = ROOT.joinpath(*names[:end])
+        if place.is_dir() or place.with_suffix(".py").is_file():
             break
     else:
         return False
-    here = import_module(".".join(parts[:end])) if end < len(parts) else None
-    for name in parts[end:]:
+    here = import_module(".".join(["metier", *names[:end]])) if end < len(names) else None
+    for name in names[end:]:
         if not hasattr(here, name):
             return False
         here = getattr(here, name)
