@@ -56,7 +56,7 @@ class AssignSettings(FrozenModel):
     """How choices are searched for."""
 
     seed: int = 0
-    """Seed of the search and of the checks."""
+    """Seed of the random baseline."""
 
 
 @dataclass(frozen=True)
