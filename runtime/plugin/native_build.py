@@ -1,4 +1,4 @@
-"""Compiling a C++ source of ours into a torch operator library, once per machine, in the user's cache folder."""
+"""Compiling a C++ source of ours into a torch operator library, once per machine, in metier's cache folder."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import platformdirs
 import torch
 
 from ...agents.errors import PluginError
 from ...agents.whole_files import whole_file
+from ...specializers.shelf.base_model import cache_folder
 
 __all__ = ["build_library", "library_path"]
 
@@ -50,17 +50,20 @@ def build_library(source: Path) -> Path:
         raise PluginError(
             f"the compiled operators cannot be written to {library.parent}: {error}",
             expected="a writable cache folder",
-            remedy="Set XDG_CACHE_HOME to a folder you may write to.",
+            remedy="Set METIER_CACHE to a folder you may write to.",
         ) from error
     return library
 
 
 def library_path(source: Path) -> Path:
-    """Where the library of `source` belongs; the name changes with the source, torch and the processor."""
+    """Where the library of `source` belongs, below `cache_folder()`.
+
+    The name changes with the source, torch and the processor.
+    """
     digest = hashlib.sha256()
     digest.update(source.read_bytes())
     digest.update(" ".join((*_FLAGS, torch.__version__, platform.machine(), _processor())).encode())
-    return Path(platformdirs.user_cache_dir("metier")) / "native" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
+    return cache_folder() / "native" / f"{source.stem}-{digest.hexdigest()[:16]}.so"
 
 
 def _compile(compiler: str, source: Path, library: Path) -> None:

@@ -53,7 +53,7 @@ def find_base(
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $METIER_CACHE, or the user's cache folder."""
+    """Where converted models and compiled operators are kept: $METIER_CACHE, or the user's cache folder."""
     chosen = os.environ.get("METIER_CACHE")
     if chosen:
         return Path(chosen).expanduser()

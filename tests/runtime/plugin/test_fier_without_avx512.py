@@ -19,7 +19,7 @@ def test_built_for_avx2_the_operators_compute_the_same(tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text('#!/bin/bash\nexec g++ "${@/-march=native/-march=x86-64-v3}" -Wno-psabi\n')
     compiler.chmod(0o755)
-    environment = os.environ | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = os.environ | {"CXX": str(compiler), "METIER_CACHE": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "test_fier_cpu.py")]
     done = subprocess.run(
         [*command, "-k", "operators_give or equal_scores"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from metier.agents.errors import PluginError
 from metier.runtime.plugin import lora_torch
-from metier.runtime.plugin.native_build import build_library, library_path
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
@@ -237,24 +235,3 @@ def test_no_compiler_falls_back_with_the_reason(
     monkeypatch.setattr(torch.ops, "metier", loaded)
     monkeypatch.undo()
     assert lora_cpu.load_operators() == ""
-
-
-def test_build_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    from metier.runtime.plugin.lora_cpu import KERNEL_SOURCE
-
-    assert build_library(KERNEL_SOURCE) == library_path(KERNEL_SOURCE)  # built before: found, not compiled
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(PluginError, match="no C\\+\\+ compiler"):
-        build_library(KERNEL_SOURCE)
-    monkeypatch.setenv("CXX", "/bin/false")
-    with pytest.raises(PluginError, match="refused lora_cpu_kernel.cpp"):
-        build_library(KERNEL_SOURCE)
-    assert not list(library_path(KERNEL_SOURCE).parent.glob("*.part"))
-    blocked = os.path.join(str(tmp_path), "file")
-    with open(blocked, "w", encoding="utf-8"):
-        pass
-    monkeypatch.setenv("XDG_CACHE_HOME", blocked)
-    with pytest.raises(PluginError, match="cannot be written"):
-        build_library(KERNEL_SOURCE)
