@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from .errors import GraphError
 
@@ -21,18 +22,19 @@ _NUMBER = "[1-9][0-9]{0,15}"
 _STEP = re.compile(rf"([^{re.escape(RESERVED)}]+)(?:\[({_NUMBER})\])?(?:#(0|{_NUMBER}))?\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class PathStep:
-    """One level of a path: a step, in which round of it when it is a loop (from 1), at which item when it fans out
-    (from 0)."""
+class PathStep(NamedTuple):
+    """One level of a path: a step, in which round of it when it is a loop, at which item when it fans out."""
 
     name: str
     round: int | None = None
+    """From 1."""
     item: int | None = None
+    """From 0."""
 
     def __str__(self) -> str:
-        round_shown = "" if self.round is None else f"[{self.round}]"
-        return self.name + round_shown + ("" if self.item is None else f"#{self.item}")
+        name, number, item = self
+        shown = name if number is None else f"{name}[{number}]"
+        return shown if item is None else f"{shown}#{item}"
 
     @classmethod
     def parse(cls, text: str) -> PathStep:
@@ -73,11 +75,11 @@ class StepPath:
 
     def in_round(self, number: int) -> StepPath:
         """The same loop in one of its rounds, from 1."""
-        return StepPath((*self.steps[:-1], replace(self.steps[-1], round=number)))
+        return StepPath((*self.steps[:-1], self.steps[-1]._replace(round=number)))
 
     def at_item(self, index: int) -> StepPath:
         """The same fan-out at one of its items, from 0."""
-        return StepPath((*self.steps[:-1], replace(self.steps[-1], item=index)))
+        return StepPath((*self.steps[:-1], self.steps[-1]._replace(item=index)))
 
     @property
     def name(self) -> str:

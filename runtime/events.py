@@ -66,27 +66,13 @@ def in_words(event: Event) -> str:
     return f"{words}: {note}" if note else words
 
 
-class Listeners:
+class Listeners(list[OnEvent]):
     """Those who hear of events; false while there is nobody, so that no event need be put together."""
-
-    def __init__(self, *listeners: OnEvent) -> None:
-        self._listeners = list(listeners)
-
-    def __bool__(self) -> bool:
-        return bool(self._listeners)
 
     def __call__(self, event: Event) -> None:
         """Hand an event to everyone who listens."""
-        for listen in self._listeners:
+        for listen in self:
             listen(event)
-
-    def add(self, listen: OnEvent) -> None:
-        """Hear of everything from now on."""
-        self._listeners.append(listen)
-
-    def remove(self, listen: OnEvent) -> None:
-        """Hear no more."""
-        self._listeners.remove(listen)
 
 
 class RunEvents:

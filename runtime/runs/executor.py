@@ -152,14 +152,15 @@ class Executor:
             return None
         if self._foresight is None or isinstance(node.work, GraphWork):
             return await self._run_work(node, inputs, scope, path)
-        prefetch = self._foresight.step_began(str(path))
+        began = str(path)
+        prefetch = self._foresight.step_began(began)
         if prefetch is not None:
             assert self._beside is not None
             self._beside.start_soon(prefetch)
         try:
             return await self._run_work(node, inputs, scope, path)
         finally:
-            self._foresight.step_ended(str(path))
+            self._foresight.step_ended(began)
 
     async def _run_work(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: StepPath) -> Any:
         if node.each is not None:

@@ -27,16 +27,15 @@ class RemainingPath:
         self._graph = graph
         self._seconds_of = seconds_of
         self._bodies: dict[int, dict[str, float]] = {}
-        self._known: dict[StepPath, float] = {}
+        self._known: dict[str, float] = {}
 
     def at(self, path: str) -> float:
         """Seconds from the step at `path` (`attempt[2]/critic`, `solve#3`) on."""
-        place = StepPath.parse(path).without_items
-        known = self._known.get(place)
+        known = self._known.get(path)
         if known is None:
             if len(self._known) >= KNOWN_LIMIT:
                 self._known.clear()
-            known = self._known[place] = self._look(place)
+            known = self._known[path] = self._look(StepPath.parse(path))
         return known
 
     def _look(self, at: StepPath) -> float:

@@ -74,7 +74,7 @@ class Session:
         self._router = router
         self.store = store
         self.settings = settings
-        self._listeners = Listeners(*((on_event,) if on_event else ()))
+        self._listeners = Listeners([on_event] if on_event else [])
         self._driver = RunDriver(backend, router, store, settings, self._listeners)
         self._totals = totals
         self.base = base
@@ -242,7 +242,7 @@ class Session:
                 await self._driver.run(RunPlan(built, run, value, limits or self.settings.limits, stream=True))
             self._record_totals(run.batch)
 
-        self._listeners.add(listen)
+        self._listeners.append(listen)
         try:
             async with receiver, anyio.create_task_group() as tasks:
                 tasks.start_soon(work)
@@ -272,7 +272,7 @@ class Session:
 
     def listen(self, on_event: OnEvent) -> None:
         """Call `on_event` with every event from now on."""
-        self._listeners.add(on_event)
+        self._listeners.append(on_event)
 
     def emit(self, event: Event) -> None:
         """Pass an event to all listeners."""
