@@ -56,9 +56,9 @@ class StepCost:
             self._p = [[value / 10 for value in row] for row in self._p]
 
     def shares(self, rows: Sequence[StepRow]) -> list[float]:
-        """Fraction of a step's cost each row bears; they sum to 1.
+        """Fraction of a step's cost charged to each row; they sum to 1.
 
-        A row bears the cost of its tokens and an equal part of the step's fixed cost: any one of the rows
+        A row is charged for its tokens and an equal part of the step's fixed cost: any one of the rows
         alone would have needed the step.
         """
         a, b, c = self.seconds
@@ -68,10 +68,10 @@ class StepCost:
 
 
 class CpuMeter:
-    """The accounts of one engine: every CPU second goes to an ask, or to `overhead_s` when nobody asked.
+    """The accounts of one engine: every CPU second is charged to an ask, or to `overhead_s` when there was none.
 
-    What was used on behalf of asks that can't be told apart any more (handing over the replies of a step) is
-    carried over to the next step; until then it counts as overhead.
+    Time that cannot be attributed to single asks (handing over the replies of a step) is carried over to
+    the next step; until then it counts as overhead.
 
     Keys are the engine's own request numbers. `take` closes an account and returns what it holds. Not
     thread-safe: one thread writes; `total_s` and `overhead_s` may be read from others.

@@ -11,8 +11,8 @@ __all__ = ["CircuitBreaker"]
 class CircuitBreaker:
     """Opens after `failures` in a row, stays open for `open_s` seconds, and closes when a trial then succeeds.
 
-    It keeps the score and calls nothing itself: whoever uses it says how calls went, and makes the trial once it is
-    due. (Nygard, Release It!, 2007.)
+    It counts and calls nothing itself: the caller reports how calls ended, and makes the trial once it is due.
+    (Nygard, Release It!, 2007.)
     """
 
     def __init__(self, *, failures: int, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:

@@ -61,7 +61,7 @@ class ServerSeat:
         slots = server.adapter_slots or settings.adapter_slots
         self.url = remote.url
         self.remote = remote
-        self.trouble = "nobody has asked it yet"
+        self.trouble = "not asked yet"
         self.counters = ServerCounters()
         self.account = ReplicaAccount(self.url, adapter_slots=slots, conversations_kept=settings.conversations_kept)
         self.account.state.healthy = False

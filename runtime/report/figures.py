@@ -1,4 +1,4 @@
-"""Figures as SVG, drawn by matplotlib; whoever calls keeps the data beside them."""
+"""Figures as SVG, drawn by matplotlib; the caller keeps the data beside them."""
 
 from __future__ import annotations
 

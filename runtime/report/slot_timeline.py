@@ -16,7 +16,7 @@ POINTS = 700
 """Moments a timeline is resolved to; more would not be seen, and would make the page as large as the store."""
 LANES = 24
 PAUSE_S = 5.0
-"""Stretches longer than this in which nobody asked anything (a batch resumed the next day) are cut out."""
+"""Stretches longer than this without any ask (a batch resumed the next day) are cut out."""
 
 
 @dataclass

@@ -87,7 +87,7 @@ def step_table(ledger: Ledger) -> Table | None:
 
 
 def _cost_table(ledger: Ledger, names: tuple[str, ...], costs: Mapping[tuple[str, ...], Cost]) -> Table | None:
-    """Columns in which nobody has anything are left out."""
+    """Empty columns are left out."""
     if not costs:
         return None
     columns = [column for column in _COLUMNS if any(column[3](cost) for cost in costs.values())]

@@ -50,7 +50,7 @@ def iso_accuracy(points: Sequence[ThinkingPoint], curve: Saturation, accuracy: f
 def draw_thinking(path: Path, points: Sequence[ThinkingPoint], curves: Mapping[str, Saturation]) -> None:
     """Left: accuracy against thinking tokens used, measured and fitted. Right: what an accuracy costs on each variant.
 
-    On the right the measured pairs that nobody beats are marked: the iso-accuracy frontier. The same data give the
+    On the right the undominated pairs are marked: the iso-accuracy frontier. The same data give the
     same bytes. Raises: SettingsError when matplotlib is not installed.
     """
     with svg_figure(path, 10.0, 4.2) as figure:

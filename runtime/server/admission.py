@@ -1,4 +1,4 @@
-"""How many requests may be inside, how many wait, and what the others are told."""
+"""Admission of requests: how many are answered at once, how many wait, and refusals of the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .error_replies import RequestRefused
 __all__ = ["Admission"]
 
 SMOOTHING = 0.1
-"""Weight of the newest request in the mean that Retry-After is reckoned from."""
+"""Weight of the newest request in the mean time that Retry-After is computed from."""
 
 
 class Admission:
@@ -76,5 +76,5 @@ class Admission:
         return min(max(math.ceil(turns * self._mean_s), 1), self._settings.retry_after_max_s)
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Refuse all further requests."""
         self.closed = True

@@ -41,7 +41,7 @@ PAGE_HEADERS = {
 
 
 class MetierApp:
-    """An ASGI application that a server runs, and the parts of it that the server has to tell when it stops."""
+    """An ASGI application, and the parts of it that must be stopped with the server."""
 
     def __init__(self, inner: ASGIApp, api: FastAPI, admission: Admission, hub: EventHub, runs: LiveRuns) -> None:
         self._inner = inner
@@ -55,7 +55,7 @@ class MetierApp:
         await self._inner(scope, receive, send)
 
     def drain(self) -> None:
-        """Let nobody in any more, and end the streams of those who only watch."""
+        """Refuse all further requests, and end the streams of clients that only watch."""
         self.admission.close()
         self.hub.close()
 

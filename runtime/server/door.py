@@ -16,7 +16,7 @@ from .error_replies import RequestRefused, error_response
 __all__ = ["Door", "is_loopback"]
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-"""Served without a key: the page holds no data, and whoever watches a server's health has no key."""
+"""Served without a key: the page holds no data, and health checks have no key."""
 
 
 def is_loopback(host: str) -> bool:

@@ -69,7 +69,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 def error_body(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Status, OpenAI's `{"error": {...}}` and further headers for an error; what nobody foresaw is logged, not told."""
+    """Status, OpenAI's `{"error": {...}}` and further headers for an error; an unexpected one is logged, not sent."""
     if isinstance(error, BaseExceptionGroup):
         error = first_error(error)
     headers: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What happens in the server's runs, for whoever watches: the last events, counters per role, adapters in slots."""
+"""Events of the server's runs for clients that watch: the last events, counters per role, adapters in slots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COUNTED = ("prompt_tokens", "cached_tokens", "thinking_tokens", "answer_tokens",
 
 
 class EventHub:
-    """Listens to a session (`on_event`) and hands events on; nobody who is slow holds anybody else up."""
+    """Listens to a session (`on_event`) and passes events on; a slow client delays no other."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings

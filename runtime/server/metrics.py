@@ -46,7 +46,7 @@ class ServerMetrics:
         gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
             ("metier_requests_inside", "Requests being answered", lambda: admission.inside),
             ("metier_requests_waiting", "Requests that wait to be let in", lambda: admission.waiting),
-            ("metier_requests_refused", "Requests told to come back, since the start", lambda: admission.refused),
+            ("metier_requests_refused", "Requests refused with 429 or 503, since the start", lambda: admission.refused),
         )
         for name, text, read in gauges:
             Gauge(name, text, registry=self._registry).set_function(read)

@@ -66,7 +66,7 @@ class EventStream(Response):
         self._settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write the stream until it ends or nobody takes it."""
+        """Write the stream until it ends or the client no longer reads it."""
         lock, began, stuck, written = anyio.Lock(fast_acquire=True), False, False, False
 
         async def write(piece: bytes) -> None:

@@ -76,7 +76,7 @@ def make_chooser(name: PlacementName, states: Sequence[ReplicaState], costs: Pla
 
 
 def costs_of(model: ServiceModel, *, max_running: int, running: float, output_tokens: float) -> PlacementCosts:
-    """What placement reckons with on replicas of this model, `running` asks on each, that write so many tokens each.
+    """Costs of placement on replicas of this model, with `running` asks on each of `output_tokens` tokens.
 
     A token in flight shares its steps with the rest of a full batch, and an ask of one's own takes as many such steps
     as it writes tokens. All asks on a replica stand still during a load.

@@ -170,7 +170,7 @@ def recorded_batch(ledger: Ledger, texts: Mapping[tuple[str, str, int], str]) ->
 def step_order(body: Sequence[StepShape], paths: Iterable[str]) -> dict[str, frozenset[str]]:
     """Path of each step that ran → the steps that ran right before it and had to.
 
-    Rounds follow each other, items of a fan-out run side by side, and what did not run holds nobody up.
+    Rounds follow each other, items of a fan-out run side by side, and steps that did not run delay nothing.
     """
     ran = set(paths)
     places = StepsThatRan(ran)

@@ -67,7 +67,7 @@ class ServiceModel(FrozenModel):
 
     @property
     def extrapolates(self) -> bool:
-        """Whether the fit has seen too much the same batches to tell what a larger or smaller one takes."""
+        """Whether the batches of the fit were too alike to predict larger or smaller ones."""
         return self.most_rows < ROWS_RATIO * self.fewest_rows
 
     def step_of(self, prompt_tokens: int, rows: int, adapters: int) -> float:
@@ -82,7 +82,7 @@ def fit_service(batches: Sequence[RecordedBatch]) -> ServiceModel:
     the other asks' times: how many tokens they wrote meanwhile, which prompts fell in between, which adapters were
     among them, and for how long no step was made because an adapter was moved. None is negative. A stretch is weighted
     by one over what is fitted for it, so that all fitted seconds add up to the measured ones: a noisy machine makes
-    steps dear, it does not make them seem cheap.
+    steps more expensive, it never makes them seem cheap.
 
     Raises: ProfileError when there are too few asks, or all were served alike.
     """
@@ -110,7 +110,7 @@ def fit_service(batches: Sequence[RecordedBatch]) -> ServiceModel:
     x, y = np.array(rows[::every]), np.array(seconds[::every])
     if np.linalg.matrix_rank(x[:, :3] / y[:, None]) < 3:
         raise ProfileError(
-            "all asks of this store were served alike: what a row costs and what a step costs cannot be told apart",
+            "all asks of this store were served alike: the cost of a row cannot be separated from the cost of a step",
             expected="batches of changing size, as at the end of a batch of runs",
             remedy="Record runs at another --concurrency too, and name both batches.",
         )

@@ -29,7 +29,7 @@ class RunClaims:
 
     @contextmanager
     def claim(self, number: int) -> Iterator[bool]:
-        """Hold a run for the length of the block; yields False, at once, when somebody else is at it."""
+        """Claim a run for the length of the block; yields False at once when another process has it."""
         if number in self._held or not self._lock(number, fcntl.F_WRLCK):
             yield False
             return

@@ -154,7 +154,7 @@ class RunStore:
     def claim(self, run_id: str) -> Iterator[None]:
         """Have a run to oneself for the length of the block, so that several drivers may share a store.
 
-        Raises: ResumeError when somebody else is at it, StoreError when the file of claims cannot be written.
+        Raises: ResumeError when another process has it, StoreError when the file of claims cannot be written.
         """
         row = self._db.execute("SELECT rowid FROM runs WHERE id = ?", (run_id,)).fetchone()
         with ExitStack() as stack:

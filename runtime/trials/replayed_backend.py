@@ -42,7 +42,7 @@ class ReplayedBackend:
     asked the same all the same. What a reused reply had cost is what it is said to cost. `identity` names whatever
     else decides about replies (the base model, its precision).
 
-    Prompt tokens that two asks share are reckoned from the text they have in common, in blocks of `block_tokens`.
+    Prompt tokens that two asks share are estimated from their common text, in blocks of `block_tokens`.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ async def run_assign(
 
 
 def _check_measured(profiles: Sequence[Profile], settings: AssignSettings, options: ProbeOptions) -> None:
-    """Servers other than ours report tokens alone: nothing can be chosen by seconds that nobody counted."""
+    """Servers other than ours report tokens alone, so nothing can be chosen by seconds there."""
     given = settings.limits.given()
     wanted = {"cpu_s": settings.minimise in ("cpu_s", "cost_of_pass") or "cpu_s" in given}
     wanted["seconds"] = settings.minimise == "latency_s" or "latency_s" in given

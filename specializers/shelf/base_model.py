@@ -19,7 +19,7 @@ __all__ = ["base_fingerprint", "cache_folder", "check_base", "check_weights", "f
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# The start of each tensor tells checkpoints apart (tuning moves nearly every weight) without reading them whole.
+# The start of each tensor identifies a checkpoint (tuning moves nearly every weight) without reading it whole.
 _FINGERPRINT_BYTES = 1024
 
 

@@ -44,7 +44,7 @@ class FierSettings(FrozenModel):
 
     @property
     def label(self) -> str:
-        """All of it in one word, for what tells engines apart."""
+        """All settings in one word, as part of an engine's identity."""
         numbers = (self.budget_tokens, self.group_tokens, self.dense_layers, self.min_context_tokens, self.sink_tokens)
         return "fier-" + "-".join(map(str, numbers))
 

@@ -117,7 +117,7 @@ class Variant(FrozenModel):
 
 
 def served_by(checkpoint: str, engine: EngineSpec) -> str:
-    """What tells apart the engines of one checkpoint; `checkpoint` is `base` or a content id."""
+    """The identity of an engine among those of one checkpoint; `checkpoint` is `base` or a content id."""
     return checkpoint if engine.fier is None else f"{checkpoint}+{engine.fier.label}"
 
 

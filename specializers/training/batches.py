@@ -22,7 +22,7 @@ DEFAULT_TAGS = ThinkingTags()
 class EncodedRow:
     """One training row as token ids; the loss covers `tokens[prompt_tokens:]`.
 
-    `intuition` is what T-REX is told of the row's task, None for every other method.
+    `intuition` is T-REX's input about the row's task, None for every other method.
     """
 
     tokens: tuple[int, ...]
@@ -42,8 +42,8 @@ def encode_rows(
 
     Prompt and reply are tokenised apart, because that is where an engine starts to generate. A row without messages
     is plain text, of which all tokens but the first are learned. What a row thought is learned with the tag that ends
-    it; where it was told not to think, the closed block is part of the prompt. `intuition` turns a row's task into
-    what the model is told of it.
+    it; where its thinking was off, the closed block is part of the prompt. `intuition` turns a row's task into
+    T-REX's input about it.
     Raises: TrainingError for no rows, a row longer than `max_row_tokens`, or text too short to learn from.
     """
     if not rows:

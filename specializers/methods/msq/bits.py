@@ -89,7 +89,7 @@ def drop_to_target(
 ) -> dict[str, int]:
     """Drop bits one at a time, whatever they hold, where it hurts least per bit saved, until the average is reached.
 
-    The error of rounding grows fourfold with each bit lost, and so does the sensitivity that is reckoned with.
+    The error of rounding grows fourfold with each bit lost, and so does the sensitivity used here.
     """
     left, cost = dict(bits), {unit.name: sensitivity[unit.name] / unit.weights for unit in units}
     while average_bits(left, units) > target_bits:
