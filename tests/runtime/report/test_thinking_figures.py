@@ -55,9 +55,9 @@ def test_a_variant_is_drawn_from_its_card(tmp_path: Path) -> None:
     shutil.copytree(SHIPPED / "planner", tmp_path / "shelf" / "planner")
     shelf = Shelf(tmp_path / "shelf")
     with pytest.raises(VariantError, match="no thinking curves"):
-        draw_variant("planner", tmp_path / "out.svg", shelf.folder, [])
+        draw_variant("planner", tmp_path / "out.svg", shelf)
     shelf.annotate(
         "planner", {"thinking": {"points": [asdict(p) for p in POINTS], "curves": {"solver": asdict(CURVE)}}}
     )
-    draw_variant("planner", tmp_path / "out.svg", shelf.folder, [])
+    draw_variant("planner", tmp_path / "out.svg", shelf)
     assert "frontier" in (tmp_path / "out.svg").read_text()
