@@ -10,11 +10,12 @@ from pydantic import Field
 from ...agents.errors import ProfileError
 from ...agents.frozen_model import FrozenModel
 from ..space import Candidate, Choices, Part
+from .arms import Arm, ProbedWorkflow, ServedVariant, fit_token_cost, make_profile
 from .evaluator import Evaluator
 from .intervals import mean, upper_bound
 from .journal import record_key
 from .outcomes import AskCost, Outcome
-from .profile import Footprint, Profile, TokenCost, fit_token_cost, make_profile
+from .profile import Footprint, Profile, TokenCost
 from .search import SearchSettings, explore, find_best
 
 __all__ = ["ProbeResult", "ProbeSettings", "probe"]
@@ -54,18 +55,6 @@ class ProbeResult:
     saved_runs: int = 0
 
 
-@dataclass
-class _Arm:
-    part: Part
-    candidate: Candidate
-    outcomes: list[Outcome] = field(default_factory=list)
-    dropped: str = ""
-
-    @property
-    def scores(self) -> list[float]:
-        return [outcome.score for outcome in self.outcomes]
-
-
 async def probe(
     evaluator: Evaluator,
     incumbent: Choices | None = None,
@@ -97,7 +86,7 @@ async def probe(
         incumbent = await find_best(space, tasks, evaluator.scores, start, settings.search)
     incumbent = dict(incumbent)
     note("incumbent: " + _named(incumbent))
-    arms = [_Arm(part, c) for part in space.parts for c in space.candidates[part] if c != incumbent[part]]
+    arms = [Arm(part, c) for part in space.parts for c in space.candidates[part] if c != incumbent[part]]
     base: list[Outcome] = []
     for begin in range(0, len(tasks), settings.batch_tasks):
         batch = tasks[begin : begin + settings.batch_tasks]
@@ -109,34 +98,20 @@ async def probe(
     saved = sum(len(tasks) - len(arm.outcomes) for arm in arms)
     if mean([outcome.score for outcome in base]) == 0:
         note("the incumbent solves none of the tasks: replacing one part at a time says little")
-    every = [*arms, *(_Arm(part, incumbent[part], base) for part in space.parts)]
+    every = [*arms, *(Arm(part, incumbent[part], base) for part in space.parts)]
     costs = _token_costs(every, footprints or {})
     for checkpoint, cost in (engine_costs() if engine_costs else {}).items():
         costs[checkpoint] = cost.model_copy(update={"prefill_s": costs.get(checkpoint, cost).prefill_s})
     task_key = record_key(tasks=[evaluator.tasks[task] for task in tasks])
-    name = _named(incumbent)
+    shared = ProbedWorkflow(workflow, task_key, _named(incumbent), space.parts, settings.intervals)
 
-    def profile(arm: _Arm) -> Profile:
-        variant_id = (variants or {}).get(arm.candidate.variant, arm.candidate.variant)
-        footprint = (footprints or {}).get(arm.candidate.variant, Footprint())
-        runs = [outcome.key for outcome in arm.outcomes]
-        key = record_key(runs=runs, part=str(arm.part), candidate=str(arm.candidate), incumbent=name, id=variant_id)
-        return make_profile(
-            arm.part,
-            arm.candidate,
-            arm.outcomes,
-            base[: len(arm.outcomes)],
-            parts=space.parts,
-            key=key,
-            workflow=workflow,
-            tasks=task_key,
-            incumbent_name=name,
-            variant_id=variant_id,
-            token_cost=costs.get(footprint.checkpoint, TokenCost()),
-            footprint=footprint,
-            dropped=arm.dropped,
-            confidence=settings.intervals,
+    def profile(arm: Arm) -> Profile:
+        name = arm.candidate.variant
+        footprint = (footprints or {}).get(name, Footprint())
+        served = ServedVariant(
+            (variants or {}).get(name, name), footprint, costs.get(footprint.checkpoint, TokenCost())
         )
+        return make_profile(arm, base[: len(arm.outcomes)], shared, served)
 
     order = {part: number for number, part in enumerate(space.parts)}
     every.sort(key=lambda arm: (order[arm.part], space.candidates[arm.part].index(arm.candidate)))
@@ -144,19 +119,19 @@ async def probe(
     return ProbeResult(incumbent, [profile(arm) for arm in every], outcomes, saved)
 
 
-def _drop(arms: Sequence[_Arm], base: Sequence[Outcome], settings: ProbeSettings, note: Callable[[str], None]) -> None:
+def _drop(arms: Sequence[Arm], base: Sequence[Outcome], settings: ProbeSettings, note: Callable[[str], None]) -> None:
     """Successive elimination: drop an arm when another's lead exceeds the margin, by a bound valid at every look.
 
     Each arm is compared with the incumbent and with the arms of its part, so the chance of error is shared by all
     these pairs.
     """
-    by_part: dict[Part, list[_Arm]] = {}
+    by_part: dict[Part, list[Arm]] = {}
     for arm in arms:
         by_part.setdefault(arm.part, []).append(arm)
     pairs = sum(len(rivals) ** 2 for rivals in by_part.values())
     alpha = (1 - settings.confidence) / max(pairs, 1)
     of_incumbent = [outcome.score for outcome in base]
-    going: list[tuple[_Arm, str]] = []
+    going: list[tuple[Arm, str]] = []
     for rivals in by_part.values():
         alive = [arm for arm in rivals if not arm.dropped]
         for arm in alive:
@@ -172,7 +147,7 @@ def _drop(arms: Sequence[_Arm], base: Sequence[Outcome], settings: ProbeSettings
         note(f"{arm.part} on {arm.candidate} is dropped: {why}")
 
 
-def _token_costs(arms: Sequence[_Arm], footprints: Mapping[str, Footprint]) -> dict[str, TokenCost]:
+def _token_costs(arms: Sequence[Arm], footprints: Mapping[str, Footprint]) -> dict[str, TokenCost]:
     """Checkpoint → what a computed prompt token costs there."""
     asks: dict[str, dict[int, AskCost]] = {}
     for arm in arms:

@@ -10,17 +10,11 @@ from pydantic import Field, model_validator
 
 from ...agents.errors import ProfileError
 from ...agents.frozen_model import FrozenModel
-from ...agents.step_paths import PathStep
 from ..assignment import BASE
 from ..space import Candidate, Part, RoundClass
-from .intervals import bootstrap_interval, mean
 from .journal import Journal
-from .outcomes import AskCost, Outcome
 
-__all__ = ["Footprint", "Profile", "TokenCost", "fit_token_cost", "make_profile", "read_profiles", "write_profiles"]
-
-FIT_ASKS = 12
-"""Fewer asks than this say too little about the cost of a token."""
+__all__ = ["Footprint", "Profile", "TokenCost", "read_profiles", "write_profiles"]
 
 
 class Footprint(FrozenModel):
@@ -201,83 +195,6 @@ class Profile(FrozenModel):
         return self.prompt_tokens + self.written_tokens
 
 
-def make_profile(
-    part: Part,
-    candidate: Candidate,
-    outcomes: Sequence[Outcome],
-    incumbent: Sequence[Outcome],
-    *,
-    parts: Sequence[Part],
-    key: str,
-    workflow: str,
-    tasks: str,
-    incumbent_name: str,
-    variant_id: str,
-    token_cost: TokenCost,
-    footprint: Footprint,
-    dropped: str = "",
-    confidence: float = 0.95,
-) -> Profile:
-    """A profile from the outcomes of one candidate and of the incumbent, on the same tasks in the same order."""
-    scores = [outcome.score for outcome in outcomes]
-    gains = [a.score - b.score for a, b in zip(outcomes, incumbent, strict=True)]
-    n = len(scores)
-    own = [ask for outcome in outcomes for ask in outcome.asks if part.covers(ask.role, ask.round)]
-    verified = [outcome.role_scores[part.role] for outcome in outcomes if part.role in outcome.role_scores]
-    others, were = _others(part, outcomes), _others(part, incumbent)
-    return Profile(
-        key=key,
-        workflow=workflow,
-        tasks=tasks,
-        incumbent=incumbent_name,
-        role=part.role,
-        rounds=part.rounds,
-        variant=candidate.variant,
-        variant_id=variant_id,
-        thinking_tokens=candidate.thinking_tokens,
-        n=n,
-        quality=mean(scores),
-        quality_interval=bootstrap_interval(scores, confidence=confidence),
-        gain=mean(gains),
-        gain_interval=bootstrap_interval(gains, confidence=confidence),
-        role_quality=mean(verified) if verified else None,
-        asks=len(own) / n,
-        prompt_tokens=sum(ask.prompt_tokens for ask in own) / n,
-        cached_tokens=sum(ask.cached_tokens for ask in own) / n,
-        thinking_used=sum(ask.thinking_tokens for ask in own) / n,
-        answer_tokens=sum(ask.answer_tokens for ask in own) / n,
-        cpu_s=sum(ask.cpu_s for ask in own) / n,
-        seconds=sum(ask.seconds for ask in own) / n,
-        swaps=sum(ask.swaps for ask in own) / n,
-        run_cpu_s=mean([outcome.cpu_s for outcome in outcomes]),
-        elsewhere_cpu_s=(sum(a.cpu_s for a in others) - sum(a.cpu_s for a in were)) / n,
-        elsewhere_seconds=(sum(a.seconds for a in others) - sum(a.seconds for a in were)) / n,
-        elsewhere_tokens=(sum(map(_tokens, others)) - sum(map(_tokens, were))) / n,
-        shared_tokens=_shared(own, parts, n),
-        token_cost=token_cost,
-        footprint=footprint,
-        dropped=dropped,
-    )
-
-
-def fit_token_cost(asks: Sequence[AskCost]) -> TokenCost:
-    """What a computed prompt token costs, by least squares over asks: cost = a · prefilled + b · generated + c.
-
-    Zero where there are too few asks, or they say that more tokens cost less.
-    """
-    import numpy as np
-
-    seen = [ask for ask in asks if not ask.reused]
-    if len(seen) < FIT_ASKS:
-        return TokenCost()
-    x = np.array([[ask.prompt_tokens - ask.cached_tokens, ask.output_tokens, 1.0] for ask in seen])
-    if np.linalg.matrix_rank(x) < 3:
-        return TokenCost()
-    y = np.array([[ask.cpu_s, ask.seconds] for ask in seen])
-    a = np.linalg.lstsq(x, y, rcond=None)[0][0]
-    return TokenCost(prefill_cpu_s=max(float(a[0]), 0.0), prefill_s=max(float(a[1]), 0.0))
-
-
 def write_profiles(path: Path, rows: Sequence[Profile]) -> int:
     """Append the profiles that the file does not have yet, and return how many those were."""
     with Journal(path, Profile) as journal:
@@ -305,30 +222,3 @@ def read_profiles(path: Path) -> list[Profile]:
         for row in rows.values()
         if (row.workflow, row.tasks, row.incumbent) == (last.workflow, last.tasks, last.incumbent)
     ]
-
-
-def _others(part: Part, outcomes: Sequence[Outcome]) -> list[AskCost]:
-    return [ask for outcome in outcomes for ask in outcome.asks if not part.covers(ask.role, ask.round)]
-
-
-def _tokens(ask: AskCost) -> int:
-    return ask.prompt_tokens + ask.output_tokens
-
-
-def _shared(own: Sequence[AskCost], parts: Sequence[Part], n: int) -> dict[str, float]:
-    """Prompt tokens a task that each earlier part has in common with this one's asks; the longest of each ask."""
-    shared: dict[str, float] = {}
-    for ask in own:
-        longest: dict[str, int] = {}
-        for earlier, tokens in ask.shared_tokens.items():
-            names = [""] if not earlier else [str(part) for part in parts if part.covers(*_role_and_round(earlier))]
-            for name in names:
-                longest[name] = max(tokens, longest.get(name, 0))
-        for name, tokens in longest.items():
-            shared[name] = shared.get(name, 0.0) + tokens / n
-    return shared
-
-
-def _role_and_round(ask: str) -> tuple[str, int]:
-    named = PathStep.parse(ask)
-    return named.name, named.round or 1

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from metier.agents.errors import ProfileError
+from metier.router.probing.arms import fit_token_cost
 from metier.router.probing.evaluator import Evaluator
 from metier.router.probing.journal import Journal
 from metier.router.probing.outcomes import AskCost, Outcome
 from metier.router.probing.probe import ProbeSettings, probe
-from metier.router.probing.profile import Profile, fit_token_cost, read_profiles, write_profiles
+from metier.router.probing.profile import Profile, read_profiles, write_profiles
 from metier.router.probing.search import Duel, SearchSettings, explore, find_best
 from metier.router.space import Candidate, Part
 from tests.router.solving.table import TableRun, chance, space, task_ids
