@@ -14,6 +14,7 @@ from ..console import say, show_markdown
 from ..events import Event
 from ..opening import open_session
 from ..report import render_report
+from ..settings.session import Settings
 from ..store.store import RunStore
 from .live import LiveView
 
@@ -38,7 +39,7 @@ def demo_folder() -> Path:
     return folder
 
 
-async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report: Path) -> None:
+async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report: Path, settings: Settings) -> None:
     """Run the demo and write its report; see `metier demo --help`.
 
     Raises: SettingsError when its files are not there, and whatever opening a session raises.
@@ -52,9 +53,9 @@ async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report
     specialised = load_assignment(folder / "assignment.yaml")
     shelf = folder / "variants"
     with RunStore(store) as runs:
-        batches = [await _run(file, puzzles, specialised, "three variants", engine, shelf, runs, began)]
+        batches = [await _run(file, puzzles, specialised, "three variants", engine, shelf, runs, settings, began)]
         if not skip_base:
-            batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, shelf, runs, None))
+            batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, shelf, runs, settings, None))
         text = render_report(runs, batches)
     report.write_text(text, encoding="utf-8")  # noqa: ASYNC240
     show_markdown(text)
@@ -70,6 +71,7 @@ async def _run(
     engine: str,
     shelf: Path,
     runs: RunStore,
+    settings: Settings,
     began: float | None,
 ) -> str:
     view = LiveView(label, len(puzzles))
@@ -88,6 +90,7 @@ async def _run(
             shelf=[shelf],
             engine=engine,
             store=runs,
+            settings=settings,
             on_event=watch,
             scripted=file.scripted,
         ) as session:

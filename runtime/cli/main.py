@@ -121,11 +121,12 @@ def demo(
     engine: Engine = DEFAULT_ENGINE,
     store: Store = Path("runs/demo.db"),
     report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("demo-report.md"),
+    set: Sets = None,
 ) -> None:
     """Solve fresh puzzles with three roles on three variants of one small model, and on the bare base beside it."""
     from .demo import run_demo
 
-    anyio.run(run_demo, tasks, skip_base, engine, store, report)
+    anyio.run(run_demo, tasks, skip_base, engine, store, report, load_settings(None, overrides(set)))
 
 
 @app.command(epilog="Example: `metier make examples/recipes/solver.yaml`")
@@ -193,7 +194,9 @@ def variants_add(
 
 
 @variants_app.command(
-    "export", epilog="Example: `metier variants export solver shipped/solver`, or with `--as lora --recipe solver.yaml`"
+    "export",
+    epilog="Example: `metier variants export solver shipped/solver`, or "
+    "`metier variants export mixed-trex shipped/trex --as lora --recipe examples/recipes/trex.yaml --shelf examples/variants`",
 )
 def variants_export(
     name: Annotated[str, typer.Argument(help="Name or content id of a variant.")],
