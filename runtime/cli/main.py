@@ -195,8 +195,8 @@ def variants_add(
 
 @variants_app.command(
     "export",
-    epilog="Example: `metier variants export solver shipped/solver`, or "
-    "`metier variants export mixed-trex shipped/trex --as lora --recipe examples/recipes/trex.yaml --shelf examples/variants`",
+    epilog="Example: `metier variants export solver shipped/solver`, or `metier variants export mixed-trex shipped/trex"
+    " --as lora --recipe examples/recipes/trex.yaml --shelf examples/variants`",
 )
 def variants_export(
     name: Annotated[str, typer.Argument(help="Name or content id of a variant.")],
