@@ -16,7 +16,7 @@ from ..settings.engine import EngineSettings
 from ..slots.adapter import LoadedAdapter, SwapCost
 from ..slots.adapter_slots import AdapterSlots, OnAdapterMove, OnAdapterUse
 from ..slots.announced_uses import AnnouncedUses
-from ..slots.slot_table import AdapterLease
+from ..slots.slot_table import AdapterLease, SlotTable
 from .engine import Engine, EngineCounters, EngineRequest, OnAbandoned
 from .variant_targets import VariantTarget
 
@@ -44,18 +44,15 @@ class RunningEngine:
     ) -> None:
         self.engine = engine
         self._on_abandoned = on_abandoned
-        self._slots = AdapterSlots(
+        table = SlotTable(
             settings.adapter_slots,
-            load=self._load,
-            unload=engine.remove_adapter,
             pass_limit=settings.adapter_pass_asks,
             announced=announced if settings.foresight else None,
             pin_asks=settings.pin_asks,
             prefetch_asks=settings.prefetch_asks,
             sure_asks=settings.foresight_asks,
-            on_move=on_move,
-            on_use=on_use,
         )
+        self._slots = AdapterSlots(table, load=self._load, unload=engine.remove_adapter, on_move=on_move, on_use=on_use)
 
     @property
     def prefetches(self) -> int:

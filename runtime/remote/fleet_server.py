@@ -19,7 +19,7 @@ from ..events import Event, EventKind, OnEvent
 from ..settings.fleet import FleetServer, FleetSettings
 from ..slots.adapter import LoadedAdapter, SwapCost
 from ..slots.adapter_slots import AdapterSlots
-from ..slots.slot_table import AdapterLease
+from ..slots.slot_table import AdapterLease, SlotTable
 from .circuit_breaker import CircuitBreaker
 from .remote_backend import RemoteBackend, Resolve
 
@@ -75,7 +75,7 @@ class ServerSeat:
         self._asking: set[anyio.CancelScope] = set()
         self._idle = anyio.Event()
         self._names: dict[str, str] = {}
-        self._slots = AdapterSlots(slots, load=self._load, unload=self._unload, on_move=self._moved)
+        self._slots = AdapterSlots(SlotTable(slots), load=self._load, unload=self._unload, on_move=self._moved)
 
     # --- health -------------------------------------------------------------------------------------------
 

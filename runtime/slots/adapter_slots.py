@@ -11,7 +11,6 @@ import anyio
 
 from ...agents.errors import MetierError
 from .adapter import LoadedAdapter, SwapCost
-from .announced_uses import AnnouncedUses
 from .slot_table import AdapterLease, SlotGrant, SlotTable
 
 __all__ = ["AdapterLease", "AdapterMove", "AdapterSlots", "OnAdapterMove", "OnAdapterUse"]
@@ -22,51 +21,22 @@ OnAdapterUse = Callable[[Literal["began", "ended"], str], None]
 
 
 class AdapterSlots:
-    """The adapters of one engine: at most `slots` resident, those in use pinned, one of the idle ones evicted.
+    """The adapters of one engine: those in use pinned, the others kept until `table` gives their slot away.
 
-    `load` and `unload` call the engine. An adapter in use is never unloaded, and a new one is loaded only after the one
-    it replaces was unloaded, so the engine never holds more than `slots`. Asks without a slot wait in a queue. Others
-    may overtake the first of them, but only `pass_limit` times; after that new asks queue behind it, so that pins are
-    given back and the first is served.
-
-    Without `announced` the longest idle adapter is evicted, the queue is served in order, and only asks for a
-    resident adapter overtake. With it, the uses that runs have announced decide:
-
-    - the adapter whose next announced use is furthest is evicted, unannounced ones first (the longest idle of
-      them): Belady's rule;
-    - an adapter that some run uses within `pin_asks` asks stays, and asks that want its slot wait, unless no adapter
-      is in use at all or the first in the queue has been overtaken `pass_limit` times;
-    - a free slot goes to the adapter that most asks wait for, so that they run together;
-    - `prefetch` loads an adapter announced within `prefetch_asks` asks, when a slot is empty or holds an adapter that
-      is not announced within `sure_asks` asks (further announcements are guesses). Evicting a nearer one would only
-      move a load forward, and often cause a second one.
-
-    Numbers are given here only, one per content id, and a number whose load failed is never given again
-    (vLLM may keep a half-loaded adapter under it). One event loop at a time.
+    `load` and `unload` call the engine; `on_move` hears of both, `on_use` when an ask begins and ends to hold an
+    adapter. One event loop at a time.
     """
 
     def __init__(
         self,
-        slots: int,
+        table: SlotTable,
         *,
         load: AdapterMove,
         unload: AdapterMove,
-        pass_limit: int = 32,
-        announced: AnnouncedUses | None = None,
-        pin_asks: int = 2,
-        prefetch_asks: int = 1,
-        sure_asks: int = 16,
         on_move: OnAdapterMove | None = None,
         on_use: OnAdapterUse | None = None,
     ) -> None:
-        self._table = SlotTable(
-            slots,
-            pass_limit=pass_limit,
-            announced=announced,
-            pin_asks=pin_asks,
-            prefetch_asks=prefetch_asks,
-            sure_asks=sure_asks,
-        )
+        self._table = table
         self._load = load
         self._unload = unload
         self._on_move = on_move or (lambda kind, adapter, cost: None)

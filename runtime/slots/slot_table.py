@@ -67,9 +67,29 @@ class SlotGrant:
 class SlotTable:
     """Decides which adapters an engine holds; the caller carries out each move and reports it back.
 
-    The rules are those of `AdapterSlots`, which carries them out on an engine; the simulator does so on a clock of its
-    own. A claim is granted at once or waits in the queue, where `SlotWaiter.turn` is set with its grant. A grant that
-    `loads` is answered with `evicted` (when it `evicts`) and then `loaded`, or `failed`; each ends with `release`.
+    An adapter in use is never evicted, and a new one is loaded only after the one it replaces was unloaded, so the
+    engine never holds more than `slots`. Asks without a slot wait in a queue. Others may overtake the first of them,
+    but only `pass_limit` times; after that new asks queue behind it, so that pins are given back and the first is
+    served.
+
+    Without `announced` the longest idle adapter is evicted, the queue is served in order, and only asks for a
+    resident adapter overtake. With it, the uses that runs have announced decide:
+
+    - the adapter whose next announced use is furthest is evicted, unannounced ones first (the longest idle of
+      them): Belady's rule;
+    - an adapter that some run uses within `pin_asks` asks stays, and asks that want its slot wait, unless no adapter
+      is in use at all or the first in the queue has been overtaken `pass_limit` times;
+    - a free slot goes to the adapter that most asks wait for, so that they run together;
+    - an adapter announced within `prefetch_asks` asks is fetched ahead, when a slot is empty or holds an adapter that
+      is not announced within `sure_asks` asks (further announcements are guesses). Evicting a nearer one would only
+      move a load forward, and often cause a second one.
+
+    Numbers are given here only, one per content id, and a number whose load failed is never given again
+    (vLLM may keep a half-loaded adapter under it).
+
+    `AdapterSlots` carries the moves out on an engine, the simulator on a clock of its own. A claim is granted at once
+    or waits in the queue, where `SlotWaiter.turn` is set with its grant. A grant that `loads` is answered with
+    `evicted` (when it `evicts`) and then `loaded`, or `failed`; each ends with `release`.
     """
 
     def __init__(

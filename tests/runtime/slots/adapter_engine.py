@@ -9,7 +9,8 @@ import anyio.lowlevel
 
 from metier.agents.errors import AdapterError
 from metier.runtime.slots.adapter import LoadedAdapter, SwapCost
-from metier.runtime.slots.adapter_slots import AdapterSlots
+from metier.runtime.slots.adapter_slots import AdapterSlots, OnAdapterUse
+from metier.runtime.slots.slot_table import SlotTable
 
 PATH = Path("adapter")
 
@@ -48,8 +49,9 @@ class FakeEngine:
         await anyio.lowlevel.checkpoint()
         return SwapCost(wall_s=0.5, cpu_s=0.25)
 
-    def make_slots(self, pass_limit: int = 32, **more: Any) -> AdapterSlots:
-        return AdapterSlots(self.slots, load=self.load, unload=self.unload, pass_limit=pass_limit, **more)
+    def make_slots(self, pass_limit: int = 32, on_use: OnAdapterUse | None = None, **rules: Any) -> AdapterSlots:
+        table = SlotTable(self.slots, pass_limit=pass_limit, **rules)
+        return AdapterSlots(table, load=self.load, unload=self.unload, on_use=on_use)
 
     async def work(self, slots: AdapterSlots, id: str, checkpoints: int = 1) -> tuple[int, float]:
         async with slots.use(id, PATH) as lease:
