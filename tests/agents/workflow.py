@@ -1,10 +1,10 @@
-"""The types and roles that the tests of graphs and runs share."""
+"""The types, roles and replies that the tests of graphs and runs share."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel
 
-from metier.agents import Role, StepRef, TaskGraph
+from metier.agents import Role, ScriptedBackend, StepRef, TaskGraph
 
 
 class Puzzle(BaseModel):
@@ -42,3 +42,14 @@ def solve_and_check(max_rounds: int = 3, **loop: object) -> tuple[TaskGraph, Ste
         solve = graph.step(solver, after=plan)
         check = graph.step(critic, after=solve)
     return graph, check
+
+
+def second_time_right() -> ScriptedBackend:
+    """The solver is right from round 2 on, and the critic knows."""
+    return ScriptedBackend(
+        {
+            "planner": lambda ask: Plan(expression="1+2"),
+            "solver": lambda ask: Answer(value=3 if ask.round > 1 else 4),
+            "critic": lambda ask: Verdict(correct="# answer\n3" in ask.messages[1].content, why="it is 3"),
+        }
+    )
