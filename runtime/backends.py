@@ -18,7 +18,7 @@ from anyio import from_thread, to_thread
 from pydantic import AfterValidator
 
 from ..agents.backend import Backend
-from ..agents.errors import SettingsError
+from ..agents.errors import SettingsError, did_you_mean
 from ..agents.messages import Ask, Usage
 from ..specializers.shelf.bundled_model import DEFAULT_BASE
 from .events import Event, OnEvent
@@ -33,6 +33,7 @@ __all__ = [
     "DEFAULT_ENGINE",
     "ENGINES",
     "SCRIPTED",
+    "SUPERVISED",
     "BackendRequest",
     "EngineName",
     "OpenBackend",
@@ -47,6 +48,7 @@ Totals = Callable[[], dict[str, dict[str, Any]]]
 """Engine → its counters so far (see `EnginePool.totals`)."""
 
 DEFAULT_ENGINE = "embedded"
+SUPERVISED = "supervised"
 SCRIPTED = "scripted"
 SERVERS = "fleet"
 SERVER_SCHEMES = ("http://", "https://")
@@ -116,7 +118,7 @@ async def _open_pool(engine: str, request: BackendRequest) -> AsyncGenerator[Ope
         local.base_folder,
         local.resolve,
         local.settings,
-        supervised=engine == "supervised",
+        supervised=engine == SUPERVISED,
         adapters=local.adapters,
         on_event=request.on_event,
         on_abandoned=request.on_abandoned,
@@ -183,7 +185,7 @@ async def _open_server(engine: str, request: BackendRequest) -> AsyncGenerator[O
 
 ENGINES: Mapping[str, _Engine] = {
     DEFAULT_ENGINE: _Engine("in this process", _open_pool),
-    "supervised": _Engine("in processes of its own, started again when they die", _open_pool),
+    SUPERVISED: _Engine("in processes of its own, started again when they die", _open_pool),
     SCRIPTED: _Engine("the workflow file's fake", _open_scripted),
     "ray": _Engine("replicas on Ray Serve", _open_ray),
     SERVERS: _Engine("the servers of the settings", _open_fleet),
@@ -194,7 +196,11 @@ ENGINES: Mapping[str, _Engine] = {
 def check_engine(engine: str) -> str:
     """The name of an engine, or URLs; raises SettingsError for what is neither."""
     if engine not in ENGINES and not on_servers(engine):
-        raise SettingsError(f"--engine {engine!r}", expected=_expected())
+        raise SettingsError(
+            f"there is no engine {engine!r}",
+            expected=_expected(),
+            remedy=did_you_mean(engine, ENGINES, "A server is named by its whole address."),
+        )
     return engine
 
 

@@ -20,7 +20,7 @@ from ...router.solving.coupling import Prediction, Problem, ask_seconds, make_pr
 from ...router.solving.serving import Serving
 from ...router.solving.solve import Solution
 from ...router.space import Candidate, Part, Space
-from ..backends import on_servers
+from ..backends import SUPERVISED, on_servers
 from ..console import say, show
 from ..report.figures import FrontPoint, draw_front
 from .run_probe import PROFILES, ProbeOptions, Trials, open_trials, read_options
@@ -111,10 +111,11 @@ def serving_of(trials: Trials) -> Serving:
         waited_s = sum(ask.swap_s for ask in asks) / swaps
         known = {"swap_s": waited_s, "swap_cpu_s": waited_s}
     running = min(trials.options.concurrency or trials.settings.concurrency, engine.max_running)
+    own_processes = trials.options.engine == SUPERVISED
     return Serving(
         kv_cache_mib=engine.kv_cache_mib,
-        engine_mib=ENGINE_MIB,
-        process_mib=PROCESS_MIB,
+        engine_mib=ENGINE_MIB + PROCESS_MIB if own_processes else ENGINE_MIB,
+        process_mib=0.0 if own_processes else PROCESS_MIB,
         adapter_slots=engine.adapter_slots,
         slot_rank=engine.slot_rank,
         running=running,

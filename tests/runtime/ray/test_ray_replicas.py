@@ -14,7 +14,7 @@ import pytest
 
 from metier.agents import Ask, Role, TaskGraph
 from metier.agents.errors import EngineError
-from metier.router import Assignment
+from metier.router import Assignment, Candidate
 from metier.runtime import open_session
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
@@ -22,8 +22,10 @@ from metier.runtime.ray.backend import RayBackend
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.settings.ray import RaySettings
 from metier.runtime.settings.session import load_settings
+from metier.runtime.trials.run_probe import ProbeOptions, open_trials
 from metier.specializers.shelf.variant import Variant
 from tests.agents.workflow import Puzzle
+from tests.runtime.trials.test_probe_engine import WORKFLOW
 
 pytestmark = [pytest.mark.ray, pytest.mark.anyio]
 
@@ -145,3 +147,22 @@ async def test_an_engine_that_cannot_start_is_said_with_the_reason(tiny_base: Pa
     async with RayBackend(broken, {}.__getitem__, RaySettings(replicas=1), TINY, adapters=False) as backend:
         with pytest.raises(EngineError, match="do not start"):
             await backend.warm()
+
+
+async def test_a_probe_measures_on_replicas(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "guess.py").write_text(WORKFLOW)
+    options = ProbeOptions(
+        workflow=str(tmp_path / "guess.py"),
+        tasks="tune:4",
+        variants=("base",),
+        base=str(tiny_base),
+        engine="ray",
+        overrides={"shelf": str(tmp_path / "shelf"), "engine": TINY.model_dump(mode="json"), "ray.replicas": 1},
+    )
+    async with open_trials(options, tmp_path / "probe") as trials:
+        tasks = trials.file.tasks(options.tasks)
+        everywhere = trials.space.uniform(Candidate("base"))
+        outcomes = await trials.evaluator(tasks).outcomes(everywhere, [task.id for task in tasks])
+        assert all(ask.cpu_s > 0 for outcome in outcomes for ask in outcome.asks)
+        assert not any(footprint.memory_known for footprint in trials.footprints.values())
+        assert isinstance(trials.backend._backend, RayBackend)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -18,6 +19,7 @@ from metier.router import Candidate, Journal, load_assignment, read_profiles
 from metier.router.probing.outcomes import Outcome
 from metier.runtime.report.figures import FrontPoint, draw_front
 from metier.runtime.trials.replayed_backend import RecordedReply, ReplayedBackend, common_prefix
+from metier.runtime.trials.run_assign import serving_of
 from metier.runtime.trials.run_probe import ProbeOptions, open_trials, run_probe
 
 ROOT = Path(__file__).parents[2]
@@ -205,6 +207,16 @@ async def test_runs_share_every_step_that_is_asked_the_same(folder: Path, monkey
         later = next(part for part in trials.space.parts if str(part) == "solver[2+]")
         await evaluator.outcomes({**incumbent, later: Candidate("brief")}, [task.id for task in tasks])
         assert evaluator.counts.asks == 16 and evaluator.counts.asks_reused == 8 + 12
+
+
+@pytest.mark.anyio
+async def test_supervised_engines_hold_a_process_each(folder: Path) -> None:
+    options = ProbeOptions(workflow=WORKFLOW, tasks="tune:4", variants=("sharp",), engine="scripted")
+    async with open_trials(options, folder / "trials") as trials:
+        here = serving_of(trials)
+        apart = serving_of(replace(trials, options=options.model_copy(update={"engine": "supervised"})))
+    assert here.process_mib > 0 == apart.process_mib
+    assert apart.engine_mib == here.engine_mib + here.process_mib
 
 
 def test_an_error_of_the_engine_is_no_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
