@@ -69,7 +69,7 @@ async def run_block(folder: Path, assignment: Path, block: int, overrides: dict[
     places = slice(block * BLOCK_TASKS, (block + 1) * BLOCK_TASKS)
     settings = {**options.overrides, **overrides}
     return await measured_run(
-        load_workflow(options.workflow), load_assignment(assignment), TASKS, options.also, settings, places
+        load_workflow(options.workflow), load_assignment(assignment), TASKS, options.shelf, settings, places
     )
 
 

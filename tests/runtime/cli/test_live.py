@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 
+import pytest
 from rich.console import Console
 
 from metier.runtime import Event
+from metier.runtime.cli import live
 from metier.runtime.cli.live import LiveView
 
 
@@ -42,6 +45,34 @@ def test_off_a_terminal_it_prints_lines() -> None:
     lines = file.getvalue().splitlines()
     assert lines[0] == "demo: engine base ready after 5.0 s"
     assert lines[-1].startswith("demo: 1 of 2 runs ended, 1 solved")
+
+
+def test_off_a_terminal_no_line_is_broken() -> None:
+    file = io.StringIO()
+    with LiveView("a demo with a long name", 2, Console(file=file, width=40)) as view:
+        view.on_event(Event(kind="engine_starting", data={"engine": "base", "note": "loads the model, " * 9}))
+        for event in events():
+            view.on_event(event)
+    lines = file.getvalue().splitlines()
+    assert all(line.startswith("a demo with a long name: ") for line in lines)
+    assert lines[0].count("loads the model") == 9
+
+
+def test_while_nothing_happens_it_says_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "WAITING_LINE_AFTER_S", 0.05)
+    said = threading.Event()
+
+    class Heard(io.StringIO):
+        def write(self, text: str) -> int:
+            if "still waiting" in text:
+                said.set()
+            return super().write(text)
+
+    file = Heard()
+    with LiveView("demo", 2, Console(file=file, width=40)) as view:
+        view.on_event(Event(kind="engine_starting", data={"engine": "base", "note": "compiles"}))
+        assert said.wait(30)
+    assert "s: engine base starting: compiles" in file.getvalue()
 
 
 def test_on_a_terminal_it_draws_a_table() -> None:
