@@ -27,10 +27,10 @@ class RecordedReply(BaseModel):
 
 @dataclass
 class AskedInRun:
-    """What one run asked: costs in the order the replies came, and each role's answers as text."""
+    """What one run asked: costs in the order the replies came, and each role's answers as (step path, text)."""
 
     asks: list[AskCost] = field(default_factory=list)
-    answers: dict[str, list[str]] = field(default_factory=dict)
+    answers: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     prompts: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -114,7 +114,7 @@ class ReplayedBackend:
             shared[""] = self._tokens(text, last[1], usage.prompt_tokens)
         self._last_run[name] = (ask.run_id, text)
         run.prompts.append((name, text))
-        run.answers.setdefault(ask.role, []).append(reply.text)
+        run.answers.setdefault(ask.role, []).append((ask.step_path, reply.text))
         run.asks.append(
             AskCost(
                 role=ask.role,

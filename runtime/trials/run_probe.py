@@ -21,6 +21,8 @@ from ...agents.errors import (
     RunInterrupted,
     UnknownVariantError,
 )
+from ...agents.nodes import RoleWork
+from ...agents.step_paths import StepPath
 from ...agents.tasksets import Task, TaskSet
 from ...agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...router.assignment import BASE, Assignment, load_assignment
@@ -159,11 +161,13 @@ class SessionRunner:
             error="" if error is None else str(error),
         )
 
-    def _verified(self, role: str, verifier: Verifier, task: Task, answers: Sequence[str]) -> float:
+    def _verified(self, role: str, verifier: Verifier, task: Task, answers: Sequence[tuple[str, str]]) -> float:
         total = 0.0
-        for text in answers:
+        for path, text in answers:
+            work = self._trials.file.graph.step_at(StepPath.parse(path)).work
+            assert isinstance(work, RoleWork)  # nothing else is asked
             try:
-                total += float(verifier(task, parse_answer(text, self._trials.file.graph.roles()[role].gives)))
+                total += float(verifier(task, parse_answer(text, work.role.gives)))
             except AnswerError:
                 continue  # an answer that is none scores 0
             except Exception as error:

@@ -219,6 +219,44 @@ async def test_supervised_engines_hold_a_process_each(folder: Path) -> None:
     assert apart.engine_mib == here.engine_mib + here.process_mib
 
 
+TWO_WRITERS = """
+from pydantic import BaseModel
+from metier.agents import Role, ScriptedBackend, Task, TaskGraph, TaskSet
+
+class Line(BaseModel):
+    text: str
+
+class Draft(BaseModel):
+    draft: str
+
+class Final(BaseModel):
+    final: str
+
+graph = TaskGraph("g", takes=Line, gives=Final)
+draft = graph.step(Role("writer", takes=Line, gives=Draft), name="first")
+graph.step(Role("writer", takes=Draft, gives=Final), name="second", after=draft)
+verifiers = {"writer": lambda task, answer: isinstance(answer, Draft | Final)}
+
+def tasks(split, size, seed):
+    made = tuple(Task(str(i), Line(text=str(i)), key=i) for i in range(size))
+    return TaskSet("lines", "tune", made, lambda task, output: float(output is not None))
+
+def scripted():
+    return ScriptedBackend({"writer": lambda ask: {"draft": "x"} if ask.step_path == "first" else {"final": "x"}})
+"""
+
+
+@pytest.mark.anyio
+async def test_an_answer_is_verified_as_what_its_own_step_gives(tmp_path: Path) -> None:
+    """Two roles of one name that give different types: each answer is read as its own, not as the last one's."""
+    (tmp_path / "writers.py").write_text(TWO_WRITERS)
+    options = ProbeOptions(workflow=str(tmp_path / "writers.py"), tasks="tune:1", variants=("base",), engine="scripted")
+    async with open_trials(options, tmp_path / "trials") as trials:
+        tasks = trials.file.tasks("tune:1")
+        (outcome,) = await trials.evaluator(tasks).outcomes(trials.space.uniform(Candidate("base")), ["0"])
+    assert outcome.role_scores == {"writer": 1.0}
+
+
 def test_an_error_of_the_engine_is_no_score(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that cannot be made says so, rather than count as unsolved."""
     from metier.agents.errors import EngineDeadError
