@@ -13,29 +13,25 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import tempfile
-import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import anyio
+from harness import Samples, Spent, arguments, clocked, machine, paired_rounds, spread
 from pydantic import BaseModel
+from random_adapters import shelve_random_adapters
 
-from metier.agents import PROMPT_LAYOUT, Role, TaskGraph
+from metier.agents import Role, TaskGraph
 from metier.agents.nodes import BuiltGraph
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Session, load_settings, open_session
 from metier.runtime.engines.pool import EnginePool
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.slots.slot_trace import SlotTrace, fewest_loads
-from metier.specializers.shelf.base_model import base_fingerprint, find_base
+from metier.specializers.shelf.base_model import find_base
 from metier.specializers.shelf.shelf import Shelf
-from metier.specializers.shelf.variant import AskSpec, EngineSpec
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 ROLES = ("reader", "planner", "writer", "checker", "editor", "sceptic", "counter", "judge")
 WORDS = "river bridge garden library clock market harbour window lantern orchard station letter".split()
@@ -48,14 +44,12 @@ class Brief(BaseModel):
 
 @dataclass
 class Contestant:
-    """One session of the comparison and what was measured on it."""
+    """One session of the comparison, and what its slots were used for."""
 
     session: Session
     pool: EnginePool
     trace: SlotTrace
     slots: int
-    wall_s: list[float] = field(default_factory=list)
-    cpu_s: list[float] = field(default_factory=list)
 
     @property
     def loads(self) -> int:
@@ -89,21 +83,21 @@ def make_handbook(tokens: int) -> str:
     return " ".join(sentence.format(*chance.sample(WORDS, 3)) for _ in range(tokens // 15))
 
 
-async def measure(contestant: Contestant, graph: BuiltGraph, briefs: list[Brief], concurrency: int) -> None:
-    """Run the briefs, and note wall and process CPU seconds."""
-    wall, cpu = time.monotonic(), time.process_time()
-    results = await contestant.session.map(graph, briefs, concurrency=concurrency)
-    contestant.wall_s.append(time.monotonic() - wall)
-    contestant.cpu_s.append(time.process_time() - cpu)
+async def measure(contestant: Contestant, graph: BuiltGraph, briefs: list[Brief], concurrency: int) -> Spent:
+    """Run the briefs; wall and process CPU seconds."""
+    with clocked() as spent:
+        results = await contestant.session.map(graph, briefs, concurrency=concurrency)
     failed = [result.error for result in results if result.error is not None]
     if failed:
         raise failed[0]
+    return spent
 
 
 async def compare(options: argparse.Namespace, folder: Path) -> None:
     """Open the sessions, then measure them in turn."""
     weights = find_base(options.base)
-    shelf, variants = write_adapters(folder, weights, options.rank)
+    variants = shelve_random_adapters(folder, weights, ROLES, rank=options.rank, dtype="bfloat16")
+    shelf = Shelf(folder / "shelf")
     assignment = Assignment(roles={role: RoleAssignment(variant=name) for role, name in variants.items()})
     kinds = {
         f"all {len(ROLES)} resident": (len(ROLES), True),
@@ -134,42 +128,40 @@ async def compare(options: argparse.Namespace, folder: Path) -> None:
                 open_session(backend=pool, assignment=assignment, store=store, settings=settings)
             )
             contestants[label] = Contestant(session, pool, trace, slots)
-        for number in range(options.rounds + 1):
+        samples: Samples[str, Spent] = Samples(list(contestants), options.journal)
+        for number, label in paired_rounds(list(contestants), options.rounds):
             # New tasks each round: only the handbook is remembered.
             briefs = [Brief(handbook=handbook, task=f"Task {number}.{i}.") for i in range(options.programs)]
-            turn = number % len(contestants)
-            for label in (*list(contestants)[turn:], *list(contestants)[:turn]):
-                await measure(contestants[label], graph, briefs, options.concurrency)
-                shown = contestants[label]
-                print(
-                    f"round {number} {label}: {shown.wall_s[-1]:.1f} s, {shown.cpu_s[-1]:.1f} CPU-s, {shown.loads}"
-                    f" loads so far, fewest {fewest_loads(shown.trace.events, shown.slots)}",
-                    flush=True,
-                )
-        for contestant in contestants.values():  # the first round warms up
-            del contestant.wall_s[0], contestant.cpu_s[0]
-        print_table(contestants, options)
+            shown = contestants[label]
+            took = samples.keep(number, label, await measure(shown, graph, briefs, options.concurrency))
+            print(
+                f"round {number} {label}: {took.wall_s:.1f} s, {took.cpu_s:.1f} CPU-s, {shown.loads}"
+                f" loads so far, fewest {fewest_loads(shown.trace.events, shown.slots)}",
+                flush=True,
+            )
+        report(contestants, samples, options)
 
 
-def print_table(contestants: dict[str, Contestant], options: argparse.Namespace) -> None:
+def report(contestants: dict[str, Contestant], samples: Samples[str, Spent], options: argparse.Namespace) -> None:
     """Seconds, their paired ratio to all resident, and loads against the optimum."""
     print(
-        f"\n{options.programs} programs of {options.loop_rounds} rounds x {len(ROLES)} roles, {options.concurrency} at"
-        f" a time, {options.tokens} tokens an ask, {options.rounds} paired rounds; loads include the warm-up"
+        f"\n{machine()}\n{options.programs} programs of {options.loop_rounds} rounds x {len(ROLES)} roles,"
+        f" {options.concurrency} at a time, {options.tokens} tokens an ask, {options.rounds} paired rounds;"
+        " loads include the warm-up"
     )
-    resident = next(iter(contestants.values()))
+    resident = next(iter(contestants))
     for label, measured in contestants.items():
-        wall = [a / b for a, b in zip(measured.wall_s, resident.wall_s, strict=True)]
-        cpu = [a / b for a, b in zip(measured.cpu_s, resident.cpu_s, strict=True)]
+        wall, cpu = (
+            f"{spread(samples.values(label, of), '.3f')}, x {spread(samples.ratios(label, resident, of), '.3f')}"
+            for of in (lambda s: s.wall_s, lambda s: s.cpu_s)
+        )
         fewest = fewest_loads(measured.trace.events, measured.slots)
         totals = measured.pool.totals()["base"]
         rows = measured.session.store.query(
             "SELECT sum(swap_s) AS swap_s, sum(queue_s) AS queue_s, sum(cached_tokens) * 1.0 / sum(prompt_tokens) AS c,"
             " count(*) AS n FROM asks"
         )[0]
-        print(
-            f"\n{label}\n  wall s {show(measured.wall_s)}, x {show(wall)}; CPU-s {show(measured.cpu_s)}, x {show(cpu)}"
-        )
+        print(f"\n{label}\n  wall s {wall}; CPU-s {cpu}")
         print(
             f"  loads {measured.loads} ({totals['adapter_prefetches']} ahead), fewest for the same uses {fewest}:"
             f" x {measured.loads / fewest:.3f}; swap s {rows['swap_s']:.2f} and queue s {rows['queue_s']:.1f} over"
@@ -177,41 +169,15 @@ def print_table(contestants: dict[str, Contestant], options: argparse.Namespace)
         )
 
 
-def show(values: list[float]) -> str:
-    """Median and spread."""
-    return f"{median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-
-
-def write_adapters(folder: Path, weights: Path, rank: int) -> tuple[Shelf, dict[str, str]]:
-    """A random adapter for each role on a shelf of their own: role → variant name."""
-    from tiny_model import write_random_lora
-
-    shelf, names, fingerprint = Shelf(folder / "shelf"), {}, base_fingerprint(weights)
-    for seed, role in enumerate(ROLES):
-        staging = folder / f"staging-{role}"
-        write_random_lora(staging / "adapter", weights, rank=rank, seed=seed, weight_std=0.01, dtype="bfloat16")
-        record = {
-            "base": fingerprint,
-            "prompt_layout": PROMPT_LAYOUT,
-            "engine": EngineSpec(base=fingerprint),
-            "ask": AskSpec(adapter="lora", rank=rank),
-        }
-        shelf.add(staging, name=f"random-{role}", record=record)
-        names[role] = f"random-{role}"
-    return shelf, names
-
-
 def main() -> None:
     """Parse options and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="base model")
+    parser = arguments(__doc__, rounds=5, base=True)
     parser.add_argument("--slots", type=int, default=4, help="adapter slots where not all are resident (default 4)")
     parser.add_argument("--programs", type=int, default=6, help="programs in a round (default 6)")
     parser.add_argument("--concurrency", type=int, default=6, help="programs at a time (default 6)")
     parser.add_argument("--loop-rounds", type=int, default=2, help="rounds of the eight roles in a program (default 2)")
     parser.add_argument("--tokens", type=int, default=16, help="tokens per ask (default 16)")
     parser.add_argument("--context", type=int, default=1000, help="tokens of the shared context (default 1000)")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
     parser.add_argument("--rank", type=int, default=8, help="rank of the adapters (default 8)")
     parser.add_argument("--threads", type=int, help="CPU threads per engine (default: all)")
     parser.add_argument("--kv-cache-mib", type=int, default=768, help="key-value cache of each engine (default 768)")

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import harness
 from agentopt_search import SELECTORS
 from outcome_table import Cast, Meter, Table, synthetic_table
 from search_methods import CLOSE, METHODS
@@ -159,7 +160,7 @@ async def record(arguments: argparse.Namespace) -> Table:
 
 def main() -> None:
     """Record a table where asked to, and replay the searches on it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.arguments(__doc__)
     parser.add_argument("--table", type=Path, help="recorded table (JSON)")
     parser.add_argument("--record", metavar="WORKFLOW", help="run this workflow and write the table first")
     parser.add_argument("--variants", default="base,planner,solver,critic")

@@ -28,6 +28,7 @@ from typing import Any
 
 import anyio
 from cost_of_pass import Arm, show
+from harness import append_row, arguments, in_turns, read_rows
 from measured_run import measured_run
 
 from metier.agents.errors import VariantError
@@ -144,11 +145,6 @@ async def measure(
     return row | await measured_run(file, assignment, task_spec, folders, overrides, places)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """What has been measured so far."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def measure_missing(
     name: str, arms: list[str], folders: list[str], results: Path, tasks: str = TASKS, assigned: Path | None = None
 ) -> None:
@@ -156,8 +152,7 @@ def measure_missing(
     shelf = Shelf(load_settings().shelf, also=[Path(folder) for folder in folders])
     blocks = -(-int(tasks.split(":")[1]) // BLOCK_TASKS)
     for block in range(blocks):
-        turn = block % len(arms)
-        for arm in [*arms[turn:], *arms[:turn]]:
+        for arm in in_turns(arms, block):
             assignment = assignment_of(name, arm, assigned)
             if assignment is None:
                 continue
@@ -210,7 +205,7 @@ def arms_of(name: str, rows: list[dict[str, Any]]) -> list[Arm]:
 
 def main() -> None:
     """Parse options; without any, print what has been measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("workflow", choices=list(STUDIES))
     parser.add_argument("--measure", action="store_true", help="run what has not been measured (minutes an arm)")
     parser.add_argument("--tune-single", action="store_true", help="what budget the single adapter should get")
@@ -226,8 +221,7 @@ def main() -> None:
             measure, options.workflow, options.one[0], int(options.one[1]), options.shelf, options.tasks,
             options.assigned,
         )  # fmt: skip
-        with options.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(options.results, row)
         solved = sum(run["score"] for run in row["runs"])
         print(f"{row['arm']}, block {row['block']}: {solved:.0f} solved, {row['cpu_s']:.1f} CPU-s", flush=True)
         return

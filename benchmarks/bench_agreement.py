@@ -11,14 +11,14 @@ medians of time to first token, of time for each further token, and the throughp
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+
+from harness import Samples, arguments, machine, paired_rounds, spread
 
 from metier.agents.messages import Message
 from metier.agents.traffic import TrafficRow, write_traffic
@@ -75,8 +75,7 @@ def theirs(url: str, base: Path, texts: list[str], at_once: int, folder: Path) -
 
 def main() -> None:
     """Start the server, let the tools take turns, print every round and the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds, after one that is not counted")
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--asks", type=int, default=24, help="asks of a round")
     parser.add_argument("--at-once", type=int, default=1, help="asks at a time")
     options = parser.parse_args()
@@ -85,32 +84,24 @@ def main() -> None:
     from tests.runtime.remote.stock_servers import stock_servers
 
     base = find_base("smollm2-135m")
-    ratios = []
+    took: Samples[str, tuple[float, ...]] = Samples(("ours", "theirs"), options.journal)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with stock_servers(base, folder, kv_cache_mib=256, context_tokens=1024, compiled=True) as [server]:
-            for number in range(options.rounds + 1):
-                first = 2 * number * options.asks
-                sets = [
-                    [TEXT.format(10_000 + first + k * options.asks + n) for n in range(options.asks)] for k in (0, 1)
-                ]
-
-                def our_turn(texts: list[str] = sets[0]) -> tuple[float, ...]:
-                    return ours(server.url, texts, options.at_once, folder)
-
-                def their_turn(texts: list[str] = sets[1]) -> tuple[float, ...]:
-                    return theirs(server.url, base, texts, options.at_once, folder)
-
-                if number % 2:
-                    mine, other = our_turn(), their_turn()
+            for number, tool in paired_rounds(list(took), options.rounds):
+                first = 10_000 + options.asks * (2 * number + (tool == "theirs"))
+                texts = [TEXT.format(first + n) for n in range(options.asks)]
+                if tool == "ours":
+                    found = ours(server.url, texts, options.at_once, folder)
                 else:
-                    other, mine = their_turn(), our_turn()
-                if number:
-                    ratios.append([a / b for a, b in zip(mine, other, strict=True)])
-                    shown = ", ".join(f"{f} {a:.1f} / {b:.1f}" for f, a, b in zip(FIGURES, mine, other, strict=True))
-                    print(f"round {number}, ours / theirs: {shown}", flush=True)
-    for figure, values in zip(FIGURES, zip(*ratios, strict=True), strict=True):
-        print(f"{figure}: ours ÷ theirs {median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+                    found = theirs(server.url, base, texts, options.at_once, folder)
+                shown = ", ".join(f"{figure} {value:.1f}" for figure, value in zip(FIGURES, found, strict=True))
+                print(f"round {number}, {tool}: {shown}", flush=True)
+                took.keep(number, tool, found)
+    print(machine())
+    for at, figure in enumerate(FIGURES):
+        ratios = took.ratios("ours", "theirs", lambda found, at=at: found[at])
+        print(f"{figure}: ours ÷ theirs {spread(ratios, '.3f')}")
 
 
 if __name__ == "__main__":

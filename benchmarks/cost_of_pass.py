@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from harness import interval, resamples
 from numpy.typing import NDArray
 
-RESAMPLES = 10_000
 Numbers = NDArray[np.float64]
 
 
@@ -57,9 +57,7 @@ def cost_of_pass(cpu_s: Numbers, scores: Numbers) -> float:
 
 def mean_interval(values: Numbers, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval of a mean."""
-    draws = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    return interval(values[resamples(len(values), seed)].mean(axis=1))
 
 
 def paired(one: Arm, other: Arm) -> tuple[Arm, Arm]:
@@ -89,13 +87,12 @@ def ratio_interval(one: Arm, other: Arm, seed: int = 0) -> tuple[float, float, f
     Resamples in which `one` solves nothing count as infinitely dear.
     """
     one, other = paired(one, other)
-    draws = np.random.default_rng(seed).integers(len(one.tasks), size=(RESAMPLES, len(one.tasks)))
+    draws = resamples(len(one.tasks), seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         above = one.cpu_s[draws].sum(axis=1) / one.scores[draws].sum(axis=1)
         below = other.cpu_s[draws].sum(axis=1) / other.scores[draws].sum(axis=1)
         ratios = np.where(np.isinf(above), np.inf, above / below)
-    low, high = np.percentile(ratios, (2.5, 97.5), method="nearest")
-    return one.cost_of_pass / other.cost_of_pass, float(low), float(high)
+    return one.cost_of_pass / other.cost_of_pass, *interval(ratios, "nearest")
 
 
 def show(title: str, arms: Sequence[Arm], against: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 import anyio
 from cost_of_pass import Arm, show
+from harness import arguments, in_turns
 from measured_run import measured_run
 
 from metier.agents.errors import InfeasibleError
@@ -75,7 +76,7 @@ async def run_block(folder: Path, assignment: Path, block: int, overrides: dict[
 
 def main() -> None:
     """Choose, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("probe", type=Path, help="folder of `metier probe`")
     parser.add_argument("--memory-mib", type=float, help="most memory of all engines together")
     parser.add_argument("--adapter-slots", type=int, help="adapters resident at once")
@@ -98,7 +99,7 @@ def main() -> None:
             return print("both choose the same: here coupling changes nothing")
         blocks: dict[str, list[dict[str, Any]]] = {COUPLED: [], UNCOUPLED: []}
         for block in range(int(TASKS.split(":")[1]) // BLOCK_TASKS):
-            for name in (COUPLED, UNCOUPLED) if block % 2 == 0 else (UNCOUPLED, COUPLED):
+            for name in in_turns((COUPLED, UNCOUPLED), block):
                 command = [sys.executable, __file__, *sys.argv[1:], "--one", f"{place}/{name}.yaml", str(block)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 blocks[name].append(json.loads(done.stdout.splitlines()[-1]))

@@ -8,19 +8,21 @@ milliseconds per ask, ratios with their spread, the lag of the event loop meanwh
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
+from harness import Samples, arguments, clocked, machine, paired_rounds, print_table, spread
 
 from metier.agents.messages import Ask, Message
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from metier.runtime.engines.vllm_calls import prompt_token_ids, sampling_params
+from metier.runtime.meters.percentiles import percentile
 from metier.runtime.settings.engine import EngineSettings
 from metier.specializers.shelf.base_model import find_base
 
@@ -98,11 +100,6 @@ class LoopLag:
             self.lags_s.append(time.perf_counter() - began - LAG_PERIOD_S)
 
 
-def spread(values: list[float], form: str) -> str:
-    """Median, with smallest and largest."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
-
-
 async def main(options: argparse.Namespace) -> None:
     """Start the engines, run the rounds, print the table."""
     settings = EngineSettings(kv_cache_mib=256, threads=options.threads, eager=not options.compiled)
@@ -112,6 +109,7 @@ async def main(options: argparse.Namespace) -> None:
         began = time.perf_counter()
         async with await InProcessEngine.start(base, settings, adapters=False) as engine:
             starts.append(time.perf_counter() - began)
+    print(machine())
     print(f"engine ready: first {starts[0]:.1f} s with imports, then {spread(starts[1:] or starts, '.1f')} s")
     async with await InProcessEngine.start(base, settings, adapters=False) as engine:
         ways: dict[str, Way] = {
@@ -140,45 +138,44 @@ def make_llm(base: Path, settings: EngineSettings) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class Took:
+    """One batch: tokens a second, CPU milliseconds an ask."""
+
+    tokens_per_s: float
+    cpu_ms: float
+
+
 async def measure(ways: dict[str, Way], batch: int, options: argparse.Namespace) -> None:
     """Paired rounds of one batch size."""
-    speed: dict[str, list[float]] = {name: [] for name in ways}
-    cpu_ms: dict[str, list[float]] = {name: [] for name in ways}
+    took: Samples[str, Took] = Samples(list(ways), options.journal)
     lag = LoopLag()
-    for round_number in range(-1, options.rounds):  # the first warms up
-        for name, run in ways.items():
-            asks = make_asks(batch, options.tokens, offset=1000 * (round_number + 2))
-            wall, cpu = time.perf_counter(), time.process_time()
-            tokens = await run(asks)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if round_number >= 0:
-                speed[name].append(tokens / wall)
-                cpu_ms[name].append(cpu / len(asks) * 1e3)
+    for number, name in paired_rounds(list(ways), options.rounds):
+        asks = make_asks(batch, options.tokens, offset=1000 * (number + 1))
+        with clocked() as spent:
+            tokens = await ways[name](asks)
+        took.keep(number, name, Took(tokens / spent.wall_s, spent.cpu_s / len(asks) * 1e3))
     # In a round of its own: watching wakes the loop 200 times a second, which would count as our layer's cost.
     async with anyio.create_task_group() as group:
         group.start_soon(lag.watch)
         await ways["ours"](make_asks(batch, options.tokens, offset=500_000))
         group.cancel_scope.cancel()
     print(f"\nbatch {batch}, {options.tokens} tokens an ask, {options.rounds} paired rounds: median (least-most)")
-    print(f"{'':10} {'tokens/s':>22} {'CPU ms/ask':>24} {'speed over bare':>22} {'CPU ms/ask over bare':>26}")
+    rows = []
     for name in ways:
-        ratios = [a / b for a, b in zip(speed[name], speed["bare"], strict=True)]
-        more = [a - b for a, b in zip(cpu_ms[name], cpu_ms["bare"], strict=True)]
-        print(
-            f"{name:10} {spread(speed[name], '.1f'):>22} {spread(cpu_ms[name], '.1f'):>24} "
-            f"{spread(ratios, '.3f'):>22} {spread(more, '+.2f'):>26}"
-        )
-    lags = sorted(lag.lags_s)
-    if lags:
-        p50, p99 = lags[len(lags) // 2] * 1e3, lags[int(len(lags) * 0.99)] * 1e3
+        speed, cpu_ms = took.values(name, lambda t: t.tokens_per_s), took.values(name, lambda t: t.cpu_ms)
+        ratios = took.ratios(name, "bare", lambda t: t.tokens_per_s)
+        more = took.differences(name, "bare", lambda t: t.cpu_ms)
+        rows.append((name, spread(speed, ".1f"), spread(cpu_ms, ".1f"), spread(ratios, ".3f"), spread(more, "+.2f")))
+    print_table(("", "tokens/s", "CPU ms/ask", "speed over bare", "CPU ms/ask over bare"), rows)
+    if lag.lags_s:
+        p50, p99 = (1e3 * percentile(lag.lags_s, share) for share in (0.5, 0.99))
         print(f"event loop lag with ours: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=5, threads=2)
     parser.add_argument("--base", help="checkpoint folder (default: the bundled SmolLM2-135M)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads per engine (default 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
     parser.add_argument("--tokens", type=int, default=64, help="tokens per ask (default 64)")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 1], help="asks at a time (default 16 1)")
     parser.add_argument("--starts", type=int, default=3, help="how often to start an engine (default 3)")

@@ -12,18 +12,16 @@ above that of the same training at 8 bits. What exists is skipped, so a run that
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import append_row, arguments, print_table, read_rows
+from made_variants import make
+
 from metier.specializers import Recipe, Shelf, find_base
-from metier.specializers.recipes.produce import produce
-from metier.specializers.training.loop import Progress
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "few_bits_study.jsonl"
@@ -67,7 +65,7 @@ ROUNDINGS: dict[str, tuple[int, int | None] | None] = {
 }
 
 
-def make(arm: str, base: str, shelf: Shelf) -> Path:
+def checkpoint_of(arm: str, base: str, shelf: Shelf) -> Path:
     """The arm's checkpoint folder, made if it is not there yet."""
     if not ARMS[arm]:
         return find_base(base)
@@ -80,17 +78,7 @@ def make(arm: str, base: str, shelf: Shelf) -> Path:
         }
     )
 
-    def say(progress: Progress) -> None:
-        if progress.step % 8 == 0:
-            print(
-                f"{arm}: step {progress.step} of {progress.steps}, loss {progress.value:.3f}, "
-                f"{progress.eta_s:.0f} s left"
-            )
-
-    began_s = time.process_time()
-    variant = produce(recipe, shelf=shelf, base=base, on_progress=say)
-    print(f"{arm}: {variant.id}, {time.process_time() - began_s:.0f} CPU-s, {variant.card.get('average_bits', '')}")
-    return shelf.path(variant) / "weights"
+    return shelf.path(make(arm, recipe, shelf, base)) / "weights"
 
 
 def rounded(folder: Path, bits: int, group_size: int | None, target: Path) -> Path:
@@ -138,14 +126,14 @@ def measure(arms: Sequence[str], base: str, folder: Path) -> None:
     from metier.specializers.checkpoints.perplexity import measure_perplexity
 
     shelf, texts = Shelf(folder / "shelf"), token_rows(base)
-    done = {(row["arm"], row["rounding"]) for row in results()}
+    done = {(row["arm"], row["rounding"]) for row in read_rows(RESULTS)}
     for arm in arms:
         wanted = [
             name for name in ROUNDINGS if (name == "none" or not arm.startswith("msq")) and (arm, name) not in done
         ]
         if not wanted:
             continue
-        checkpoint = make(arm, base, shelf)
+        checkpoint = checkpoint_of(arm, base, shelf)
         card = shelf.get(arm).card if ARMS[arm] else {}
         for name in wanted:
             how = ROUNDINGS[name]
@@ -154,25 +142,18 @@ def measure(arms: Sequence[str], base: str, folder: Path) -> None:
             row |= {text: round(measure_perplexity(place, rows), 4) for text, rows in texts.items()}
             kept = ("average_bits", "served_average_bits", "dropped_anyway", "noisy_weights", "final_loss", "cpu_s")
             row |= {key: card[key] for key in kept if key in card}
-            with RESULTS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(RESULTS, row)
             print(row)
     shutil.rmtree(folder / "rounded", ignore_errors=True)
 
 
-def results() -> list[dict[str, Any]]:
-    """What has been measured so far."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-
-
 def report() -> None:
     """Both tables, from what there is."""
-    found = {(row["arm"], row["rounding"]): row for row in results()}
+    found = {(row["arm"], row["rounding"]): row for row in read_rows(RESULTS)}
     if ("base", "none") not in found:
         print("nothing measured yet: --measure --arms base first")
         return
-    print("| arm | rounding | near | far | gap closed, near | gap closed, far | own gap, far |")
-    print("|---|---|---|---|---|---|---|")
+    lines = []
     for (arm, name), row in found.items():
         if arm.startswith("msq"):
             continue
@@ -182,25 +163,23 @@ def report() -> None:
             gap = plain[text] - dense[text] if plain else 0.0
             cells.append(f"{(plain[text] - row[text]) / gap:.0%}" if plain and gap else "")
         cells.append(f"{row['far'] - own['far']:.2f}" if own and name != "none" else "")
-        print(f"| {arm} | {name} | {' | '.join(cells)} |")
-    print(
-        "\n| arm | bits | served bits | near | far | loss against 8 bits, near | far |\n|---|---|---|---|---|---|---|"
-    )
+        lines.append((arm, name, *cells))
+    print_table(("arm", "rounding", "near", "far", "gap closed, near", "gap closed, far", "own gap, far"), lines)
+    lines = []
     eight = found.get(("msq-8", "none"))
     for (arm, _), row in found.items():
         if arm.startswith("msq"):
             above = [f"{row[text] / eight[text] - 1:+.1%}" if eight else "" for text in ("near", "far")]
-            print(
-                f"| {arm} | {row['average_bits']:.2f} | {row['served_average_bits']:.2f} | {row['near']:.2f} "
-                f"| {row['far']:.2f} | {' | '.join(above)} |"
-            )
+            kept = ("average_bits", "served_average_bits", "near", "far")
+            lines.append((arm, *(f"{row[name]:.2f}" for name in kept), *above))
+    print()
+    print_table(("arm", "bits", "served bits", "near", "far", "loss against 8 bits, near", "far"), lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, base=True)
     parser.add_argument("--measure", action="store_true", help="make and measure what is missing")
     parser.add_argument("--arms", nargs="+", choices=sorted(ARMS), default=list(ARMS))
-    parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "few-bits")
     options = parser.parse_args()
     if options.measure:

@@ -1,7 +1,7 @@
 """Decode in the whole engine with retrieval and without, on real text: time a step, attention's share, the ceiling.
 
 Every engine lives in a process of its own, and they take turns round by round; ratios are taken within a round, and
-disturbed samples are measured again (see `lora_decode.py`). A round asks the same prompts as the one before, so only
+disturbed samples are measured again (see `engine_process.py`). A round asks the same prompts as the one before, so only
 the first has to read them. The time inside attention, and inside the update of its cache, is taken by a clock around
 each layer's call. The ceiling is what stock attention in no time at all would give. `--overhead` measures what
 contexts below the minimum pay, in one process.
@@ -13,16 +13,16 @@ contexts below the minimum pay, in one process.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from lora_decode import QUIET, Worker, add, measured, run_steps, spread
+from engine_process import Worker, add, answer_with, compare, disturbed, measured, run_steps
+from harness import Samples, arguments, paired_rounds, print_table, spread
 
 from metier.specializers.checkpoints.perplexity import offline_text, text_windows
 from metier.specializers.shelf.base_model import find_base
@@ -118,9 +118,7 @@ def serve(options: argparse.Namespace) -> None:
     """Be the engine of one worker process: answer each workload name with one step's cost."""
     decoder = Decoder(options, options.worker)
     decoder.put_clocks()
-    print("@{}", flush=True)
-    for line in sys.stdin:
-        print("@" + json.dumps(asdict(decoder.decode(line.strip(), options.steps))), flush=True)
+    answer_with(lambda workload: decoder.decode(workload, options.steps))
 
 
 def overhead(options: argparse.Namespace) -> None:
@@ -133,67 +131,60 @@ def overhead(options: argparse.Namespace) -> None:
     decoder = Decoder(options, options.budgets[0])
     ours = type(decoder.layers[0])
     for workload in ("short-1", "short-4"):
-        rounds: list[dict[str, Step]] = []
-        for number in range(options.rounds + 1):
-            turn: dict[str, Step] = {}
-            for kind in (CPUAttentionBackendImpl, ours) if number % 2 else (ours, CPUAttentionBackendImpl):
-                for impl in decoder.layers:
-                    impl.__class__ = kind
-                turn["ours" if kind is ours else "stock"] = decoder.decode(workload, options.steps)
-            rounds.append(turn)
+        kinds = {"ours": ours, "stock": CPUAttentionBackendImpl}
+        steps: Samples[str, Step] = Samples(list(kinds), options.journal)
+        for number, kind in paired_rounds(list(kinds), options.rounds):
+            for impl in decoder.layers:
+                impl.__class__ = kinds[kind]
+            steps.keep(number, kind, decoder.decode(workload, options.steps))
         tokens, batch = WORKLOADS[workload]
-        kept = rounds[1:]
-        print(f"{tokens} tokens x {batch}: stock {spread([r['stock'].ms for r in kept], 2)} ms a step, ", end="")
-        print(f"ours ÷ stock {spread([r['ours'].ms / r['stock'].ms for r in kept], 4)}, ", end="")
-        print(f"CPU {spread([r['ours'].cpu_ms / r['stock'].cpu_ms for r in kept], 4)}", flush=True)
+        stock = spread(steps.values("stock", lambda s: s.ms))
+        ratios = [spread(steps.ratios("ours", "stock", of), ".4f") for of in (lambda s: s.ms, lambda s: s.cpu_ms)]
+        print(
+            f"{tokens} tokens x {batch}: stock {stock} ms a step, ours ÷ stock {ratios[0]}, CPU {ratios[1]}", flush=True
+        )
 
 
-def measure(worker: Worker, workload: str, tries: int) -> Step:
-    """The least disturbed of at most `tries` samples."""
-    seen: list[Step] = []
-    while len(seen) < tries and not (seen and seen[-1].others <= QUIET):
-        assert worker.process.stdin is not None
-        print(workload, file=worker.process.stdin, flush=True)
-        seen.append(Step(**worker.answer()))
-    return min(seen, key=lambda step: step.others)
-
-
-def report(steps: dict[str, dict[str, list[Step]]], options: argparse.Namespace) -> None:
+def report(steps: Samples[tuple[str, str], Step], names: list[str], options: argparse.Namespace) -> None:
     """One table per workload: medians (least-greatest), and ratios taken round by round."""
     for workload in options.workloads:
         tokens, batch = WORKLOADS[workload]
-        stock = steps["stock"][workload]
-        share = statistics.median(step.attention_ms / step.ms for step in stock)
-        disturbed = statistics.median(step.others for per in steps.values() for step in per[workload])
-        print(
-            f"\n{tokens} tokens x {batch}, {options.threads} threads, {'eager' if options.eager else 'compiled'}, ",
-            end="",
-        )
-        print(f"{options.rounds} rounds of {options.steps} steps, other programs' share {disturbed:.0%} at the median.")
+        stock = ("stock", workload)
+        share = median(steps.values(stock, lambda s: s.attention_ms / s.ms))
+        how = "eager" if options.eager else "compiled"
+        print(f"\n{tokens} tokens x {batch}, {options.threads} threads, {how}, {options.rounds} rounds of ", end="")
+        print(f"{options.steps} steps, {disturbed(steps, workload)}.")
         print(f"Attention is {share:.0%} of a stock step, so at most {1 / (1 - share):.2f}x can come of it.")
+        rows = []
+        for name in names:
+            own = (name, workload)
+            rows.append(
+                (
+                    name,
+                    spread(steps.values(own, lambda s: s.ms)),
+                    spread(steps.values(own, lambda s: s.cpu_ms)),
+                    spread(steps.values(own, lambda s: s.attention_ms)),
+                    spread(steps.values(own, lambda s: s.update_ms)),
+                    spread(steps.ratios(stock, own, lambda s: s.ms), ".3f"),
+                    spread(steps.ratios(stock, own, lambda s: s.cpu_ms), ".3f"),
+                )
+            )
         heads = ("attention", "ms a step", "CPU-ms", "attention, ms", "update, ms", "stock ÷ this", "CPU: stock ÷ this")
-        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-        for name, per_workload in steps.items():
-            own = per_workload[workload]
-            cells = [
-                spread([step.ms for step in own], 2),
-                spread([step.cpu_ms for step in own], 2),
-                spread([step.attention_ms for step in own], 2),
-                spread([step.update_ms for step in own], 2),
-                spread([base.ms / step.ms for step, base in zip(own, stock, strict=True)], 3),
-                spread([base.cpu_ms / step.cpu_ms for step, base in zip(own, stock, strict=True)], 3),
-            ]
-            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        print_table(heads, rows)
+
+
+def start_worker(budget: int, options: argparse.Namespace) -> Worker:
+    """A process of this program that is the engine with a budget."""
+    arguments = [__file__, "--worker", str(budget), "--base", options.base, "--steps", str(options.steps)]
+    arguments += ["--threads", str(options.threads), *(["--eager"] if options.eager else [])]
+    return Worker(arguments, threads=options.threads)
 
 
 def main() -> None:
     """Parse the command line, start the engines, run the rounds, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
+    parser = arguments(__doc__, rounds=5, base=True, threads=2)
     parser.add_argument("--budgets", type=int, nargs="+", default=[512], help="tokens that are retrieved (default 512)")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
     parser.add_argument("--steps", type=int, default=48, help="decode steps timed per round (default 48)")
-    parser.add_argument("--threads", type=int, default=2, help="OMP threads per engine (default 2)")
     parser.add_argument("--retries", type=int, default=2, help="repeats of a disturbed sample (default 2)")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS), metavar="NAME")
@@ -203,31 +194,15 @@ def main() -> None:
     if options.worker is not None:
         serve(options)
         return
-    base = options.base = str(find_base(options.base))
+    options.base = str(find_base(options.base))
     if options.overhead:
         overhead(options)
         return
-    workers: dict[str, Worker] = {}
-    for budget in (0, *options.budgets):
-        arguments = [__file__, "--worker", str(budget), "--base", base, "--steps", str(options.steps)]
-        arguments += ["--threads", str(options.threads), *(["--eager"] if options.eager else [])]
-        name = f"top {budget}" if budget else "stock"
-        workers[name] = Worker(arguments, threads=options.threads)
-        print(f"{name}: ready after {workers[name].ready_s:.1f} s", file=sys.stderr)
-    steps: dict[str, dict[str, list[Step]]] = {name: {w: [] for w in options.workloads} for name in workers}
-    try:
-        for number in range(options.rounds + 1):  # round 0 reads the prompts and is not counted
-            for workload in options.workloads:
-                turn = number % len(workers)
-                for name in [*list(workers)[turn:], *list(workers)[:turn]]:
-                    step = measure(workers[name], workload, 1 + options.retries if number else 1)
-                    if number:
-                        steps[name][workload].append(step)
-            print(f"round {number} of {options.rounds} done", file=sys.stderr)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    report(steps, options)
+    budgets = {"stock": 0} | {f"top {budget}": budget for budget in options.budgets}
+    start = {name: partial(start_worker, budget, options) for name, budget in budgets.items()}
+    # The first round reads the prompts.
+    steps = compare(start, dict.fromkeys(start, options.workloads), options, lambda at, w: Step(**at.ask(w)))
+    report(steps, list(start), options)
 
 
 if __name__ == "__main__":

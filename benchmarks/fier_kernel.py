@@ -7,12 +7,10 @@ Heads as in SmolLM2-135M (9 on 3, 64 channels, bfloat16), one thread, random key
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from harness import Samples, arguments, clocked, machine, paired_rounds, spread
 
 from metier.runtime.engines.vllm_environment import import_vllm
 
@@ -21,10 +19,10 @@ SHAPES = ((512, 1), (2048, 1), (8192, 1), (32768, 1), (8192, 8))
 
 
 def cpu_us(call: Callable[[], object], repeats: int) -> float:
-    began = time.process_time()
-    for _ in range(repeats):
-        call()
-    return (time.process_time() - began) / repeats * 1e6
+    with clocked() as spent:
+        for _ in range(repeats):
+            call()
+    return spent.cpu_s / repeats * 1e6
 
 
 def steps(context: int, batch: int, budgets: list[int]) -> dict[str, Callable[[], object]]:
@@ -73,8 +71,7 @@ def steps(context: int, batch: int, budgets: list[int]) -> dict[str, Callable[[]
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=5)
+    options = arguments(__doc__, rounds=5)
     options.add_argument("--budgets", type=int, nargs="+", default=[128, 512])
     asked = options.parse_args()
     import_vllm(threads=1, in_process=True)
@@ -84,20 +81,17 @@ def main() -> None:
     reason = load_operators()
     if reason:
         raise SystemExit(f"the compiled operators are not in use: {reason}")
+    print(machine())
     for context, batch in SHAPES:
         ways = steps(context, batch, asked.budgets)
         repeats = max(3, 400_000 // (context * batch))
-        for call in ways.values():
-            call()
-        rounds = [{name: cpu_us(call, repeats) for name, call in ways.items()} for _ in range(asked.rounds)]
-        print(f"{context} x {batch}: stock {statistics.median(r['stock'] for r in rounds):.0f} us", end="")
+        took_us: Samples[str, float] = Samples(list(ways), asked.journal)
+        for number, name in paired_rounds(list(ways), asked.rounds):
+            took_us.keep(number, name, cpu_us(ways[name], repeats if number else 1))
+        print(f"{context} x {batch}: stock {spread(took_us['stock'], '.0f')} us", end="")
         for name in list(ways)[1:]:
-            ratios = sorted(r["stock"] / r[name] for r in rounds)
-            median = statistics.median(r[name] for r in rounds)
-            print(
-                f"; {name} {median:.0f} us, {statistics.median(ratios):.2f}x [{ratios[0]:.2f}, {ratios[-1]:.2f}]",
-                end="",
-            )
+            ratios = took_us.ratios("stock", name, float)
+            print(f"; {name} {spread(took_us[name], '.0f')} us, {spread(ratios)}x", end="")
         print(flush=True)
 
 

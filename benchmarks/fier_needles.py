@@ -9,12 +9,12 @@ appended to a JSONL file; what is there is not asked again.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
+from harness import append_row, arguments, print_table, read_rows
 from retrieval_arms import BLOCK, Arm, ArmEngine, prose
 
 from metier.specializers.shelf.base_model import find_base
@@ -54,36 +54,32 @@ def prompt(engine: ArmEngine, body: list[int], context: int, depth: int, told: s
     return [*before, *text[:at], *inside, *text[at:], *after], code
 
 
-def table(records: list[dict[str, object]], arms: list[str]) -> None:
+def report(records: list[dict[str, Any]], arms: list[str]) -> None:
     """Cells found, by context, and those that full attention finds and the arm does not."""
     found: dict[str, dict[tuple[int, int], bool]] = defaultdict(dict)
     for record in records:
-        found[str(record["arm"])][int(str(record["context"])), int(str(record["depth"]))] = bool(record["found"])
+        found[record["arm"]][record["context"], record["depth"]] = record["found"]
     contexts = sorted({cell[0] for cell in found["full"]})
     heads = ("attention", *(f"{context} tokens" for context in contexts), "of those full attention finds")
-    print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    rows = []
     for arm in arms:
         cells = found[arm]
         row = [f"{sum(v for c, v in cells.items() if c[0] == n)}/{sum(c[0] == n for c in cells)}" for n in contexts]
         both = [cells[cell] for cell in cells if found["full"].get(cell)]
-        print(f"| {arm} | " + " | ".join(row) + f" | {sum(both)}/{len(both)} |")
+        rows.append((arm, *row, f"{sum(both)}/{len(both)}"))
+    print_table(heads, rows)
 
 
 def main() -> None:
     """Parse the command line, ask what has not been asked, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
+    parser = arguments(__doc__, base=True, threads=2)
     parser.add_argument("--results", type=Path, default=Path("fier_needles.jsonl"))
     parser.add_argument("--contexts", type=int, nargs="+", default=list(CONTEXTS))
     parser.add_argument("--depths", type=int, nargs="+", default=list(DEPTHS))
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
     parser.add_argument("--told", choices=["once", "twice"], default="twice", help="how often the text says the code")
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    records = []
-    if options.results.is_file():
-        records = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
-        records = [record for record in records if record["told"] == options.told]
+    records = [row for row in read_rows(options.results) if row["told"] == options.told]
     known = {(r["context"], r["depth"], r["arm"]) for r in records}
     cells = [(c, d) for c in options.contexts for d in options.depths]
     missing = {cell: [arm for arm in options.arms if (*cell, arm) not in known] for cell in cells}
@@ -92,19 +88,17 @@ def main() -> None:
         body = engine.tokenizer(prose(), add_special_tokens=False)["input_ids"]
         if len(body) < max(options.contexts):
             raise SystemExit(f"the story has {len(body)} tokens")
-        with options.results.open("a", encoding="utf-8") as file:
-            for (context, depth), arms in missing.items():
-                for arm in arms:
-                    ids, code = prompt(engine, body, context, depth, options.told)
-                    text = engine.answer(Arm.parse(arm), [ids], ANSWER_TOKENS)[0]
-                    record = {
-                        "told": options.told, "context": context, "depth": depth, "arm": arm, "found": code in text,
-                        "text": text,
-                    }  # fmt: skip
-                    records.append(record)
-                    file.write(json.dumps(record) + "\n")
-                    file.flush()
-    table(records, options.arms)
+        for (context, depth), arms in missing.items():
+            for arm in arms:
+                ids, code = prompt(engine, body, context, depth, options.told)
+                text = engine.answer(Arm.parse(arm), [ids], ANSWER_TOKENS)[0]
+                record = {
+                    "told": options.told, "context": context, "depth": depth, "arm": arm, "found": code in text,
+                    "text": text,
+                }  # fmt: skip
+                records.append(record)
+                append_row(options.results, record)
+    report(records, options.arms)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ Results are appended to a JSONL file, document by document; what is there is not
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from harness import arguments, interval, print_table, read_rows, resamples
 from retrieval_arms import BLOCK, Arm, ArmEngine, prose
 
 from metier.specializers.shelf.base_model import find_base
@@ -25,7 +26,6 @@ ARMS = ("full", "fier:128", "fier:256", "fier:440", "quest:256", "window:256")
 NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Frank", "Greta", "Henry", "Irene", "Jacob", "Laura", "Martin")
 THINGS = ("box", "door", "safe", "locker", "chest", "bag", "gate", "drawer")
 FRUITS = ("apples", "pears", "plums", "figs", "grapes", "melons", "cherries", "lemons", "peaches", "mangoes")
-RESAMPLES = 10_000
 CLEAR = 0.6
 ANSWER_TOKENS = 14
 
@@ -76,28 +76,24 @@ def prompts(engine: ArmEngine, body: list[int], document: int, context: int) -> 
     return found
 
 
-def interval(by_document: list[list[float]]) -> tuple[float, float, float]:
+def mean_over_documents(by_document: list[list[float]]) -> tuple[float, float, float]:
     """Mean with its 95 % interval, resampling documents."""
     sums = np.array([[sum(d), len(d)] for d in by_document])
-    draws = np.random.default_rng(0).integers(len(sums), size=(RESAMPLES, len(sums)))
-    total = sums[draws].sum(axis=1)
-    low, high = np.percentile(total[:, 0] / total[:, 1], (2.5, 97.5))
-    return float(sums[:, 0].sum() / sums[:, 1].sum()), float(low), float(high)
+    total = sums[resamples(len(sums))].sum(axis=1)
+    return float(sums[:, 0].sum() / sums[:, 1].sum()), *interval(total[:, 0] / total[:, 1])
 
 
-def table(records: list[dict[str, object]], arms: list[str]) -> None:
+def report(records: list[dict[str, Any]], arms: list[str]) -> None:
     """Right answers of each arm, and the paired difference to full attention, in the kinds that count."""
     right: dict[str, dict[tuple[str, int, int], float]] = defaultdict(dict)
     for record in records:
-        where = (str(record["kind"]), int(str(record["document"])), int(str(record["question"])))
-        right[str(record["arm"])][where] = float(bool(record["right"]))
+        right[record["arm"]][record["kind"], record["document"], record["question"]] = float(record["right"])
     full = right["full"]
     kinds = sorted({kind for kind, _, _ in full})
     share = {kind: float(np.mean([v for key, v in full.items() if key[0] == kind])) for kind in kinds}
     counted = [kind for kind in kinds if share[kind] >= CLEAR]
     print("full attention: " + ", ".join(f"{kind} {share[kind]:.1%}" for kind in kinds) + f"; counted: {counted}")
-    print("| attention | " + " | ".join(kinds) + " | counted | minus full, points (95 %) | items |")
-    print("|" + "---|" * (len(kinds) + 4))
+    rows = []
     for arm in arms:
         own = right[arm]
         cells = [f"{np.mean([v for key, v in own.items() if key[0] == kind] or [np.nan]):.1%}" for kind in kinds]
@@ -107,30 +103,22 @@ def table(records: list[dict[str, object]], arms: list[str]) -> None:
                 documents[key[1]].append(value - full[key])
         if not documents:
             continue
-        mean, low, high = (100 * x for x in interval(list(documents.values())))
+        mean, low, high = (100 * x for x in mean_over_documents(list(documents.values())))
         overall = np.mean([v for key, v in own.items() if key[0] in counted])
         items = sum(map(len, documents.values()))
-        print(
-            f"| {arm} | "
-            + " | ".join(cells)
-            + f" | {overall:.1%} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) | {items} |"
-        )
+        rows.append((arm, *cells, f"{overall:.1%}", f"{mean:+.1f} ({low:+.1f} to {high:+.1f})", f"{items}"))
+    print_table(("attention", *kinds, "counted", "minus full, points (95 %)", "items"), rows)
 
 
 def main() -> None:
     """Parse the command line, ask what has not been asked, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
+    parser = arguments(__doc__, base=True, threads=2)
     parser.add_argument("--results", type=Path, default=Path("fier_quality.jsonl"))
     parser.add_argument("--context", type=int, default=4000, help="tokens of a prompt (default 4000)")
     parser.add_argument("--documents", type=int, default=36)
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    records = []
-    if options.results.is_file():
-        records = [json.loads(line) for line in options.results.read_text(encoding="utf-8").splitlines()]
-        records = [record for record in records if record["context"] == options.context]
+    records = [row for row in read_rows(options.results) if row["context"] == options.context]
     known = {(r["document"], r["arm"]) for r in records}
     missing = {d: [a for a in options.arms if (d, a) not in known] for d in range(options.documents)}
     if any(missing.values()):
@@ -151,7 +139,7 @@ def main() -> None:
                         lines.append(json.dumps(record) + "\n")
                     file.write("".join(lines))  # a document's questions together: the file holds whole arms only
                     file.flush()
-    table(records, options.arms)
+    report(records, options.arms)
 
 
 if __name__ == "__main__":

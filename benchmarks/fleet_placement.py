@@ -15,25 +15,27 @@ by more than 32. It knows no adapters.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from statistics import median
 
 import anyio
+from harness import Samples, arguments, clocked, machine, paired_rounds, spread
+from random_adapters import random_variants
 
-from metier.agents import PROMPT_LAYOUT, Ask, Message
+from metier.agents import Ask, Message
 from metier.router.placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
+from metier.runtime.meters.percentiles import percentile
 from metier.runtime.remote.fleet import Fleet
 from metier.runtime.settings.fleet import FleetServer, FleetSettings
-from metier.specializers.shelf.base_model import base_fingerprint, find_base
-from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
+from metier.specializers.shelf.base_model import find_base
+from metier.specializers.shelf.variant import Variant
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -41,6 +43,7 @@ Rule = Callable[[PlacedAsk, Sequence[ReplicaState], PlacementCosts], Placement]
 Variants = dict[str, tuple[Variant, Path]]
 KINDS = 4
 SLOTS = 2
+NAMES = [f"{role}{kind}" for kind in range(KINDS) for role in ("planner", "solver")]
 CLOCK_TICKS_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -122,36 +125,34 @@ async def run_programs(fleet: Fleet, label: str, options: argparse.Namespace) ->
     return seconds, anyio.current_time() - began_s
 
 
+@dataclass(frozen=True)
+class Round:
+    """What a round came to under one rule; p50 and p95 are of its asks."""
+
+    loads: int
+    p50_s: float
+    p95_s: float
+    wall_s: float
+    cpu_s: float
+    asks: int
+
+
 async def measure(urls: list[str], groups: list[int], variants: Variants, options: argparse.Namespace) -> None:
-    """Paired rounds; the first warms the servers up and is not counted."""
-    rows = []
-    for number in range(options.rounds + 1):
-        names = list(RULES)
-        for rule in names[number % len(names) :] + names[: number % len(names)]:
-            servers = tuple(FleetServer(url=url) for url in urls)
-            settings = FleetSettings(servers=servers, adapter_slots=SLOTS)
-            async with Fleet(settings, variants.__getitem__, place=RULES[rule]()) as fleet:
-                await fleet.warm()
-                await _empty(fleet, variants)
-                cpu_s = _cpu_s(groups) + time.process_time()
+    """Paired rounds; the first warms the servers up and is not counted. CPU seconds are the servers' and ours."""
+    samples: Samples[str, Round] = Samples(list(RULES), options.journal)
+    for number, rule in paired_rounds(list(RULES), options.rounds):
+        servers = tuple(FleetServer(url=url) for url in urls)
+        settings = FleetSettings(servers=servers, adapter_slots=SLOTS)
+        async with Fleet(settings, variants.__getitem__, place=RULES[rule]()) as fleet:
+            await fleet.warm()
+            await _empty(fleet, variants)
+            with clocked(lambda: _cpu_s(groups) + time.process_time()) as spent:
                 seconds, wall_s = await run_programs(fleet, f"round{number} {rule}", options)
-                cpu_s = _cpu_s(groups) + time.process_time() - cpu_s
-                totals = fleet.totals().values()
-            seconds.sort()
-            row = {
-                "rule": rule,
-                "round": number,
-                "loads": sum(total["adapter_loads"] for total in totals),
-                "p50_s": seconds[len(seconds) // 2],
-                "p95_s": seconds[int(len(seconds) * 0.95)],
-                "wall_s": wall_s,
-                "cpu_s": cpu_s,
-                "asks": len(seconds),
-            }
-            print(json.dumps(row), flush=True)
-            if number:
-                rows.append(row)
-    print_table(rows, options)
+            loads = sum(total["adapter_loads"] for total in fleet.totals().values())
+        p50_s, p95_s = (percentile(seconds, share) for share in (0.5, 0.95))
+        took = samples.keep(number, rule, Round(loads, p50_s, p95_s, wall_s, spent.cpu_s, len(seconds)))
+        print(f"round {number} {rule}: {took}", flush=True)
+    report(samples, options)
 
 
 async def _empty(fleet: Fleet, variants: Variants) -> None:
@@ -175,56 +176,22 @@ def _cpu_s(groups: list[int]) -> float:
     return total
 
 
-def print_table(rows: list[dict[str, float]], options: argparse.Namespace) -> None:
+def report(samples: Samples[str, Round], options: argparse.Namespace) -> None:
     """Medians and spreads over the rounds, and the paired ratio of the slow asks."""
-    print(f"\n{options.programs} programs of 4 asks, {options.concurrency} at a time, {options.rounds} paired rounds")
+    print(f"\n{machine()}\n{options.programs} programs of 4 asks, {options.concurrency} at a time,", end=" ")
+    print(f"{options.rounds} paired rounds")
     for rule in RULES:
-        mine = [row for row in rows if row["rule"] == rule]
-        ours = [row for row in rows if row["rule"] == "predicted finish"]
-        ratios = [
-            a["p95_s"] / b["p95_s"] for a, b in zip(sorted(mine, key=_round), sorted(ours, key=_round), strict=True)
-        ]
-        shown = "; ".join(f"{name} {_spread([row[name] for row in mine])}" for name in
-                          ("loads", "p50_s", "p95_s", "wall_s", "cpu_s"))  # fmt: skip
-        print(f"{rule:17} {shown}; p95 ÷ ours {_spread(ratios)}")
-
-
-def _round(row: dict[str, float]) -> float:
-    return row["round"]
-
-
-def _spread(values: list[float]) -> str:
-    return f"{median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
-
-
-def make_variants(folder: Path, weights: Path) -> Variants:
-    """Eight random adapters: a planner and a solver of each kind."""
-    from tests.tiny_model import write_random_lora
-
-    base = base_fingerprint(weights)
-    variants: Variants = {}
-    for seed in range(2 * KINDS):
-        name = f"{('planner', 'solver')[seed % 2]}{seed // 2}"
-        write_random_lora(folder / name / "adapter", weights, rank=8, seed=seed, weight_std=0.01)
-        record = Variant(
-            id=f"{seed + 1:016x}",
-            name=name,
-            base=base,
-            prompt_layout=PROMPT_LAYOUT,
-            engine=EngineSpec(base=base),
-            ask=AskSpec(adapter="lora", rank=8),
-        )
-        variants[name] = (record, folder / name)
-    return variants
+        ratios = samples.ratios(rule, "predicted finish", lambda took: took.p95_s)
+        names = ("loads", "p50_s", "p95_s", "wall_s", "cpu_s")
+        shown = "; ".join(f"{n} {spread(samples.values(rule, lambda t, n=n: float(getattr(t, n))))}" for n in names)
+        print(f"{rule:17} {shown}; p95 ÷ ours {spread(ratios)}")
 
 
 def main() -> None:
     """Parse options, start the servers, and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="base model")
+    parser = arguments(__doc__, rounds=5, base=True)
     parser.add_argument("--programs", type=int, default=16, help="programs in a round")
     parser.add_argument("--concurrency", type=int, default=8, help="programs at a time")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds")
     parser.add_argument("--tokens", type=int, default=12, help="tokens an ask writes")
     options = parser.parse_args()
     from tests.runtime.remote.stock_servers import stock_servers
@@ -232,7 +199,7 @@ def main() -> None:
     weights = find_base(options.base)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        variants = make_variants(folder, weights)
+        variants = random_variants(folder, weights, NAMES, rank=8)
         with stock_servers(weights, folder, 2, kv_cache_mib=256) as servers:
             groups = [server.process.pid for server in servers]
             anyio.run(measure, [server.url for server in servers], groups, variants, options)

@@ -11,19 +11,16 @@ engine, and of the driver.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import anyio
-import psutil
+from harness import append_row, arguments, clocked, machine, print_table, spread, tree_cpu_s
 
 from metier.agents.tasksets import TaskSet
 from metier.agents.workflow_file import load_workflow
@@ -38,17 +35,6 @@ ENGINES = ("embedded", "supervised", "two vLLM servers", "ray, two replicas")
 KV_CACHE_MIB = 512
 """Of an engine on both cores; two engines have half of it each."""
 WARM_UP_RUNS = 4
-
-
-def cpu_s() -> float:
-    """CPU-seconds of this process and of all that it has started and that still run."""
-    times = []
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-        try:
-            times.append(process.cpu_times())
-        except psutil.NoSuchProcess:
-            continue
-    return sum(one.user + one.system for one in times)
 
 
 @contextmanager
@@ -69,14 +55,13 @@ def form_of(engine: str, base: Path, folder: Path) -> Iterator[tuple[str, dict[s
 
 async def batch(session: Any, graph: Any, tasks: TaskSet, concurrency: int) -> dict[str, Any]:
     """Run tasks and say what they took."""
-    began_cpu_s, began_s = cpu_s(), time.monotonic()
-    results = await session.map(graph, [task.input for task in tasks], concurrency=concurrency)
-    took_s, took_cpu_s = time.monotonic() - began_s, cpu_s() - began_cpu_s
+    with clocked(tree_cpu_s) as spent:
+        results = await session.map(graph, [task.input for task in tasks], concurrency=concurrency)
     outputs = [None if result.error else result.output for result in results]
     return {
         "solved": sum(tasks.score(task, output) == 1.0 for task, output in zip(tasks, outputs, strict=True)),
-        "programs_per_min": 60 * len(tasks) / took_s,
-        "cpu_s_per_program": took_cpu_s / len(tasks),
+        "programs_per_min": 60 * len(tasks) / spent.wall_s,
+        "cpu_s_per_program": spent.cpu_s / len(tasks),
         "answers": [None if output is None else output.model_dump(mode="json") for output in outputs],
     }
 
@@ -101,46 +86,49 @@ async def measure(engine: str, rounds: int, runs: int, concurrency: int) -> list
     return rows
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def report(rows: list[dict[str, Any]]) -> None:
     """Medians and spreads, and how many answers are those of the embedded engine."""
     first = [row for row in rows if row["engine"] == ENGINES[0]]
-    print("| engine | programs/min | ÷ embedded | CPU-s a program | solved | answers as embedded | ready after s |")
-    print("|---|---|---|---|---|---|---|")
+    lines = []
     for engine in ENGINES:
         mine = [row for row in rows if row["engine"] == engine]
         if not mine:
             continue
-        ratios = [a["programs_per_min"] / b["programs_per_min"] for a, b in zip(mine, first, strict=True)]
-        answers, theirs = ([answer for row in arm for answer in row["answers"]] for arm in (mine, first))
-        same = sum(a == b for a, b in zip(answers, theirs, strict=True))
-        print(
-            f"| {engine} | {_spread([row['programs_per_min'] for row in mine], 1)} | {_spread(ratios, 2)} | "
-            f"{_spread([row['cpu_s_per_program'] for row in mine], 2)} | "
-            f"{sum(row['solved'] for row in mine)} of {len(answers)} | {same} of {len(answers)} | "
-            f"{mine[0]['ready_s']:.0f} |"
+        # Engines that were measured without the embedded one have nothing to be compared with.
+        pairs = list(zip(mine, first, strict=True)) if first else []
+        ratios = [a["programs_per_min"] / b["programs_per_min"] for a, b in pairs]
+        same = [a == b for mine_row, row in pairs for a, b in zip(mine_row["answers"], row["answers"], strict=True)]
+        answers = sum(len(row["answers"]) for row in mine)
+        lines.append(
+            (
+                engine,
+                spread([row["programs_per_min"] for row in mine], ".1f"),
+                spread(ratios),
+                spread([row["cpu_s_per_program"] for row in mine]),
+                f"{sum(row['solved'] for row in mine)} of {answers}",
+                f"{sum(same)} of {len(same)}",
+                f"{mine[0]['ready_s']:.0f}",
+            )
         )
-
-
-def _spread(values: list[float], digits: int) -> str:
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+    heads = ("engine", "programs/min", "÷ embedded", "CPU-s a program", "solved", "answers as embedded")
+    print(machine())
+    print_table((*heads, "ready after s"), lines)
 
 
 def main() -> None:
     """Measure one engine after the other and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="batches of each engine")
+    parser = arguments(__doc__, rounds=5)
+    parser.set_defaults(journal=Path("runs/four_engines.jsonl"))
     parser.add_argument("--runs", type=int, default=24, help="puzzles in a batch")
     parser.add_argument("--concurrency", type=int, default=8, help="puzzles at a time")
     parser.add_argument("--only", nargs="+", default=list(ENGINES), choices=ENGINES, help="engines to measure")
-    parser.add_argument("--journal", type=Path, default=Path("runs/four_engines.jsonl"), help="rows, appended")
     options = parser.parse_args()
-    options.journal.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for engine in options.only:
         rows += anyio.run(measure, engine, options.rounds, options.runs, options.concurrency)
-    with options.journal.open("a", encoding="utf-8") as journal:
-        journal.writelines(json.dumps(row) + "\n" for row in rows)
-    print_table(rows)
+    for row in rows:
+        append_row(options.journal, row)
+    report(rows)
 
 
 if __name__ == "__main__":

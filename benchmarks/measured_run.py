@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from harness import clocked, resident_mib
 
 from metier.agents.tasksets import TaskSet
 from metier.agents.workflow_file import WorkflowFile
@@ -15,7 +16,6 @@ from metier.runtime.settings.session import load_settings
 from metier.runtime.store.store import RunStore
 
 WARM_UP = "tune:8:99"
-MIB = 2**20
 
 
 async def measured_run(
@@ -41,9 +41,8 @@ async def measured_run(
         ) as session:
             await session.map(file.graph, file.tasks(WARM_UP))
             started_s = time.monotonic() - began
-            cpu, wall, busy = time.process_time(), time.monotonic(), busy_s()
-            results = await session.map(file.graph, tasks)
-            cpu, wall, busy = time.process_time() - cpu, time.monotonic() - wall, busy_s() - busy
+            with clocked() as spent:
+                results = await session.map(file.graph, tasks)
             resident = resident_mib() - before_mib
             asks = store.query(
                 "SELECT a.run, COUNT(*) AS asks, SUM(a.cpu_s) AS cpu_s, SUM(a.thinking_tokens) AS thinking, "
@@ -53,29 +52,16 @@ async def measured_run(
                 "r.id = a.run WHERE r.batch = ? GROUP BY a.run",
                 session.batch,
             )
-    spent = {row["run"]: dict(row) for row in asks}
+    by_run = {row["run"]: dict(row) for row in asks}
     rows = [
-        {"task": task.id, "score": result.score or 0.0} | {k: v for k, v in spent[result.run_id].items() if k != "run"}
+        {"task": task.id, "score": result.score or 0.0} | {k: v for k, v in by_run[result.run_id].items() if k != "run"}
         for task, result in zip(tasks, results, strict=True)
     ]
     return {
-        "cpu_s": round(cpu, 3),
-        "wall_s": round(wall, 2),
-        "others": round(max(0.0, busy - cpu) / (wall * (os.cpu_count() or 1)), 3),
+        "cpu_s": round(spent.cpu_s, 3),
+        "wall_s": round(spent.wall_s, 2),
+        "others": spent.others,
         "start_s": round(started_s, 1),
         "engines_mib": round(resident),
         "runs": rows,
     }
-
-
-def resident_mib() -> float:
-    """Memory of this process that is in RAM."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
-
-
-def busy_s() -> float:
-    """CPU-seconds that all programs of the machine have used."""
-    with open("/proc/stat", encoding="ascii") as file:
-        user, nice, system = file.readline().split()[1:4]
-    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -10,7 +10,6 @@ what a decision takes as replicas grow, and what the driver's process holds for 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import json
@@ -23,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import anyio
+from harness import arguments, clocked, machine, spread
 from orchestration import Plan, Puzzle, Verdict, graph
 
 from metier.agents import Ask, Reply
@@ -69,8 +69,8 @@ def curve(replicas: int, policy: PlacementName, model: ServiceModel, seed: int) 
         concurrency=replicas * UNDER_WAY_A_REPLICA, replicas=replicas, placement=policy, adapter_slots=SLOTS,
         foresight=False,
     )  # fmt: skip
-    began_s = time.process_time()
-    outcome: SimulationResult = simulate(made_up(replicas, seed), model, plan)
+    with clocked() as spent:
+        outcome: SimulationResult = simulate(made_up(replicas, seed), model, plan)
     asks = len(outcome.ask_s)
     return {
         "replicas": replicas,
@@ -83,7 +83,7 @@ def curve(replicas: int, policy: PlacementName, model: ServiceModel, seed: int) 
         "messages_an_ask": round(2 + 2 * (outcome.loads + outcome.evictions) / asks, 2),
         "asks_per_s_a_replica": round(asks / outcome.completion_s / replicas, 2),
         "busy": round(outcome.busy, 3),
-        "cpu_s": round(time.process_time() - began_s, 1),
+        "cpu_s": round(spent.cpu_s, 1),
     }
 
 
@@ -214,7 +214,7 @@ def draw(path: Path, points: Sequence[dict[str, Any]], decisions: Sequence[dict[
 
 def main() -> None:
     """Print the curves, one line a point, then the driver's costs; draw them where `--svg` says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--replicas", default="2,10,30,100,300,1000", help="numbers of replicas")
     parser.add_argument("--fit", type=Path, help="run store to fit the model on")
     parser.add_argument("--batch", action="append", help="batch of that store, by id or label; may be repeated")
@@ -224,7 +224,7 @@ def main() -> None:
     model = MODEL
     if options.fit is not None:
         model = fit_service([read_programs(options.fit, name) for name in options.batch or (None,)])
-    print(f"model: {model.model_dump_json()}")
+    print(f"{machine()}\nmodel: {model.model_dump_json()}")
     counts = [int(part) for part in options.replicas.split(",")]
     points = []
     for replicas in counts:
@@ -233,8 +233,7 @@ def main() -> None:
             drawn = [curve(replicas, policy, model, seed) for seed in seeds]
             points.append({name: median(p[name] for p in drawn) for name in drawn[0] if name != "policy"})
             points[-1]["policy"] = policy
-            spread = [p["ask_p95_s"] for p in drawn]
-            print(json.dumps(points[-1]), f"p95 {min(spread)}-{max(spread)}", flush=True)
+            print(json.dumps(points[-1]), f"p95 {spread([p['ask_p95_s'] for p in drawn], '.3f')}", flush=True)
     decisions = []
     for replicas in counts:
         row = {policy: decision_s(replicas, policy, model) for policy in POLICIES}

@@ -10,13 +10,13 @@ token for token.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
-from statistics import mean, median, quantiles
+from collections.abc import Callable, Sequence
+from statistics import mean, median
 from typing import Literal, NoReturn
 
 import anyio
+from harness import Samples, arguments, machine, paired_rounds, print_table, spread
 from pydantic import BaseModel
 
 from metier.agents import Role, TaskGraph
@@ -26,6 +26,7 @@ from metier.runtime import RunStore, Session, Settings
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from metier.runtime.engines.pool import EnginePool
 from metier.runtime.engines.variant_targets import EngineStart
+from metier.runtime.meters.percentiles import percentile
 from metier.runtime.settings.engine import EngineSettings
 from metier.specializers.shelf.base_model import find_base
 
@@ -33,6 +34,8 @@ Order = Literal["first_come", "shortest_first"]
 ORDERS: tuple[Order, Order] = ("first_come", "shortest_first")
 ROUNDS = {"short": 1, "long": 6}
 BINS = 12
+Ended = dict[str, list[float]]
+"""Seconds from arrival to end, by class of run."""
 
 
 class Topic(BaseModel):
@@ -91,8 +94,8 @@ async def one_pass(
 
 
 def p95(values: list[float]) -> float:
-    """The 95th percentile, by linear interpolation."""
-    return quantiles(values, n=20, method="inclusive")[-1]
+    """The 95th percentile."""
+    return percentile(values, 0.95)
 
 
 def histogram(values: list[float], top: float) -> str:
@@ -103,21 +106,22 @@ def histogram(values: list[float], top: float) -> str:
     return " ".join(f"{count:3d}" for count in counts)
 
 
-def show(arrival: str, passes: dict[Order, list[dict[str, list[float]]]]) -> None:
+def show(arrival: str, passes: Samples[Order, Ended]) -> None:
     """Medians over the rounds with their ranges, the paired differences, and the distributions."""
-    print(f"\n## {arrival}\n| class | measure | first-come s | ours s | ours / first-come, per round |")
-    print("|---|---|---|---|---|")
+    print(f"\n## {arrival}")
+    rows = []
     classes = {"all": ("short", "long"), "short": ("short",), "long": ("long",)}
     for name, kinds in classes.items():
         for measure, of in (("mean", mean), ("p95", p95)):
-            rows = {
-                order: [of([value for kind in kinds for value in one[kind]]) for one in passes[order]]
-                for order in ORDERS
-            }
-            ratios = [ours / first for first, ours in zip(rows["first_come"], rows["shortest_first"], strict=True)]
-            cells = [f"{median(rows[o]):.2f} ({min(rows[o]):.2f}-{max(rows[o]):.2f})" for o in ORDERS]
-            shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-            print(f"| {name} | {measure} | {cells[0]} | {cells[1]} | {median(ratios):.2f} ({shown}) |")
+
+            def figure(ended: Ended, kinds: Sequence[str] = kinds, of: Callable[[list[float]], float] = of) -> float:
+                return of([value for kind in kinds for value in ended[kind]])
+
+            ratios = passes.ratios("shortest_first", "first_come", figure)
+            cells = [spread(passes.values(order, figure)) for order in ORDERS]
+            rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+            rows.append((name, measure, *cells, f"{median(ratios):.2f} ({rounds})"))
+    print_table(("class", "measure", "first-come s", "ours s", "ours / first-come, per round"), rows)
     top = max(value for order in ORDERS for one in passes[order] for values in one.values() for value in values)
     print(f"runs ended, all rounds together, in bins of {top / BINS:.2f} s from 0:")
     for kind in ROUNDS:
@@ -126,14 +130,13 @@ def show(arrival: str, passes: dict[Order, list[dict[str, list[float]]]]) -> Non
             print(f"  {kind:5s} {order:14s} {histogram(values, top)}")
 
 
-async def measure(options: argparse.Namespace) -> list[dict[str, object]]:
-    """All rounds of both arrivals on one engine; returns every run's seconds, an object a pass."""
+async def measure(options: argparse.Namespace) -> None:
+    """All rounds of both arrivals on one engine; the journal has every run's seconds."""
     engine = EngineSettings(
         kv_cache_mib=512, max_model_tokens=512, max_running=options.running, threads=options.threads, dtype="float32"
     )
     settings = Settings(engine=engine)
     base = find_base(options.base)
-    raw: list[dict[str, object]] = []
     differing = compared = 0
     engines: list[InProcessEngine] = []
 
@@ -143,23 +146,20 @@ async def measure(options: argparse.Namespace) -> list[dict[str, object]]:
 
     async with EnginePool(base, no_variants, engine, adapters=False, start_engine=start) as pool:
         await pool.warm()
-        await one_pass(pool, settings, "first_come", options.running, 0.0, "warming up")
         for arrival, every_s in (("arriving at once", 0.0), (f"one every {options.every} s", options.every)):
-            passes: dict[Order, list[dict[str, list[float]]]] = {order: [] for order in ORDERS}
-            for number in range(options.rounds):
-                texts = {}
-                for order in ORDERS if number % 2 == 0 else ORDERS[::-1]:
-                    await reset_prefix_cache(engines[0])
-                    ended, texts[order] = await one_pass(
-                        pool, settings, order, options.runs, every_s, f"{arrival}, round {number}"
-                    )
-                    passes[order].append(ended)
-                    raw.append({"arrival": arrival, "round": number, "order": order, "ended_s": ended})
-                compared += options.runs
-                differing += sum(a != b for a, b in zip(*texts.values(), strict=True))
+            passes: Samples[Order, Ended] = Samples(ORDERS, options.journal)
+            texts: dict[Order, list[str]] = {}
+            for number, order in paired_rounds(ORDERS, options.rounds):
+                await reset_prefix_cache(engines[0])
+                label = f"{arrival}, round {number}"
+                ended, texts[order] = await one_pass(pool, settings, order, options.runs, every_s, label)
+                passes.keep(number, order, ended)
+                if len(texts) == len(ORDERS):
+                    compared += options.runs
+                    differing += sum(a != b for a, b in zip(*texts.values(), strict=True))
+                    texts = {}
             show(arrival, passes)
     print(f"\noutputs that differ between the orders: {differing} of {compared}")
-    return raw
 
 
 async def reset_prefix_cache(engine: InProcessEngine) -> None:
@@ -169,18 +169,13 @@ async def reset_prefix_cache(engine: InProcessEngine) -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m")
+    parser = arguments(__doc__, rounds=5, base=True, threads=2)
     parser.add_argument("--runs", type=int, default=32, help="concurrent runs, half short and half long")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds")
     parser.add_argument("--every", type=float, default=0.25, help="seconds between arrivals when staggered")
     parser.add_argument("--running", type=int, default=8, help="asks in one step of the engine")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--raw", help="file for every run's seconds, one JSON object a pass")
     options = parser.parse_args()
-    raw = anyio.run(measure, options)
-    if options.raw:
-        Path(options.raw).write_text("".join(json.dumps(row) + "\n" for row in raw), encoding="utf-8")
+    print(machine())
+    anyio.run(measure, options)
 
 
 if __name__ == "__main__":

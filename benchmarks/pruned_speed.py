@@ -2,7 +2,7 @@
 
 Shapes only: the checkpoints are slices of the base, untrained, since speed does not depend on what weights say.
 Every engine lives in a process of its own, all run alike (compiled, or `--eager`), and they take turns round by
-round; ratios are taken within a round, disturbed samples are measured again (see `lora_decode.py`).
+round; ratios are taken within a round, disturbed samples are measured again (see `engine_process.py`).
 
     python benchmarks/pruned_speed.py --rounds 5
 """
@@ -10,13 +10,13 @@ round; ratios are taken within a round, disturbed samples are measured again (se
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import sys
 import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
-from lora_decode import MEASURES, Sample, Worker, least_disturbed, paired_columns
+from engine_process import MEASURES, Compared, Worker, answer_with, compare, disturbed, paired_columns, small_engine
+from harness import arguments, print_table
 
 from metier.specializers.shelf.base_model import find_base
 
@@ -82,73 +82,46 @@ def write_shape(base: Path, folder: Path, shape: dict[str, int]) -> int:
 
 def serve(folder: Path, steps: int, eager: bool) -> None:
     """Be the engine of one worker process: answer each workload name with one sample."""
-    from vllm import LLM
+    engine = small_engine(str(folder), eager=eager)
+    answer_with(lambda workload: MEASURES[workload](engine, [None] * 4, steps))
 
-    llm = LLM(
-        str(folder),
-        dtype="bfloat16",
-        max_model_len=1024,
-        max_num_seqs=16,
-        max_num_batched_tokens=2048,
-        kv_cache_memory_bytes=512 << 20,
-        block_size=32,
-        enable_prefix_caching=False,
-        enforce_eager=eager,
+
+def compare_checkpoints(folders: Mapping[str, Path], options: argparse.Namespace) -> Compared:
+    """Measure every workload on an engine for each checkpoint, in turns."""
+    return compare(
+        {name: partial(start_worker, folder, options) for name, folder in folders.items()},
+        dict.fromkeys(folders, list(WORKLOADS)),
+        options,
     )
-    print("@{}", flush=True)
-    for line in sys.stdin:
-        sample = MEASURES[line.strip()](llm.llm_engine, [None] * 4, steps)
-        print("@" + json.dumps(vars(sample)), flush=True)
 
 
-def compare(folders: dict[str, Path], options: argparse.Namespace) -> dict[str, dict[str, list[Sample]]]:
-    """Measure every workload on each engine in turn, round by round; round 0 warms up and is not counted."""
-    workers = {}
-    for name, folder in folders.items():
-        arguments = [__file__, "--worker", str(folder), "--steps", str(options.steps)]
-        workers[name] = Worker([*arguments, *(["--eager"] if options.eager else [])], threads=options.threads)
-        print(f"{name}: ready after {workers[name].ready_s:.1f} s", file=sys.stderr)
-    samples: dict[str, dict[str, list[Sample]]] = {name: {w: [] for w in WORKLOADS} for name in workers}
-    try:
-        for number in range(options.rounds + 1):
-            for workload in WORKLOADS:
-                turn = number % len(workers)
-                for name in [*list(workers)[turn:], *list(workers)[:turn]]:
-                    worker = workers[name]
-                    sample = least_disturbed(worker.measure(workload) for _ in range(1 + options.retries))
-                    if number:
-                        samples[name][workload].append(sample)
-            print(f"round {number} of {options.rounds} done", file=sys.stderr)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return samples
+def start_worker(folder: Path, options: argparse.Namespace) -> Worker:
+    """A process of this program with a checkpoint in an engine."""
+    arguments = [__file__, "--worker", str(folder), "--steps", str(options.steps)]
+    return Worker([*arguments, *(["--eager"] if options.eager else [])], threads=options.threads)
 
 
 def report(
-    samples: dict[str, dict[str, list[Sample]]], parameters: dict[str, int], options: argparse.Namespace
+    samples: Compared,
+    names: list[str],
+    options: argparse.Namespace,
+    heads: tuple[str, ...] = (),
+    more: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
-    """One table per workload: median (min-max) and paired ratios to the base."""
+    """One table per workload: median (min-max) and paired ratios to the base; `more` are cells under `heads`."""
     how = "eager" if options.eager else "compiled"
+    heads = ("checkpoint", *heads, "tokens/s", "CPU s per 1k", "speed / base", "base CPU / CPU")
     for workload, title in WORKLOADS.items():
-        disturbed = statistics.median(s.others for per in samples.values() for s in per[workload])
-        print(f"\n{title}: {how}, {options.threads} threads, {options.rounds} rounds, ", end="")
-        print(f"other programs' share {disturbed:.0%} at the median")
-        heads = ("checkpoint", "parameters / base", "tokens/s", "CPU s per 1k", "speed / base", "base CPU / CPU")
-        print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
-        for name, per_workload in samples.items():
-            size = f"{parameters[name] / parameters['base']:.3f}"
-            columns = (size, *paired_columns(per_workload[workload], samples["base"][workload]))
-            print(f"| {name} | " + " | ".join(columns) + " |")
+        print(f"\n{title}: {how}, {options.threads} threads, {options.rounds} rounds, {disturbed(samples, workload)}")
+        print_table(
+            heads, [(n, *(more or {}).get(n, ()), *paired_columns(samples, n, "base", workload)) for n in names]
+        )
 
 
 def main() -> None:
     """Parse the command line, cut the checkpoints, run the rounds, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
+    parser = arguments(__doc__, rounds=5, base=True, threads=2)
     parser.add_argument("--steps", type=int, default=48, help="decode steps timed per round (default 48)")
-    parser.add_argument("--threads", type=int, default=2, help="OMP threads per engine (default 2)")
     parser.add_argument("--retries", type=int, default=4, help="repeats of a disturbed sample (default 4)")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="SHAPE")
@@ -162,7 +135,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="metier-pruned-bench-") as scratch:
         folders = {name: Path(scratch) / name.replace(" ", "-") for name in shapes}
         parameters = {name: write_shape(base, folder, SHAPES[name]) for name, folder in folders.items()}
-        report(compare(folders, options), parameters, options)
+        samples = compare_checkpoints(folders, options)
+        sizes = {name: (f"{parameters[name] / parameters['base']:.3f}",) for name in folders}
+        report(samples, list(folders), options, ("parameters / base",), sizes)
 
 
 if __name__ == "__main__":

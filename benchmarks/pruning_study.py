@@ -13,22 +13,21 @@ paired 95 % interval against `lora` is above -3 points. What exists is skipped, 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
+from cost_of_pass import mean_interval
+from harness import append_row, arguments, print_table, read_rows
+from made_variants import make
 
 from metier.runtime.engines.pool import EnginePool
 from metier.runtime.settings.engine import EngineSettings
 from metier.specializers import Recipe, Shelf, find_base
 from metier.specializers.methods.role_quality import measure_role
-from metier.specializers.recipes.produce import produce
-from metier.specializers.training.loop import Progress
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -37,7 +36,6 @@ from puzzles import planner, planner_rows, planner_score  # noqa: E402
 RESULTS = Path(__file__).parent / "pruning_study.jsonl"
 TEST_ROWS = 300
 MARGIN_POINTS = 3
-RESAMPLES = 10_000
 TRAINING: dict[str, Any] = {
     "steps": 300,
     "batch_rows": 16,
@@ -75,19 +73,7 @@ def train(arm: str, seed: int, folder: Path) -> None:
     """Make the arm's variant if it is not there yet."""
     if not ARMS[arm]:
         return
-    began, cpu = time.monotonic(), time.process_time()
-    variant = produce(recipe(arm, seed), shelf=Shelf(folder / f"shelf-{seed}"), base="smollm2-135m", on_progress=show)
-    print(
-        f"{arm}: {variant.id}, card {variant.card}, "
-        f"{time.monotonic() - began:.0f} s, {time.process_time() - cpu:.0f} CPU-s",
-        flush=True,
-    )
-
-
-def show(progress: Progress) -> None:
-    """A line now and then."""
-    if progress.step % 20 == 0:
-        print(f"step {progress.step}/{progress.steps} loss {progress.value:.3f}, {progress.eta_s:.0f} s", flush=True)
+    make(arm, recipe(arm, seed), Shelf(folder / f"shelf-{seed}"))
 
 
 async def measure(arm: str, seed: int, folder: Path, results: Path) -> None:
@@ -105,22 +91,14 @@ async def measure(arm: str, seed: int, folder: Path, results: Path) -> None:
     row["cpu_ms_per_ask"] = round(quality.cpu_ms_per_ask, 2)
     if variant is not None:
         row["parameters_of_base"] = shelf.get(variant).card.get("parameters_of_base", 1.0)
-    with results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    append_row(results, row)
     print(f"{arm}: {solved.count('1') / len(solved):.3f}", flush=True)
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """What has been measured so far."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean with its 95 % bootstrap interval, in per cent."""
-    rng = np.random.default_rng(0)
-    means = 100 * values[rng.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, (2.5, 97.5))
-    return 100 * float(values.mean()), float(low), float(high)
+    low, high = mean_interval(values)
+    return 100 * float(values.mean()), 100 * low, 100 * high
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
@@ -129,19 +107,20 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         rows = {row["arm"]: row for row in results if row["seed"] == seed}
         solved = {arm: np.array([int(c) for c in rows[arm]["solved"]]) for arm in ARMS if arm in rows}
         print(f"\nSeed {seed}: per cent of {TEST_ROWS} test rows of the planner solved\n")
-        print("| arm | parameters / base | solved (95 %) | minus lora, paired (95 %) |\n|---|---|---|---|")
+        lines = []
         for arm, marks in solved.items():
             mean, low, high = interval(marks)
             paired = "-"
             if "lora" in solved and arm != "lora":
                 paired = "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(marks - solved["lora"]))
             size = rows[arm].get("parameters_of_base", 1.0)
-            print(f"| {arm} | {size:.3f} | {mean:.1f} ({low:.1f} to {high:.1f}) | {paired} |")
+            lines.append((arm, f"{size:.3f}", f"{mean:.1f} ({low:.1f} to {high:.1f})", paired))
+        print_table(("arm", "parameters / base", "solved (95 %)", "minus lora, paired (95 %)"), lines)
 
 
 def main() -> None:
     """Parse options; without any, print what has been measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--train", action="store_true", help="make the variants that are missing (half an hour each)")
     parser.add_argument("--evaluate", action="store_true", help="ask the engine what has not been asked")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -153,7 +132,7 @@ def main() -> None:
     if options.measure:
         anyio.run(measure, options.arms[0], options.seed, options.folder, options.results)
         return
-    done = {row["arm"] for row in read_results(options.results) if row["seed"] == options.seed}
+    done = {row["arm"] for row in read_rows(options.results) if row["seed"] == options.seed}
     for arm in options.arms:
         if options.train:
             train(arm, options.seed, options.folder)
@@ -161,7 +140,7 @@ def main() -> None:
             # A process each: an engine gives its memory back when its process ends.
             places = ["--folder", str(options.folder), "--results", str(options.results), "--seed", str(options.seed)]
             subprocess.run([sys.executable, __file__, "--measure", "--arms", arm, *places], check=True)
-    print_tables(read_results(options.results))
+    print_tables(read_rows(options.results))
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ ask.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import anyio
-import psutil
+from harness import Samples, arguments, clocked, machine, paired_rounds, spread, tree_cpu_s
 
 from metier.agents import Ask, Message
 from metier.runtime import Session, open_session
@@ -28,21 +26,17 @@ IDLE_S = 5.0
 TEXT = "How many legs do three dogs, two spiders and one duck have in total?"
 
 
-def tree_cpu_s() -> float:
-    """CPU-seconds of this process and every one started from it."""
-    this = psutil.Process()
-    total = 0.0
-    for process in [this, *this.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
+@dataclass(frozen=True)
+class Asked:
+    """Milliseconds an ask: CPU of all processes, of the engines as they say themselves, and wall."""
+
+    cpu_ms: float
+    engine_ms: float
+    wall_ms: float
 
 
-async def asks(session: Session, count: int) -> tuple[float, float, float]:
-    """CPU-seconds of `count` asks: of all processes, of the engines as they say themselves, and the wall time."""
+async def asks(session: Session, count: int) -> Asked:
+    """What `count` asks take."""
     messages, left = (Message(role="user", content=TEXT),), iter(range(count))
 
     async def ask() -> None:
@@ -50,15 +44,15 @@ async def asks(session: Session, count: int) -> tuple[float, float, float]:
             await session.ask(Ask(run_id="b", step_path=str(number), role="writer", messages=messages, max_tokens=8))
 
     engine_s = sum(row["cpu_s"] for row in session.engine_totals().values())
-    began_s, began_cpu_s = time.monotonic(), tree_cpu_s()
-    async with anyio.create_task_group() as tasks:
-        for _ in range(AT_ONCE):
-            tasks.start_soon(ask)
-    cpu_s, wall_s = tree_cpu_s() - began_cpu_s, time.monotonic() - began_s
-    return cpu_s, sum(row["cpu_s"] for row in session.engine_totals().values()) - engine_s, wall_s
+    with clocked(tree_cpu_s) as spent:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.start_soon(ask)
+    engine_s = sum(row["cpu_s"] for row in session.engine_totals().values()) - engine_s
+    return Asked(*(1000 * seconds / count for seconds in (spent.cpu_s, engine_s, spent.wall_s)))
 
 
-async def measure(rounds: int, count: int) -> None:
+async def measure(rounds: int, count: int, journal: Path | None) -> None:
     """Run the rounds and print the differences."""
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.tiny_model import write_tiny_llama
@@ -66,44 +60,33 @@ async def measure(rounds: int, count: int) -> None:
     overrides = {"eager": True, "kv_cache_mib": 64, "max_model_tokens": 512, "threads": 1, "max_running": AT_ONCE}
     engine = {f"engine.{name}": value for name, value in overrides.items()}
     settings = load_settings(overrides=engine | {"ray.replicas": 1, "ray.pin_cores": False})
-    more_ms, wall_ms = [], []
     with tempfile.TemporaryDirectory() as folder:
         base = write_tiny_llama(Path(folder) / "tiny")
         async with (
             open_session(base=base, engine="supervised", store=":memory:", settings=settings) as supervised,
             open_session(base=base, engine="ray", store=":memory:", settings=settings) as on_ray,
         ):
-            await asks(supervised, 50)
-            await asks(on_ray, 50)
-            began_s = tree_cpu_s()
-            await anyio.sleep(IDLE_S)
-            idle = (tree_cpu_s() - began_s) / IDLE_S
-            for number in range(rounds):
-                order = (supervised, on_ray) if number % 2 else (on_ray, supervised)
-                took = {session: await asks(session, count) for session in order}
-                (one_s, one_engine_s, one_wall_s), (two_s, two_engine_s, two_wall_s) = took[supervised], took[on_ray]
-                more_ms.append(1000 * (two_s - one_s) / count)
-                wall_ms.append(1000 * (two_wall_s - one_wall_s) / count)
-                one, two = (
-                    (1000 * one_s / count, 1000 * one_engine_s / count),
-                    (
-                        1000 * two_s / count,
-                        1000 * two_engine_s / count,
-                    ),
-                )
+            sessions = {"supervised": supervised, "ray": on_ray}
+            for session in sessions.values():
+                await asks(session, 50)
+            with clocked(tree_cpu_s) as idle:
+                await anyio.sleep(IDLE_S)
+            took: Samples[str, Asked] = Samples(list(sessions), journal)
+            for number, name in paired_rounds(list(sessions), rounds):
+                one = took.keep(number, name, await asks(sessions[name], count))
                 print(
-                    f"round {number + 1}  supervised {one[0]:6.2f} (engine {one[1]:.2f})  "
-                    f"ray {two[0]:6.2f} (engine {two[1]:.2f}) CPU-ms an ask",
-                    flush=True,
+                    f"round {number}  {name} {one.cpu_ms:6.2f} CPU-ms an ask (engine {one.engine_ms:.2f})", flush=True
                 )
-    print(f"\nRay costs {median(more_ms):.2f} CPU-ms more an ask ({min(more_ms):.2f} to {max(more_ms):.2f}),")
-    print(f"{median(wall_ms):.2f} ms more wall time for each of {count} asks, {AT_ONCE} at a time;")
-    print(f"idle, all processes of both take {1000 * idle:.0f} CPU-ms a second")
+    more, longer = (
+        took.differences("ray", "supervised", of) for of in (lambda one: one.cpu_ms, lambda one: one.wall_ms)
+    )
+    print(f"\n{machine()}\nRay costs {spread(more)} CPU-ms more an ask,")
+    print(f"{spread(longer)} ms more wall time for each of {count} asks, {AT_ONCE} at a time;")
+    print(f"idle, all processes of both take {1000 * idle.cpu_s / IDLE_S:.0f} CPU-ms a second")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--asks", type=int, default=400)
     given = parser.parse_args()
-    anyio.run(measure, given.rounds, given.asks)
+    anyio.run(measure, given.rounds, given.asks, given.journal)

@@ -14,13 +14,12 @@ With `--store FOLDER` every turn is kept, and one of the single core with 8 prog
 
 from __future__ import annotations
 
-import argparse
-import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import anyio
+from harness import Samples, arguments, clocked, machine, paired_rounds, spread
 from pydantic import BaseModel
 
 from metier.agents import Role, TaskGraph
@@ -47,22 +46,24 @@ def programs(tokens: int) -> TaskGraph:
     return graph
 
 
-async def turn(
-    session: Session, graph: TaskGraph, number: int, replicas: int, at_once: int = PROGRAMS
-) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Turn:
     """Programs a minute of one turn, and the CPU-seconds of its engines for each program."""
-    before_s = sum(row["cpu_s"] for row in session.engine_totals().values())
-    began_s = time.monotonic()
+
+    per_minute: float
+    engine_cpu_s: float
+
+
+async def turn(session: Session, graph: TaskGraph, number: int, replicas: int, at_once: int = PROGRAMS) -> Turn:
+    """Run the programs once."""
     # The same prompts for every set-up of a round, new ones in the next: no prompt is in a cache yet.
     puzzles = [Puzzle(text=f"Round {number}: {n} dogs and {n + number} spiders.") for n in range(PROGRAMS)]
     label = f"round {number}" if at_once == PROGRAMS else f"{at_once} at a time"
-    results = await session.map(
-        graph, puzzles, concurrency=at_once, label=label, options={"overrides": sizes(replicas)}
-    )
+    options = {"overrides": sizes(replicas)}
+    with clocked(lambda: sum(row["cpu_s"] for row in session.engine_totals().values())) as spent:
+        results = await session.map(graph, puzzles, concurrency=at_once, label=label, options=options)
     assert all(result.error is None for result in results)
-    took_s = time.monotonic() - began_s
-    cpu_s = sum(row["cpu_s"] for row in session.engine_totals().values()) - before_s
-    return 60 * PROGRAMS / took_s, cpu_s / PROGRAMS
+    return Turn(60 * PROGRAMS / spent.wall_s, spent.cpu_s / PROGRAMS)
 
 
 def sizes(replicas: int) -> dict[str, int]:
@@ -74,13 +75,13 @@ def sizes(replicas: int) -> dict[str, int]:
     }
 
 
-async def measure(rounds: int, tokens: int, eager: bool, store: Path | None) -> None:
+async def measure(rounds: int, tokens: int, eager: bool, store: Path | None, journal: Path | None) -> None:
     """Open the three, warm each up once, then let them take turns; print every turn and the medians."""
     ray = import_ray()
     ray.init(
         address="local", num_cpus=sum(r * t for r, t in ARMS.values()), include_dashboard=False, log_to_driver=False
     )
-    graph, rows = programs(tokens), dict[str, list[tuple[float, float]]]({name: [] for name in ARMS})
+    graph, took = programs(tokens), Samples[str, Turn](list(ARMS), journal)
     async with AsyncExitStack() as stack:
         sessions = {}
         for name, (replicas, threads) in ARMS.items():
@@ -88,34 +89,29 @@ async def measure(rounds: int, tokens: int, eager: bool, store: Path | None) -> 
             settings = load_settings(overrides=overrides | sizes(replicas))
             path = ":memory:" if store is None else store / f"{name}.db"
             sessions[name] = await stack.enter_async_context(open_session(engine="ray", store=path, settings=settings))
-            await turn(sessions[name], graph, 0, replicas)
-            if store is not None and ARMS[name] == (1, 1):
-                await turn(sessions[name], graph, -1, replicas, at_once=8)
-        for number in range(1, rounds + 1):
-            names = list(ARMS) if number % 2 else list(ARMS)[::-1]
-            for name in names:
-                rows[name].append(await turn(sessions[name], graph, number, ARMS[name][0]))
-                print(f"round {number}  {name:28} {rows[name][-1][0]:7.1f} programs/min", flush=True)
+        for number, name in paired_rounds(list(ARMS), rounds):
+            one = took.keep(number, name, await turn(sessions[name], graph, number, ARMS[name][0]))
+            print(f"round {number}  {name:28} {one.per_minute:7.1f} programs/min", flush=True)
+        if store is not None:
+            await turn(sessions["one replica, one core"], graph, -1, 1, at_once=8)
     ray.shutdown()
-    one = [rate for rate, _ in rows["one replica, one core"]]
-    print(
-        f"\n{PROGRAMS} programs at a time, {tokens} tokens an ask, {rounds} rounds, {'eager' if eager else 'compiled'}"
-    )
-    for name, turns in rows.items():
-        rates, cpu_s = [rate for rate, _ in turns], [cpu for _, cpu in turns]
-        ratios = [rate / other for rate, other in zip(rates, one, strict=True)]
+    how = "eager" if eager else "compiled"
+    print(f"\n{machine()}\n{PROGRAMS} programs at a time, {tokens} tokens an ask, {rounds} rounds, {how}")
+    for name in took:
+        rates, ratios = (
+            took.values(name, lambda one: one.per_minute),
+            took.ratios(name, "one replica, one core", lambda one: one.per_minute),
+        )
         print(
-            f"{name:28} {median(rates):7.1f} programs/min ({min(rates):.1f} to {max(rates):.1f}), "
-            f"{median(cpu_s):.2f} engine CPU-s a program, "
-            f"{median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+            f"{name:28} {spread(rates, '.1f')} programs/min, "
+            f"{spread(took.values(name, lambda one: one.engine_cpu_s))} engine CPU-s a program, {spread(ratios)}x"
         )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--store", type=Path, help="keep every turn in stores in this folder")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     given = parser.parse_args()
-    anyio.run(measure, given.rounds, given.tokens, given.eager, given.store)
+    anyio.run(measure, given.rounds, given.tokens, given.eager, given.store, given.journal)

@@ -7,14 +7,15 @@ corrections, four adapters over three slots of two engines, failed runs: everyth
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
-from pydantic import BaseModel
+from harness import arguments, clocked, machine, spread
+from orchestration import Answer, Plan, Puzzle, Verdict
 
 from metier.agents import Message, Role, Task, TaskGraph
 from metier.agents.messages import Usage
@@ -26,22 +27,6 @@ from metier.runtime.store.records import AskRecord, StepRecord
 LIMIT_S, LIMIT_BYTES = 5.0, 3_000_000
 ROUNDS = 3
 CONCURRENCY = 16
-
-
-class Puzzle(BaseModel):
-    text: str
-
-
-class Plan(BaseModel):
-    expression: str
-
-
-class Answer(BaseModel):
-    value: int
-
-
-class Verdict(BaseModel):
-    correct: bool
 
 
 def workflow() -> TaskGraph:
@@ -140,23 +125,24 @@ def load(store: RunStore, batch: str, start: float, draw: random.Random) -> None
 
 def main() -> None:
     """Make up two batches of half the asks each, render both reports, print time and size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--runs", type=int, default=505, help="runs of each of the two batches")
     parser.add_argument("--keep", type=Path, help="folder to keep the reports in")
     given = parser.parse_args()
+    print(machine())
     with tempfile.TemporaryDirectory() as folder, RunStore(Path(folder) / "runs.db") as store:
         batches = [record(store, "before", given.runs, 0, 1.0), record(store, "after", given.runs, 1, 1.3)]
         asks = store.query("SELECT count(*) AS n FROM asks")[0]["n"]
         for name, render in (("html", render_html), ("md", render_markdown)):
-            seconds = []
+            samples = []
             for _ in range(5):
-                began, began_cpu = time.perf_counter(), time.process_time()
-                text = render(store, batches)
-                seconds.append((time.process_time() - began_cpu, time.perf_counter() - began))
-            size = len(text.encode())
-            seconds.sort()
-            (low, _), (cpu_s, wall_s), (high, _) = seconds[0], seconds[2], seconds[-1]
-            print(f"{name}: {asks} asks, {cpu_s:.2f} CPU-s ({low:.2f}-{high:.2f}), {wall_s:.2f} s, {size / 1e6:.2f} MB")
+                with clocked() as spent:
+                    text = render(store, batches)
+                samples.append(spent)
+            size, cpu_s = len(text.encode()), median(spent.cpu_s for spent in samples)
+            shown = spread([spent.cpu_s for spent in samples])
+            wall_s = median(spent.wall_s for spent in samples)
+            print(f"{name}: {asks} asks, {shown} CPU-s, {wall_s:.2f} s, {size / 1e6:.2f} MB")
             if given.keep is not None:
                 given.keep.mkdir(parents=True, exist_ok=True)
                 (given.keep / f"report.{name}").write_text(text, encoding="utf-8")

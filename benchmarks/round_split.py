@@ -10,16 +10,12 @@ budget were committed before the first task was run.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import anyio
-from thinking_budgets import TEST_SEED, TEST_TASKS, arm_row
+from thinking_budgets import run_arms, run_study
 
-from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
 from metier.runtime.trials.run_probe import ProbeOptions, open_trials
 
@@ -42,29 +38,10 @@ async def measure(shelf: Path, folder: Path, test_tasks: int) -> list[dict[str, 
     options = ProbeOptions(
         workflow=str(WORKFLOW), tasks="tune:1", variants=("base", WHOLE, EIGHT_BIT), shelf=(str(shelf),)
     )
-    records: list[dict[str, Any]] = []
-    reference: list[Outcome] | None = None
+    arms = {arm: OTHERS | {Part("finder", "first"): a, Part("finder", "later"): b} for arm, (a, b) in ARMS.items()}
     async with open_trials(options, folder) as trials:
-        tasks = trials.file.tasks(f"test:{test_tasks}:{TEST_SEED}")
-        for arm, (first, later) in ARMS.items():
-            choices = OTHERS | {Part("finder", "first"): first, Part("finder", "later"): later}
-            outcomes = await trials.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
-            reference = reference or outcomes
-            records.append(arm_row(arm, outcomes, reference))
-            print(json.dumps(records[-1]), flush=True)
-    return records
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shelf", type=Path, default=Path("examples/variants"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/rounds"))
-    parser.add_argument("--test-tasks", type=int, default=TEST_TASKS)
-    options = parser.parse_args()
-    records = anyio.run(measure, options.shelf, options.folder, options.test_tasks)
-    (options.folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        return await run_arms(trials, arms, test_tasks)
 
 
 if __name__ == "__main__":
-    main()
+    run_study(__doc__, Path("runs/rounds"), measure)

@@ -5,10 +5,7 @@ python benchmarks/routing.py --asks 20000 --rounds 5
 
 from __future__ import annotations
 
-import argparse
-import time
-from statistics import median
-
+from harness import Samples, arguments, clocked, machine, paired_rounds, spread
 from pydantic import BaseModel
 
 from metier.agents import Ask, Message, Role, TaskGraph, Usage
@@ -37,9 +34,8 @@ critic = Role("critic", takes=Answer, gives=Answer, instructions="Judge.")
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--asks", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     graph = TaskGraph("g", takes=Puzzle, gives=Answer)
     with graph.loop("attempt", max_rounds=6):
@@ -55,19 +51,19 @@ def main() -> None:
         for role in ("solver", "critic")
     ]
     usage = Usage(prompt_tokens=100, cached_tokens=60, answer_tokens=20)
-    took_us = []
-    for _ in range(options.rounds + 1):
+    took_us: Samples[str, float] = Samples(("router",), options.journal)
+    for number, arm in paired_rounds(list(took_us), options.rounds):
         priority = RunPriority(path, PrioritySettings(), AttainedService(), began_s=1.0)
-        began_s = time.process_time()
-        for number in range(options.asks):
-            ask = asks[number % len(asks)]
-            priority.of(ask.step_path)
-            router.route(ask, Failures(rejected=ask.round - 1, rejected_by="critic")).send(ask)
-            priority.note(usage)
-        took_us.append(1e6 * (time.process_time() - began_s) / options.asks)
-    kept = took_us[1:]  # the first round warms up
+        with clocked() as spent:
+            for place in range(options.asks):
+                ask = asks[place % len(asks)]
+                priority.of(ask.step_path)
+                router.route(ask, Failures(rejected=ask.round - 1, rejected_by="critic")).send(ask)
+                priority.note(usage)
+        took_us.keep(number, arm, 1e6 * spent.cpu_s / options.asks)
+    kept = took_us["router"]
     shown = ", ".join(f"{took:.1f}" for took in kept)
-    print(f"CPU us per ask: median {median(kept):.1f} ({min(kept):.1f}-{max(kept):.1f}); rounds: {shown}")
+    print(f"{machine()}\nCPU us per ask: median {spread(kept, '.1f')}; rounds: {shown}")
 
 
 if __name__ == "__main__":

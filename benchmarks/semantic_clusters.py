@@ -11,9 +11,7 @@ texts themselves.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -22,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from harness import arguments, clocked, print_table, spread
 from numpy.typing import NDArray
 
 from metier.agents.prompts import task_text
@@ -105,7 +104,7 @@ def variance_between(c: NDArray[np.float64], kinds: Sequence[str]) -> float:
 
 def main() -> None:
     """Print one table: embeddings and numbers of clusters, medians and spread over seeds of the k-means."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--train", type=int, default=1600, help="training texts")
     parser.add_argument("--unseen", type=int, default=480, help="texts of the tune split")
     parser.add_argument("--seeds", type=int, default=5)
@@ -120,29 +119,30 @@ def main() -> None:
     if package is not None and package.origin is not None:
         embeddings.append(SentenceModel(Path(package.origin).parent / "model"))
     print(f"{len(set(kinds))} kinds, {len(train)} training texts, {len(texts)} unseen texts, {options.seeds} seeds\n")
-    print("| embedding | K | purity | mutual information | c: std, min to max | between kinds | used | CPU ms a text |")
-    print("|---" * 8 + "|")
+    rows = []
     for embed in embeddings:
-        began = time.process_time()
-        embed(texts)
-        cost_ms = 1000 * (time.process_time() - began) / len(texts)
+        with clocked() as spent:
+            embed(texts)
+        cost_ms = 1000 * spent.cpu_s / len(texts)
         for k in (8, 32):
             maps = [SemanticMap.fit(train, k, embed=embed, seed=seed) for seed in range(options.seeds)]
             values = [np.array([fitted.intuition(text) for text in texts]) for fitted in maps]
             clusters = [c.argmax(axis=1).tolist() for c in values]
             c = values[0]
-            print(
-                f"| {embed.id} | {k} | {show([purity(found, kinds) for found in clusters])} "
-                f"| {show([mutual_information(found, kinds) for found in clusters])} "
-                f"| {c.std():.3f}, {c.min():.2f} to {c.max():.2f} "
-                f"| {show([variance_between(c, kinds) for c in values])} "
-                f"| {median(len(set(found)) for found in clusters)} | {cost_ms:.2f} |"
+            rows.append(
+                (
+                    embed.id,
+                    f"{k}",
+                    spread([purity(found, kinds) for found in clusters], ".3f"),
+                    spread([mutual_information(found, kinds) for found in clusters], ".3f"),
+                    f"{c.std():.3f}, {c.min():.2f} to {c.max():.2f}",
+                    spread([variance_between(c, kinds) for c in values], ".3f"),
+                    f"{median(len(set(found)) for found in clusters)}",
+                    f"{cost_ms:.2f}",
+                )
             )
-
-
-def show(values: list[float]) -> str:
-    """Median and spread."""
-    return f"{median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+    heads = ("embedding", "K", "purity", "mutual information", "c: std, min to max", "between kinds", "used")
+    print_table((*heads, "CPU ms a text"), rows)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,20 @@ Bar: at most 3 CPU-ms a request.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import anyio
+from harness import Samples, arguments, clocked, machine, paired_rounds, spread
 from pydantic import BaseModel
 
 from metier.agents import Ask, Message, Role, ScriptedBackend, TaskGraph
@@ -72,11 +72,11 @@ async def embedded(session: Session, count: int, stream: bool, tokens: int) -> f
             wanted = Ask(run_id="bench", step_path=str(number), role="writer", messages=messages, max_tokens=tokens)
             await session.ask(wanted, on_text=pieces.append if stream else None)
 
-    began_s = time.process_time()
-    async with anyio.create_task_group() as tasks:
-        for _ in range(AT_ONCE):
-            tasks.start_soon(ask)
-    return time.process_time() - began_s
+    with clocked() as spent:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(AT_ONCE):
+                tasks.start_soon(ask)
+    return spent.cpu_s
 
 
 class Client:
@@ -91,12 +91,12 @@ class Client:
     async def go(self) -> float:
         """CPU-seconds of this process while the client asks."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        began_s = time.process_time()
-        self._process.stdin.write(b"go\n")
-        self._process.stdin.flush()
-        said = await asyncio.to_thread(self._process.stdout.readline)
+        with clocked() as spent:
+            self._process.stdin.write(b"go\n")
+            self._process.stdin.flush()
+            said = await asyncio.to_thread(self._process.stdout.readline)
         assert said == b"done\n", "the client has failed"
-        return time.process_time() - began_s
+        return spent.cpu_s
 
     def close(self) -> None:
         """End it."""
@@ -111,7 +111,7 @@ def _engine_s(session: Session) -> float:
 
 
 @asynccontextmanager
-async def open_bench(engine: bool, folder: Path) -> AsyncGenerator[Session]:
+async def open_served(engine: bool, folder: Path) -> AsyncGenerator[Session]:
     """A session on a backend that answers at once, or on a tiny random model."""
     overrides: dict[str, Any] = {"server.drain_s": 1}
     if not engine:
@@ -131,47 +131,55 @@ async def open_bench(engine: bool, folder: Path) -> AsyncGenerator[Session]:
         yield session
 
 
-async def measure(rounds: int, count: int, engine: bool, tokens: int) -> None:
+@dataclass(frozen=True)
+class Took:
+    """CPU milliseconds a request: of this process, and of it outside the engine."""
+
+    cpu_ms: float
+    outside_ms: float
+
+
+async def measure(rounds: int, count: int, engine: bool, tokens: int, journal: Path | None) -> None:
     """Run the rounds and print a row for whole replies and one for streams."""
     with tempfile.TemporaryDirectory() as folder, listen_on("127.0.0.1", 0) as listening:
-        async with open_bench(engine, Path(folder)) as session, anyio.create_task_group() as tasks:
+        async with open_served(engine, Path(folder)) as session, anyio.create_task_group() as tasks:
             app = make_app(session, [ServedWorkflow(graph.build())])
             server = new_server(app, session.settings.server)
             tasks.start_soon(server.serve, [listening])
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            print(machine())
             print(f"{'tiny model' if engine else 'scripted'}, {count} requests a round, {AT_ONCE} at a time")
             for stream in (False, True):
                 client = Client(url, count, stream, tokens)
-                await embedded(session, count, stream, tokens)
-                await client.go()
-                base_ms, more_ms, outside_ms = [], [], []
-                for _ in range(rounds):
-                    engine_s = [_engine_s(session)]
-                    alone = await embedded(session, count, stream, tokens)
-                    engine_s.append(_engine_s(session))
-                    through = await client.go()
-                    engine_s.append(_engine_s(session))
-                    engine_more = (engine_s[2] - engine_s[1]) - (engine_s[1] - engine_s[0])
-                    base_ms.append(alone / count * 1e3)
-                    more_ms.append((through - alone) / count * 1e3)
-                    outside_ms.append((through - alone - engine_more) / count * 1e3)
+                ways = {"embedded": partial(embedded, session, count, stream, tokens), "server": client.go}
+                took: Samples[str, Took] = Samples(list(ways), journal)
+                for number, name in paired_rounds(list(ways), rounds):
+                    engine_s = _engine_s(session)
+                    cpu_s = await ways[name]()
+                    engine_s = _engine_s(session) - engine_s
+                    took.keep(number, name, Took(cpu_s / count * 1e3, (cpu_s - engine_s) / count * 1e3))
                 client.close()
+                alone = spread(took.values("embedded", lambda one: one.cpu_ms))
+                more, outside = (
+                    spread(took.differences("server", "embedded", of), "+.2f")
+                    for of in (lambda one: one.cpu_ms, lambda one: one.outside_ms)
+                )
                 print(
-                    f"{'stream' if stream else 'whole reply':12} embedded {median(base_ms):.2f} CPU-ms; through the "
-                    f"server {median(more_ms):+.2f} ({min(more_ms):.2f} to {max(more_ms):.2f}), of which outside the "
-                    f"engine {median(outside_ms):+.2f} ({min(outside_ms):.2f} to {max(outside_ms):.2f}), bar 3"
+                    f"{'stream' if stream else 'whole reply':12} embedded {alone} CPU-ms; through the server {more}, "
+                    f"of which outside the engine {outside}, bar 3"
                 )
             server.handle_exit(15, None)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    """Measure and print."""
+    parser = arguments(__doc__, rounds=5)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--engine", action="store_true")
     parser.add_argument("--tokens", type=int, default=8)
     given = parser.parse_args()
-    anyio.run(measure, given.rounds, given.count, given.engine, given.tokens, backend_options=loop_options())
+    wanted = (given.rounds, given.count, given.engine, given.tokens, given.journal)
+    anyio.run(measure, *wanted, backend_options=loop_options())
 
 
 if __name__ == "__main__":

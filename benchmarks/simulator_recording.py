@@ -12,23 +12,24 @@ and is too small to be checked; no batch asks what an earlier one of its session
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-from programs import TOPICS, Brief, write_adapters
+from harness import arguments, clocked
+from programs import ROLES, TOPICS, Brief
 from programs import graph as programs_graph
 from pydantic import BaseModel
+from random_adapters import shelve_random_adapters
 
 from metier.agents import TaskGraph
 from metier.agents.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, load_settings, open_session
 from metier.runtime.settings.engine import SlotRank
+from metier.specializers.shelf.base_model import find_base
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WORKLOADS = ("puzzles", "programs")
@@ -57,7 +58,7 @@ def puzzles(runs: int) -> list[Recording]:
     def inputs(label: str, batch: int, count: int) -> list[BaseModel]:
         return [task.input for task in file.tasks(f"test:{count}:{100 + batch}")]
 
-    own = {role: role for role in ("planner", "solver", "critic")}
+    own = {role: role for role in ROLES}
     variants = EXAMPLES / "variants"
     return [
         Recording("puzzles", own, 4, (8, 4, 16), variants, file.graph, inputs, runs),
@@ -73,7 +74,7 @@ def programs(runs: int, folder: Path, base: str) -> list[Recording]:
         topics = [TOPICS[i % len(TOPICS)] for i in range(count)]
         return [Brief(text=f"Batch {label} {batch}. Describe {t}, number {i}.") for i, t in enumerate(topics)]
 
-    names, shelf = write_adapters(folder, base, rank=8), folder / "shelf"
+    names, shelf = shelve_random_adapters(folder, find_base(base), ROLES, rank=8), folder / "shelf"
     one = {"planner": names["planner"], "solver": names["planner"]}
     return [
         Recording("programs", names, 4, (8, 4, 16), shelf, programs_graph, inputs, runs, 8),
@@ -91,20 +92,19 @@ async def record(one: Recording, base: str, folder: Path) -> None:
         async with open_session(base=base, assignment=assigned, store=store, settings=settings) as session:
             for batch, concurrency in enumerate((WARM_UP_RUNS, *one.concurrencies)):
                 inputs = one.inputs(one.label, batch, one.runs if batch else WARM_UP_RUNS)
-                wall, cpu = time.monotonic(), time.process_time()
-                results = await session.map(
-                    one.graph, inputs, concurrency=concurrency, label=f"{one.label}, {concurrency}",
-                    options={"overrides": overrides, "concurrency": concurrency},
-                )  # fmt: skip
-                wall, cpu = time.monotonic() - wall, time.process_time() - cpu
+                with clocked() as spent:
+                    results = await session.map(
+                        one.graph, inputs, concurrency=concurrency, label=f"{one.label}, {concurrency}",
+                        options={"overrides": overrides, "concurrency": concurrency},
+                    )  # fmt: skip
                 failed = sum(result.error is not None for result in results)
-                print(f"{one.label} at {concurrency}: {wall:.1f} s, {cpu:.1f} CPU-s, {failed} failed", flush=True)
+                took = f"{spent.wall_s:.1f} s, {spent.cpu_s:.1f} CPU-s"
+                print(f"{one.label} at {concurrency}: {took}, {failed} failed", flush=True)
 
 
 def main() -> None:
     """Parse options and record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="base model")
+    parser = arguments(__doc__, base=True)
     parser.add_argument("--workload", choices=WORKLOADS, action="append", help="all by default")
     parser.add_argument("--runs", type=int, default=32, help="runs in a batch")
     parser.add_argument("--store", type=Path, default=Path("runs/simulator"), help="folder of the stores")

@@ -10,13 +10,14 @@ the whole. Variants, journals, Pareto fronts and assignments are left in runs/st
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from harness import arguments
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,7 +87,7 @@ def commands(name: str, folder: Path) -> list[list[str]]:
 
 def main() -> None:
     """Run the study, or show it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("workflow", choices=list(STUDIES))
     parser.add_argument("--folder", type=Path, help="where everything goes; default runs/studies/NAME")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands")

@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
+from harness import arguments, interval, resamples, write_rows
 
 from metier.agents import Role, ThinkingProfile
 from metier.router.probing.outcomes import Outcome
@@ -35,7 +36,6 @@ BUDGETS = (0, 8, 16, 24, 32, 48)
 MARGIN = 0.02
 TUNE_ROWS, TUNE_SEED = 100, 11
 TEST_TASKS, TEST_SEED = 300, 11
-RESAMPLES = 10_000
 BAR = 0.40
 """Thinking tokens to be saved at equal accuracy."""
 
@@ -99,14 +99,48 @@ def gain(points: Sequence[ThinkingPoint]) -> float:
 # ---- test tasks -------------------------------------------------------------------------------------------
 
 
-async def run_arm(trials: Trials, budgets: Mapping[str, tuple[int, int]], spec: str) -> list[Outcome]:
-    """The workflow under one arm."""
-    tasks = trials.file.tasks(spec)
+async def run_arms(
+    trials: Trials,
+    arms: Mapping[str, Mapping[Part, Candidate]],
+    test_tasks: int,
+    more: Callable[[Sequence[Outcome]], dict[str, Any]] = lambda outcomes: {},
+) -> list[dict[str, Any]]:
+    """The workflow under each arm on the same fresh tasks: a line each, paired with the first; `more` adds to it."""
+    tasks = trials.file.tasks(f"test:{test_tasks}:{TEST_SEED}")
+    records: list[dict[str, Any]] = []
+    reference: list[Outcome] = []
+    for arm, choices in arms.items():
+        outcomes = await trials.evaluator(tasks).outcomes(dict(choices), [task.id for task in tasks])
+        reference = reference or outcomes
+        records.append(arm_row(arm, outcomes, reference) | more(outcomes))
+        print(json.dumps(records[-1]), flush=True)
+    return records
+
+
+def run_study(
+    description: str | None, folder: Path, measure: Callable[[Path, Path, int], Awaitable[list[dict[str, Any]]]]
+) -> None:
+    """The command of a study whose arms are known: measure on the shelf's variants, and write the lines."""
+    options = study_arguments(description, folder).parse_args()
+    write_rows(options.folder / "results.jsonl", anyio.run(measure, options.shelf, options.folder, options.test_tasks))
+
+
+def study_arguments(description: str | None, folder: Path) -> argparse.ArgumentParser:
+    """Where the variants are, where the study goes, and on how many tasks it is made."""
+    parser = arguments(description)
+    parser.add_argument("--shelf", type=Path, default=Path("examples/variants"))
+    parser.add_argument("--folder", type=Path, default=folder)
+    parser.add_argument("--test-tasks", type=int, default=TEST_TASKS)
+    return parser
+
+
+def choices_of(trials: Trials, budgets: Mapping[str, tuple[int, int]]) -> dict[Part, Candidate]:
+    """Each part on its role's own variant, with the role's budget in the first round or in later ones."""
     choices: dict[Part, Candidate] = {}
     for part in trials.space.parts:
         first, later = budgets[part.role]
         choices[part] = Candidate(variant_of(trials, part.role), later if part.rounds == "later" else first)
-    return await trials.evaluator(tasks).outcomes(choices, [task.id for task in tasks])
+    return choices
 
 
 def variant_of(trials: Trials, role: str) -> str:
@@ -122,10 +156,9 @@ def thinking_tokens(outcomes: Sequence[Outcome]) -> list[float]:
 def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
     """Ratio of two sums over the same tasks, with its 95 % bootstrap interval over tasks."""
     a, b = np.asarray(ours), np.asarray(theirs)
-    draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+    draws = resamples(len(a))
     above, below = a[draws].sum(axis=1), b[draws].sum(axis=1)
-    low, high = np.percentile(above / np.maximum(below, 1e-9), (2.5, 97.5))
-    return float(a.sum() / max(b.sum(), 1e-9)), float(low), float(high)
+    return float(a.sum() / max(b.sum(), 1e-9)), *interval(above / np.maximum(below, 1e-9))
 
 
 def arm_row(name: str, outcomes: Sequence[Outcome], reference: Sequence[Outcome]) -> dict[str, Any]:
@@ -173,13 +206,8 @@ async def measure(workflow: Path, shelf: Path, folder: Path, test_tasks: int) ->
             ]  # fmt: skip
             records.append({"role": role, "fit": {k: round(v, 4) for k, v in vars(fit).items()}})
         records.append({"budgets": budgets, "uniform": uniform, "thinker": thinker})
-        reference: list[Outcome] | None = None
-        for arm, chosen in arms(budgets, uniform, thinker).items():
-            outcomes = await run_arm(trials, chosen, f"test:{test_tasks}:{TEST_SEED}")
-            reference = reference or outcomes
-            records.append(arm_row(arm, outcomes, reference))
-            print(json.dumps(records[-1]), flush=True)
-    return records
+        chosen = {arm: choices_of(trials, of_role) for arm, of_role in arms(budgets, uniform, thinker).items()}
+        return records + await run_arms(trials, chosen, test_tasks)
 
 
 def load_module(workflow: Path) -> Any:
@@ -193,15 +221,12 @@ def load_module(workflow: Path) -> Any:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = study_arguments(__doc__, Path("runs/thinking"))
     parser.add_argument("workflow", type=Path)
-    parser.add_argument("--shelf", type=Path, default=Path("examples/variants"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/thinking"))
-    parser.add_argument("--test-tasks", type=int, default=TEST_TASKS)
     options = parser.parse_args()
     folder = options.folder / options.workflow.stem
     records = anyio.run(measure, options.workflow, options.shelf, folder, options.test_tasks)
-    (folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    write_rows(folder / "results.jsonl", records)
     for record in records:
         print(json.dumps(record))
 

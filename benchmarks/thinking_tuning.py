@@ -9,13 +9,13 @@ the variant trained on traces at the same budget. Seeds and budgets were committ
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import anyio
+from harness import arguments, write_rows
+from thinking_budgets import load_module
 
 from metier.agents import ThinkingProfile
 from metier.runtime.trials.run_probe import ProbeOptions, open_trials
@@ -45,10 +45,7 @@ def row_of(arm: str, budget: int, found: RoleQuality, reference: RoleQuality) ->
 
 async def measure(shelf: Path, folder: Path) -> list[dict[str, Any]]:
     """All variants at all budgets."""
-    spec = importlib.util.spec_from_file_location("ledger_teachers", WORKFLOW)
-    assert spec is not None and spec.loader is not None
-    ledger: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ledger)
+    ledger = load_module(WORKFLOW)
     rows = list(ledger.accountant_rows(TEST_ROWS, TEST_SEED, "test"))
     names = tuple(variant for variant in VARIANTS.values() if variant)
     options = ProbeOptions(workflow=str(WORKFLOW), tasks="tune:1", variants=("base", *names), shelf=(str(shelf),))
@@ -68,12 +65,12 @@ async def measure(shelf: Path, folder: Path) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--shelf", type=Path, default=Path("examples/variants"))
     parser.add_argument("--folder", type=Path, default=Path("runs/thinking/tuning"))
     options = parser.parse_args()
     records = anyio.run(measure, options.shelf, options.folder)
-    (options.folder / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    write_rows(options.folder / "results.jsonl", records)
 
 
 if __name__ == "__main__":

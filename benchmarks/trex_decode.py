@@ -3,8 +3,8 @@
 One engine holds four random adapters each of T-REX (r1 = 4, r2 = 8: 36 rows of a slot), LoRA of rank 36 and LoRA of
 rank 8, so a round compares them in one process; "base" is an engine started without `enable_lora`. All engines are
 compiled. A further one runs in fp32. "Hugging Face" is peft's `generate` through the tuner that trains T-REX. Every
-engine lives in a process of its own and they take turns, round by round; ratios are taken within a round. A sample
-during which other programs took more than a tenth of the processors is measured again, `--retries` times at most.
+engine lives in a process of its own and they take turns, round by round; ratios are taken within a round, and disturbed
+samples are measured again (`engine_process.py`).
 
     python benchmarks/trex_decode.py --rounds 5
 """
@@ -12,18 +12,19 @@ during which other programs took more than a tenth of the processors is measured
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from lora_decode import Sample, Worker, add, decode, least_disturbed, measured, prompt, spread
+from engine_process import Compared, Sample, Worker, add, answer_with, compare, decode, measured, prompt, small_engine
+from harness import arguments, print_table, spread
 
 from metier.runtime.plugin.wire import INTUITION_KEY
 from metier.specializers.adapters.semantic_map import SemanticMap
@@ -60,37 +61,28 @@ WORKERS: dict[str, list[str]] = {
     "Hugging Face fp32": [SERVE],
 }
 
-Samples = dict[tuple[str, str], list[Sample]]
-
 
 def main() -> None:
     """Parse the command line, run the rounds, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
+    parser = arguments(__doc__, rounds=5, base=True, threads=2)
     parser.add_argument("--steps", type=int, default=48, help="decode steps timed per round (default 48)")
     parser.add_argument("--answer-tokens", type=int, default=32, help="tokens of a served answer (default 32)")
-    parser.add_argument("--threads", type=int, default=2, help="threads per engine (default 2)")
     parser.add_argument("--retries", type=int, default=3, help="repeats of a disturbed sample (default 3)")
     parser.add_argument("--workers", nargs="+", default=list(WORKERS), choices=list(WORKERS), metavar="NAME")
-    parser.add_argument("--json", type=Path, help="also write every sample to this file")
     parser.add_argument("--worker", choices=list(WORKERS), help=argparse.SUPPRESS)
     parser.add_argument("--adapters", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work = hugging_face if options.worker.startswith("Hugging") else engine
-        serve(work(options), options.worker)
+        answer_with(work(options))
         return
     options.base = str(find_base(options.base))
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our engines set it; for all processes alike
     with tempfile.TemporaryDirectory(prefix="metier-trex-bench-") as scratch:
         options.adapters = Path(scratch)
         write_adapters(options.adapters, Path(options.base))
-        samples = compare(options)
-    if options.json:
-        rows = [{"worker": w, "workload": name, **vars(s)} for (w, name), got in samples.items() for s in got]
-        options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
-    report(samples, options)
+        start = {name: partial(start_worker, name, options) for name in options.workers}
+        report(compare(start, {name: WORKERS[name] for name in start}, options), options)
 
 
 def write_adapters(folder: Path, base: Path) -> None:
@@ -105,29 +97,6 @@ def write_adapters(folder: Path, base: Path) -> None:
                 write_random_lora(target, base, rank=rank, seed=index, weight_std=0.01, dtype="bfloat16")
 
 
-def compare(options: argparse.Namespace) -> Samples:
-    """Start the processes, then measure every workload on each of them in turn, round by round."""
-    workers: dict[str, Worker] = {}
-    samples: Samples = {(name, workload): [] for name in options.workers for workload in WORKERS[name]}
-    try:
-        for name in options.workers:
-            workers[name] = start_worker(name, options)
-            print(f"{name}: ready after {workers[name].ready_s:.1f} s", file=sys.stderr)
-        for round_number in range(options.rounds + 1):  # round 0 warms up and is not counted
-            # The order turns with the round, so that nothing always runs after the same neighbour.
-            turn = round_number % len(samples)
-            for name, workload in [*samples][turn:] + [*samples][:turn]:
-                tries = (workers[name].measure(workload) for _ in range(1 + options.retries * bool(round_number)))
-                sample = least_disturbed(tries)
-                if round_number:
-                    samples[name, workload].append(sample)
-            print(f"round {round_number} of {options.rounds} done", file=sys.stderr)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return samples
-
-
 def start_worker(name: str, options: argparse.Namespace) -> Worker:
     """A process of this program that is the engine `name`."""
     arguments = [__file__, "--worker", name, "--adapters", str(options.adapters)]
@@ -136,42 +105,25 @@ def start_worker(name: str, options: argparse.Namespace) -> Worker:
     return Worker(arguments, threads=options.threads)
 
 
-def serve(measure: Callable[[str], Sample], name: str) -> None:
-    """Be a worker process: answer each workload's name with one sample."""
-    print("@{}", flush=True)
-    for line in sys.stdin:
-        assert line.strip() in WORKERS[name]
-        print("@" + json.dumps(vars(measure(line.strip()))), flush=True)
-
-
 # ---- the processes ----------------------------------------------------------------------------------------------
 
 
 def engine(options: argparse.Namespace) -> Callable[[str], Sample]:
     """A vLLM engine with the plugin, and how it measures a workload."""
-    from vllm import LLM
     from vllm.lora.request import LoRARequest
 
     folders = {f"{kind}/{index}": options.adapters / kind / str(index) for kind in KINDS for index in range(EACH)}
     lora: dict[str, Any] = {}
     if options.worker != "base":
         lora = {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": SLOT_RANK}
-    llm = LLM(
-        str(options.base),
-        dtype="float32" if options.worker.endswith("fp32") else "bfloat16",
-        max_model_len=512,
-        max_num_seqs=16,
-        max_num_batched_tokens=2048,
-        kv_cache_memory_bytes=256 << 20,
-        block_size=32,
-        enable_prefix_caching=False,
-        **lora,
-    )
+    dtype = "float32" if options.worker.endswith("fp32") else "bfloat16"
+    sizes = {"max_model_len": 512, "kv_cache_memory_bytes": 256 << 20}
+    llm = small_engine(options.base, dtype=dtype, **sizes, **lora)
     requests: dict[str | None, Any] = {None: None}
     if lora:
         for number, (name, folder) in enumerate(folders.items(), start=1):
             requests[name] = LoRARequest(name, number, str(folder))
-            llm.llm_engine.add_lora(requests[name])
+            llm.add_lora(requests[name])
 
     def measure(workload: str) -> Sample:
         names: list[str | None] = ["T-REX/0"] * 16 if workload == SERVE else DECODES[workload]
@@ -180,8 +132,8 @@ def engine(options: argparse.Namespace) -> Callable[[str], Sample]:
             intuition_of(folders[name], row) if name and "T-REX" in name else None for row, name in enumerate(names)
         ]
         if workload == SERVE:
-            return answer(llm.llm_engine, asked, extra, options.answer_tokens)
-        return decode(llm.llm_engine, asked, options.steps, extra)
+            return answer(llm, asked, extra, options.answer_tokens)
+        return decode(llm, asked, options.steps, extra)
 
     return measure
 
@@ -252,50 +204,60 @@ def hugging_face(options: argparse.Namespace) -> Callable[[str], Sample]:
 # ---- the tables -------------------------------------------------------------------------------------------------
 
 
-def report(samples: Samples, options: argparse.Namespace) -> None:
+def report(samples: Compared, options: argparse.Namespace) -> None:
     """Print the decode table, the ratios with their bars, and the comparison with Hugging Face."""
-    disturbed = max(sample.others for got in samples.values() for sample in got)
+    measured = list(samples)
+    most = max(sample.others for arm in measured for sample in samples[arm])
     print(f"\nT-REX r1={R1}, r2={R2}, slot rank {SLOT_RANK}, {options.threads} threads, {options.rounds} rounds,")
-    print(f"compiled engines, bf16 unless said, other programs' share at most {disturbed:.0%}\n")
-    print("| decode | tokens/s | CPU s per 1k |\n|---|---|---|")
-    for (_, workload), got in samples.items():
-        if workload != SERVE:
-            print(f"| {workload} | {column(got, 'tokens_per_s', 0)} | {column(got, 'cpu_s_per_1k', 2)} |")
-    print("\n| ratio within rounds | wall time | CPU time | bar |\n|---|---|---|---|")
+    print(f"compiled engines, bf16 unless said, other programs' share at most {most:.0%}\n")
+    decodes = [arm for arm in measured if arm[1] != SERVE]
+    print_table(("decode", "tokens/s", "CPU s per 1k"), [(arm[1], *columns(samples, arm)) for arm in decodes])
+    rows = []
     for batch in (16, 1):
         for other in ("LoRA 36", "LoRA 8"):
             bar = "<= 1.15" if (batch, other) == (16, "LoRA 36") else ""
-            trex, lora = (samples.get(("ours", f"{kind}, batch {batch}")) for kind in ("T-REX", other))
-            if trex and lora:
-                columns = ratio(lora, trex, "tokens_per_s"), ratio(trex, lora, "cpu_s_per_1k")
-                print(f"| T-REX step / {other} step, batch {batch} | {columns[0]} | {columns[1]} | {bar} |")
-    mixed, alone = samples.get(("ours", "mixed, batch 16")), samples.get(("base", "base, batch 16"))
-    if mixed and alone:
-        print("\n| mixed batch of base, 3 LoRA 8, 2 T-REX | speed | CPU time | bar |\n|---|---|---|---|")
-        columns = ratio(mixed, alone, "tokens_per_s"), ratio(mixed, alone, "cpu_s_per_1k")
-        print(f"| / engine without adapters, batch 16 | {columns[0]} | {columns[1]} | >= 0.75 |")
-    print("\n| 16 prompts of 24 tokens, T-REX | tokens/s | CPU s per 1k | first token s |\n|---|---|---|---|")
-    for (name, workload), got in samples.items():
-        if workload == SERVE:
-            print(f"| {name} | {column(got, 'tokens_per_s', 0)} | {column(got, 'cpu_s_per_1k', 2)} |", end="")
-            print(f" {column(got, 'first_token_s', 3)} |")
-    print("\n| served / Hugging Face | speed | CPU time | time to first token | bar |\n|---|---|---|---|---|")
+            trex, lora = (("ours", f"{kind}, batch {batch}") for kind in ("T-REX", other))
+            if trex in measured and lora in measured:
+                times = ratio(samples, lora, trex, "tokens_per_s"), ratio(samples, trex, lora, "cpu_s_per_1k")
+                rows.append((f"T-REX step / {other} step, batch {batch}", *times, bar))
+    print()
+    print_table(("ratio within rounds", "wall time", "CPU time", "bar"), rows)
+    mixed, alone = ("ours", "mixed, batch 16"), ("base", "base, batch 16")
+    if mixed in measured and alone in measured:
+        both = [ratio(samples, mixed, alone, name) for name in ("tokens_per_s", "cpu_s_per_1k")]
+        print()
+        print_table(
+            ("mixed batch of base, 3 LoRA 8, 2 T-REX", "speed", "CPU time", "bar"),
+            [("/ engine without adapters, batch 16", *both, ">= 0.75")],
+        )
+    served = [arm for arm in measured if arm[1] == SERVE]
+    print()
+    print_table(
+        ("16 prompts of 24 tokens, T-REX", "tokens/s", "CPU s per 1k", "first token s"),
+        [
+            (arm[0], *columns(samples, arm), spread(samples.values(arm, lambda s: s.first_token_s), ".3f"))
+            for arm in served
+        ],
+    )
+    rows = []
     for suffix, bar in (("", ">= 2"), (" fp32", ">= 3")):
-        ours, theirs = samples.get((f"ours{suffix}", SERVE)), samples.get((f"Hugging Face{suffix}", SERVE))
-        if ours and theirs:
+        ours, theirs = (f"ours{suffix}", SERVE), (f"Hugging Face{suffix}", SERVE)
+        if ours in measured and theirs in measured:
             names = ("tokens_per_s", "cpu_s_per_1k", "first_token_s")
-            ratios = " | ".join(ratio(ours, theirs, name) for name in names)
-            print(f"| {suffix.strip() or 'bf16'} | {ratios} | {bar} |")
+            rows.append((suffix.strip() or "bf16", *(ratio(samples, ours, theirs, name) for name in names), bar))
+    print()
+    print_table(("served / Hugging Face", "speed", "CPU time", "time to first token", "bar"), rows)
 
 
-def ratio(over: list[Sample], under: list[Sample], name: str) -> str:
+def ratio(samples: Compared, over: tuple[str, str], under: tuple[str, str], name: str) -> str:
     """Median and extremes of a quantity's ratio within rounds."""
-    return spread([getattr(a, name) / getattr(b, name) for a, b in zip(over, under, strict=True)], 2)
+    return spread(samples.ratios(over, under, lambda sample: float(getattr(sample, name))))
 
 
-def column(samples: list[Sample], name: str, digits: int) -> str:
-    """Median and extremes of a quantity."""
-    return spread([getattr(sample, name) for sample in samples], digits)
+def columns(samples: Compared, arm: tuple[str, str]) -> tuple[str, str]:
+    """Tokens a second and CPU seconds per thousand."""
+    rates, costs = samples.values(arm, lambda s: s.tokens_per_s), samples.values(arm, lambda s: s.cpu_s_per_1k)
+    return spread(rates, ".0f"), spread(costs)
 
 
 if __name__ == "__main__":

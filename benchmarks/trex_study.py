@@ -14,16 +14,16 @@ skipped, so a run that was stopped goes on; every (arm, kind) is written as it i
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
+from harness import RESAMPLES, append_row, arguments, interval, read_rows
+from made_variants import make, say
 
 from metier.agents import Ask, render_prompt
 from metier.agents.answers import answer_schema, parse_answer
@@ -36,7 +36,6 @@ from metier.runtime.settings.engine import EngineSettings
 from metier.specializers import Shelf, find_base, load_recipe
 from metier.specializers.recipes.produce import produce
 from metier.specializers.recipes.recipe import Recipe, TrafficData
-from metier.specializers.training.loop import Progress
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -51,7 +50,6 @@ PER_KIND_BATCH_ROWS = 8
 """Half the mixture's batch: a kind has few rows, and its LoRA should still take enough steps."""
 SLOW_RATE = 0.001
 """The rate that the other examples' LoRAs were tuned to, for an arm beside the one tuned to these puzzles."""
-RESAMPLES = 10_000
 
 
 # ---- training -----------------------------------------------------------------------------------------------
@@ -104,19 +102,7 @@ def train(arms: Iterable[str], seed: int, folder: Path) -> None:
     shelf = Shelf(folder / f"shelf-{seed}")
     for arm in arms:
         for recipe in recipes(arm, seed, folder):
-            began, cpu = time.monotonic(), time.process_time()
-            variant = produce(recipe, shelf=shelf, base="smollm2-135m", on_progress=show)
-            print(
-                f"{arm}: {variant.name} ({variant.id}), card {variant.card}, "
-                f"{time.monotonic() - began:.0f} s, {time.process_time() - cpu:.0f} CPU-s",
-                flush=True,
-            )
-
-
-def show(progress: Progress) -> None:
-    """A line now and then."""
-    if progress.step % 25 == 0:
-        print(f"step {progress.step}/{progress.steps} loss {progress.value:.3f}, {progress.eta_s:.0f} s", flush=True)
+            make(arm, recipe, shelf)
 
 
 def progressive_loss(arm: str, settings: dict[str, Any], seed: int, folder: Path, last: int = 16) -> float:
@@ -129,7 +115,7 @@ def progressive_loss(arm: str, settings: dict[str, Any], seed: int, folder: Path
     name = "rate-" + "-".join([arm, *(f"{value:g}" for value in settings.values())])
     shelf = Shelf(folder / "shelf-rates")
     short = recipe.model_copy(update={"name": name, "methods": methods})
-    variant = produce(short, shelf=shelf, base="smollm2-135m", on_progress=show)
+    variant = produce(short, shelf=shelf, base="smollm2-135m", on_progress=say)
     log = (shelf.path(variant) / "training_log.jsonl").read_text(encoding="utf-8").splitlines()
     return float(np.mean([json.loads(line)["loss"] for line in log[-last:]]))
 
@@ -145,7 +131,7 @@ def variant_name(arm: str, kind: str, seed: int, folder: Path) -> str | None:
 
 async def evaluate(arms: Sequence[str], parts: int, seed: int, folder: Path, results: Path) -> None:
     """Ask every arm every test puzzle that it has not answered yet, in one engine with all their adapters."""
-    done = {(row["arm"], row["kind"], row["part"]) for row in read_results(results) if row["seed"] == seed}
+    done = {(row["arm"], row["kind"], row["part"]) for row in read_rows(results) if row["seed"] == seed}
     cells = ((arm, kind, part) for part in range(parts) for arm in arms for kind in KINDS)
     open_cells = [cell for cell in cells if cell not in done]
     if not open_cells:
@@ -163,8 +149,7 @@ async def evaluate(arms: Sequence[str], parts: int, seed: int, folder: Path, res
             solved = "".join("1" if tasks.score(task, replies[task.id]) == 1.0 else "0" for task in fresh)
             identity = None if name is None else shelf.get(name).id
             row = {"seed": seed, "arm": arm, "kind": kind, "part": part, "variant": identity, "solved": solved}
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(results, row)
             print(f"{arm} {kind}, part {part}: {solved.count('1') / len(solved):.3f}", flush=True)
 
 
@@ -198,11 +183,6 @@ async def ask_all(pool: EnginePool, tasks: Sequence[Task], variant: str | None) 
 # ---- the table ----------------------------------------------------------------------------------------------
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """What has been measured so far."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-
-
 def solved_by(results: list[dict[str, Any]], arm: str, seed: int) -> np.ndarray | None:
     """Array [kinds, puzzles] of 0 and 1, of the parts that are whole; None when there is none."""
     rows = {(r["part"], r["kind"]): r["solved"] for r in results if (r["arm"], r["seed"]) == (arm, seed)}
@@ -212,14 +192,12 @@ def solved_by(results: list[dict[str, Any]], arm: str, seed: int) -> np.ndarray 
     return np.concatenate([np.array(part) for part in parts], axis=1) if parts else None
 
 
-def interval(solved: np.ndarray) -> tuple[float, float, float]:
+def mean_over_kinds(solved: np.ndarray) -> tuple[float, float, float]:
     """Mean over kinds with its 95 % bootstrap interval, in per cent; puzzles are drawn anew within each kind."""
-    rng = np.random.default_rng(0)
     kinds, puzzles = solved.shape
-    drawn = rng.integers(puzzles, size=(RESAMPLES, kinds, puzzles))
-    means = 100 * np.take_along_axis(solved[None], drawn, axis=2).mean(axis=(1, 2))
-    low, high = np.percentile(means, (2.5, 97.5))
-    return 100 * float(solved.mean()), float(low), float(high)
+    drawn = np.random.default_rng(0).integers(puzzles, size=(RESAMPLES, kinds, puzzles))
+    low, high = interval(100 * np.take_along_axis(solved[None], drawn, axis=2).mean(axis=(1, 2)))
+    return 100 * float(solved.mean()), low, high
 
 
 def print_tables(results: list[dict[str, Any]]) -> None:
@@ -230,7 +208,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         print(f"| arm | mean over kinds (95 %) | {' | '.join(KINDS)} | puzzles per kind |")
         print("|---" * (len(KINDS) + 3) + "|")
         for arm, solved in measured.items():
-            mean, low, high = interval(solved)
+            mean, low, high = mean_over_kinds(solved)
             by_kind = " | ".join(f"{100 * kind.mean():.0f}" for kind in solved)
             print(f"| {arm} | {mean:.1f} ({low:.1f} to {high:.1f}) | {by_kind} | {solved.shape[1]} |")
         print("\n| paired difference | points (95 %) |\n|---|---|")
@@ -244,13 +222,13 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         ):
             if one in measured and other in measured:
                 common = min(measured[one].shape[1], measured[other].shape[1])
-                mean, low, high = interval(measured[one][:, :common] - measured[other][:, :common])
+                mean, low, high = mean_over_kinds(measured[one][:, :common] - measured[other][:, :common])
                 print(f"| {one} - {other} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) |")
 
 
 def main() -> None:
     """Parse options; without any, print what has been measured."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--train", action="store_true", help="make the variants that are missing (an hour or more)")
     parser.add_argument("--evaluate", action="store_true", help="ask the engine what has not been asked")
     parser.add_argument("--rates", type=float, nargs="+", default=[], help="compare learning rates over 48 steps")
@@ -268,7 +246,7 @@ def main() -> None:
         train(options.arms, options.seed, options.folder)
     if options.evaluate:
         anyio.run(evaluate, options.arms, options.parts, options.seed, options.folder, options.results)
-    print_tables(read_results(options.results))
+    print_tables(read_rows(options.results))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-from lora_decode import Sample, Worker, paired_columns
+from engine_process import Compared, Worker, compare, disturbed, paired_columns
+from harness import arguments, print_table
 
 from metier.specializers.shelf.base_model import find_base
 
@@ -41,54 +42,36 @@ def start(way: str, options: argparse.Namespace) -> Worker:
     return Worker(arguments, threads=options.threads)
 
 
-def compare(workers: dict[str, Worker], rounds: int) -> dict[str, dict[str, list[Sample]]]:
-    """Samples per way and workload; round 0 warms up."""
-    samples: dict[str, dict[str, list[Sample]]] = {way: {w: [] for w in WORKLOADS} for way in workers}
-    for number in range(rounds + 1):
-        for workload in WORKLOADS:
-            turn = number % len(workers)
-            for way in [*list(workers)[turn:], *list(workers)[:turn]]:
-                sample = workers[way].measure(workload)
-                if number:
-                    samples[way][workload].append(sample)
-        print(f"round {number} of {rounds} done", file=sys.stderr)
-    return samples
-
-
-def report(samples: dict[str, dict[str, list[Sample]]], title: str) -> None:
+def report(samples: Compared, ways: list[str], title: str) -> None:
     """One table per workload: median (min-max) and paired ratios to sleeping threads."""
     for workload in WORKLOADS:
-        others = statistics.median(s.others for per in samples.values() for s in per[workload])
-        print(f"\n{workload}, {title}, other programs' share {others:.0%} at the median")
-        print("| waiting | tokens/s | CPU s per 1k | speed / asleep | asleep CPU / CPU |\n|---|---|---|---|---|")
-        for way, per_workload in samples.items():
-            columns = paired_columns(per_workload[workload], samples["asleep"][workload])
-            print(f"| {way} | " + " | ".join(columns) + " |")
+        print(f"\n{workload}, {title}, {disturbed(samples, workload)}")
+        print_table(
+            ("waiting", "tokens/s", "CPU s per 1k", "speed / asleep", "asleep CPU / CPU"),
+            [(way, *paired_columns(samples, way, "asleep", workload)) for way in ways],
+        )
 
 
 def main() -> None:
     """Parse the command line, run the rounds, print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
-    parser.add_argument("--rounds", type=int, default=5, help="paired rounds (default 5)")
+    parser = arguments(__doc__, rounds=5, base=True, threads=2)
     parser.add_argument("--steps", type=int, default=48, help="decode steps timed per round (default 48)")
-    parser.add_argument("--threads", type=int, default=2, help="OMP threads per engine (default 2)")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
     parser.add_argument("--only", choices=("alone", "busy"), help="only without, or only with the neighbour")
     options = parser.parse_args()
-    workers = {way: start(way, options) for way in dict.fromkeys(["asleep", *options.ways])}
-    try:
-        if options.only != "busy":
-            report(compare(workers, options.rounds), "alone")
-        if options.only != "alone":
-            with subprocess.Popen([sys.executable, "-c", BUSY]) as neighbour:
-                try:
-                    report(compare(workers, options.rounds), "beside a busy core")
-                finally:
-                    neighbour.kill()
-    finally:
-        for worker in workers.values():
-            worker.close()
+    ways = list(dict.fromkeys(["asleep", *options.ways]))
+
+    def measure() -> Compared:
+        return compare({w: partial(start, w, options) for w in ways}, dict.fromkeys(ways, WORKLOADS), options)
+
+    if options.only != "busy":
+        report(measure(), ways, "alone")
+    if options.only != "alone":
+        with subprocess.Popen([sys.executable, "-c", BUSY]) as neighbour:
+            try:
+                report(measure(), ways, "beside a busy core")
+            finally:
+                neighbour.kill()
 
 
 if __name__ == "__main__":

@@ -24,10 +24,13 @@ from typing import Any
 from install_size import installed_mib
 from ours import BENCHMARKS, make_parts
 from servers import Served, server
-from table import markdown
 from workflow import briefs
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(BENCHMARKS))
+from harness import append_row, arguments, in_turns, read_rows  # noqa: E402
+from table import markdown  # noqa: E402
+
 CLIENTS = BENCHMARKS.parent / ".venv-clients/bin/python"
 PEERS = {"langgraph": "langgraph_client.py", "pydantic-ai": "pydantic_ai_client.py", "openai": "openai_client.py"}
 ARMS = {
@@ -113,8 +116,7 @@ def measure(arm: str, number: int, served: Served | None, options: argparse.Name
 def run_round(number: int, wanted: list[str], options: argparse.Namespace, done: set[tuple[str, int]]) -> None:
     """All wanted arms of a round that the journal does not have; hosts take turns at going first."""
     hosts = list(dict.fromkeys(ARMS[arm][0] for arm in wanted))
-    shift = number % len(hosts)
-    for host in hosts[shift:] + hosts[:shift]:
+    for host in in_turns(hosts, number):
         arms = [arm for arm in wanted if ARMS[arm][0] == host and (arm, number) not in done]
         if not arms or time.monotonic() > options.end_s:
             continue
@@ -123,28 +125,18 @@ def run_round(number: int, wanted: list[str], options: argparse.Namespace, done:
                 if time.monotonic() > options.end_s:
                     return
                 row = measure(arm, number, served, options)
-                with options.out.open("a", encoding="utf-8") as journal:
-                    journal.write(json.dumps(row) + "\n")
+                append_row(options.journal, row)
                 print(f"round {number} {arm}: {row['wall_s']:.1f} s, {row['output_tokens']} tokens", flush=True)
-
-
-def read(journal: Path) -> list[dict[str, Any]]:
-    """The journal's rows."""
-    if not journal.exists():
-        return []
-    return [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
     """Measure what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="paired rounds")
+    parser = arguments(__doc__, rounds=3, base=True)
+    parser.set_defaults(journal=Path("runs/peers/peers.jsonl"))
     parser.add_argument("--only", nargs="+", default=list(ARMS), choices=list(ARMS), help="arms to measure")
     parser.add_argument("--programs", type=int, default=24, help="programs in a batch")
     parser.add_argument("--at-once", type=int, default=16, help="programs at a time")
-    parser.add_argument("--base", default="smollm2-135m", help="base model")
     parser.add_argument("--folder", type=Path, default=Path("runs/peers"), help="base, adapters, logs")
-    parser.add_argument("--out", type=Path, default=Path("runs/peers/peers.jsonl"), help="journal")
     parser.add_argument("--stop-after-s", type=float, default=float("inf"), help="begin no batch later than this")
     parser.add_argument("--table", action="store_true", help="print the journal's table and measure nothing")
     options = parser.parse_args()
@@ -154,10 +146,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
     if not options.table:
         make_parts(options.folder, options.base)
-        done = {(row["arm"], row["round"]) for row in read(options.out)}
+        done = {(row["arm"], row["round"]) for row in read_rows(options.journal)}
         for number in range(1, options.rounds + 1):
             run_round(number, options.only, options, done)
-    print(markdown(read(options.out)))
+    print(markdown(read_rows(options.journal)))
 
 
 if __name__ == "__main__":

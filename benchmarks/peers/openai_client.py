@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from openai import AsyncOpenAI
-from workflow import ROUNDS, SYSTEM, TOKENS_PER_ASK, Batch, model_of, obey, prompt
+from workflow import SYSTEM, TOKENS_PER_ASK, Batch, model_of, obey, program_of, prompt
 
 
 async def main(base_url: str) -> None:
@@ -24,14 +24,7 @@ async def main(base_url: str) -> None:
         batch.count(reply.usage.prompt_tokens, reply.usage.completion_tokens)
         return reply.choices[0].message.content or ""
 
-    async def program(brief: str, batch: Batch) -> None:
-        plan = await ask("planner", batch, brief=brief)
-        critique: str | None = None
-        for _ in range(ROUNDS):
-            draft = await ask("solver", batch, brief=brief, plan=plan, critique=critique)
-            critique = await ask("critic", batch, brief=brief, plan=plan, draft=draft)
-
-    await obey(program)
+    await obey(program_of(ask))
 
 
 if __name__ == "__main__":

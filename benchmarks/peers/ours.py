@@ -45,7 +45,7 @@ def make_parts(folder: Path, base: str) -> None:
 
     A server of ours knows no `ignore_eos`, and not every client sends it; this way all sides write every token.
     """
-    from programs import write_adapters
+    from random_adapters import shelve_random_adapters
 
     if (folder / "assignment.yaml").exists():
         return
@@ -60,7 +60,7 @@ def make_parts(folder: Path, base: str) -> None:
             target.write_text(json.dumps(kept | changed), encoding="utf-8")
         else:
             target.symlink_to(path.resolve())
-    write_adapters(folder, str(copied), RANK)
+    shelve_random_adapters(folder, copied, list(INSTRUCTIONS), rank=RANK)
     roles = "".join(f"  {role}: {{variant: {model_of(role)}}}\n" for role in INSTRUCTIONS)
     (folder / "assignment.yaml").write_text(f"roles:\n{roles}", encoding="utf-8")
 

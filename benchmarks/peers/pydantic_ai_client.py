@@ -9,7 +9,7 @@ from pydantic_ai import Agent
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
-from workflow import INSTRUCTIONS, ROUNDS, SYSTEM, TOKENS_PER_ASK, Batch, model_of, obey, prompt
+from workflow import INSTRUCTIONS, SYSTEM, TOKENS_PER_ASK, Batch, model_of, obey, program_of, prompt
 
 
 async def main(base_url: str) -> None:
@@ -27,14 +27,7 @@ async def main(base_url: str) -> None:
         batch.count(usage.input_tokens, usage.output_tokens)
         return reply.output
 
-    async def program(brief: str, batch: Batch) -> None:
-        plan = await ask("planner", batch, brief=brief)
-        critique: str | None = None
-        for _ in range(ROUNDS):
-            draft = await ask("solver", batch, brief=brief, plan=plan, critique=critique)
-            critique = await ask("critic", batch, brief=brief, plan=plan, draft=draft)
-
-    await obey(program)
+    await obey(program_of(ask))
 
 
 if __name__ == "__main__":

@@ -6,17 +6,15 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-__all__ = ["markdown", "percentile", "ratios"]
+from harness import spread
+
+from metier.runtime.meters.percentiles import percentile
+
+__all__ = ["markdown", "ratios"]
 
 NAMES = {"stock": "vLLM's server", "ours": "`metier serve`", "embedded": "metier, embedded", "ceiling": "the ceiling"}
 REFERENCE, CEILING = "stock/langgraph", "ceiling"
 Row = dict[str, Any]
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile: the smallest value that at least `share` of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * round(100 * share) // 100) - 1)]
 
 
 def per_minute(row: Row) -> float:
@@ -63,8 +61,8 @@ def markdown(rows: Sequence[Row]) -> str:
             if "/" not in arm and column in OF_A_SERVER:
                 cells.append("")
             else:
-                cells.append(_spread(values, form) if column == "programs/min" else f"{median(values):{form}}")
-        cells += [_spread(ratios(rows, arm, other), ".2f") for other in (REFERENCE, CEILING)]
+                cells.append(spread(values, form) if column == "programs/min" else f"{median(values):{form}}")
+        cells += [spread(ratios(rows, arm, other), ".2f") for other in (REFERENCE, CEILING)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -72,11 +70,3 @@ def markdown(rows: Sequence[Row]) -> str:
 def _name(arm: str) -> str:
     host, _, client = arm.partition("/")
     return f"{NAMES[host]} / {client}" if client else NAMES[host]
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    if not values:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:{form}}"
-    return f"{median(values):{form}} ({min(values):{form}}-{max(values):{form}})"

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from typing import Protocol
 
 ROUNDS = 2
 TOKENS_PER_ASK = 32
@@ -61,6 +62,25 @@ class Batch:
 
 Program = Callable[[str, Batch], Awaitable[None]]
 """Runs one program on a brief and counts its asks."""
+
+
+class AskRole(Protocol):
+    """Asks a role and counts the ask; what it replies."""
+
+    async def __call__(self, role: str, batch: Batch, **inputs: str | None) -> str: ...
+
+
+def program_of(ask: AskRole) -> Program:
+    """The program by a client that asks one role after the other."""
+
+    async def program(brief: str, batch: Batch) -> None:
+        plan = await ask("planner", batch, brief=brief)
+        critique: str | None = None
+        for _ in range(ROUNDS):
+            draft = await ask("solver", batch, brief=brief, plan=plan, critique=critique)
+            critique = await ask("critic", batch, brief=brief, plan=plan, draft=draft)
+
+    return program
 
 
 async def run_batch(program: Program, texts: list[str], at_once: int) -> Batch:

@@ -56,7 +56,7 @@ class AssignSettings(FrozenModel):
     """How choices are searched for."""
 
     seed: int = 0
-    """Seed of the random baseline."""
+    """Seed of the search and of the checks."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class PatSettings(TrainingSettings):
     """Share of that LoRA's inputs that are set to 0 in training."""
 
     operator_rank: int = Field(default=32, ge=1)
-    """Rank of the trained operators (behind the embedding and both outputs of each block), about 5 % of the width."""
+    """Rank of the trained operators that stand between blocks, about 5 % of the width."""
 
     embedding_operator: Literal["auto", "mask_only", "trained"] = "auto"
     """What stands behind the embedding. `mask_only` keeps a tied head tied; `trained` is the published form and gives a
@@ -82,7 +82,7 @@ class PatSettings(TrainingSettings):
     """Weight of the loss that holds the mask to `hidden_size` channels."""
 
     identity_weight: float = Field(default=1.0, ge=0.0)
-    """Weight of the loss that keeps the rows of each operator's first factor orthonormal."""
+    """Weight of the loss that keeps the operators near the identity."""
 
     @property
     def milestone(self) -> int:
