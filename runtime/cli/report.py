@@ -10,11 +10,11 @@ import typer
 
 from ...agents.errors import ResumeError, SettingsError
 from ...agents.whole_files import write_whole
-from ..console import say
-from ..report import render_html, render_markdown
+from ..console import say, show_markdown
+from ..report import render_html, render_markdown, render_report
 from ..store.store import RunStore
 from .options import DEFAULT_STORE, Sets, Shelf, Store, open_shelf, open_store
-from .run import list_batches, print_report
+from .run import list_batches
 
 __all__ = ["add_report_command"]
 
@@ -55,11 +55,13 @@ def report(
         for option, given in (("--probe", probe), ("--curves", curves)):
             if given:
                 raise SettingsError(f"{option} shows in the full report", expected="--html or --markdown beside it")
-        print_report(store, batches or [])
-        return
     with open_store(store) as runs:
+        wanted = batches or [batch.id for batch in runs.batches()[-1:]]
+        if html is None and markdown is None:
+            show_markdown(render_report(runs, _batches(runs, wanted) if wanted else []))
+            return
+        named = _batches(runs, wanted)
         swept = [open_shelf(shelf, set).get(name) for name in curves or []]
-        named = _batches(runs, batches or [batch.id for batch in runs.batches()[-1:]])
         if html is not None:
             _write(html, lambda: render_html(runs, named, probe, swept))
         if markdown is not None:

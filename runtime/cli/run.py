@@ -30,7 +30,7 @@ from ..store.store import RunStore
 from .live import LiveView
 from .options import absolute, open_store
 
-__all__ = ["RunOptions", "list_batches", "print_report", "resume_run", "run_workflow"]
+__all__ = ["RunOptions", "list_batches", "resume_run", "run_workflow"]
 
 
 class RunOptions(BaseModel):
@@ -109,13 +109,6 @@ async def resume_run(which: str | None, answer: Any, at: str | None, store: Path
                     file.graph, batch.id, tasks, concurrency=options.concurrency, limits=options.limits()
                 )
         _finish(runs, batch.id, results, report)
-
-
-def print_report(store: Path, batches: list[str]) -> None:
-    """Print the report of the named batches, or of the newest."""
-    with open_store(store) as runs:
-        named = batches or [batch.id for batch in runs.batches()[-1:]]
-        show_markdown(render_report(runs, named))
 
 
 def list_batches(store: Path) -> None:

@@ -14,7 +14,7 @@ _READING: tuple[tuple[frozenset[str], str], ...] = tuple(
         (("cached", "computed"), "computed: prompt tokens the engine had to compute; cached: those its prefix cache "
          "had. prompt is their sum."),
         (("corrected", "lost"), "corrected: replies that did not fit their type and were asked again; lost: asks "
-         "without a reply (cancelled, timed out, engine died). What both have used is in the sums."),
+         "without a reply (cancelled, timed out, engine died). Both are asks, and what they have used is in the sums."),
         (("queue",), "queue: seconds until an engine began with an ask, of it slot: waiting for another adapter to "
          "leave; swap: waiting for an adapter to load, so what was fetched ahead costs none. Seconds add up over asks "
          "that run side by side, so they exceed the wall time."),

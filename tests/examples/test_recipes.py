@@ -17,7 +17,10 @@ def test_the_recipe_loads(path: Path) -> None:
     assert load_recipe(path).methods
 
 
-def test_the_pruning_study_has_valid_arms_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pruning_study_has_valid_arms_and_a_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("pruning_study", ROOT / "benchmarks" / "pruning_study.py")
     assert spec is not None and spec.loader is not None
     study = importlib.util.module_from_spec(spec)

@@ -43,10 +43,19 @@ def started(*words: str, cwd: Path) -> subprocess.Popen[str]:
     return process
 
 
-def table(report: str) -> list[str]:
-    """The role tables of a report without what differs between runs: seconds, and asks that Ctrl-C cut off."""
-    rows = [line.split(" | ") for line in report.splitlines() if line.startswith(("| planner", "| solver"))]
-    return [" | ".join(row[:5] + row[6:]) for row in rows if "." not in "".join(row)]
+def table(report: str) -> dict[str, dict[str, str]]:
+    """Role → what a report says of it, without what differs between runs: seconds, and asks that Ctrl-C cut off."""
+    heads: list[str] = []
+    roles: dict[str, dict[str, str]] = {}
+    for line in report.splitlines():
+        cells = line.strip("| ").split(" | ")
+        if cells[0] == "role":
+            heads = cells
+        elif cells[0] in ("planner", "solver"):
+            roles.setdefault(cells[0], {}).update(zip(heads, cells, strict=True))
+    for role in roles.values():
+        role["asks"] = str(int(role["asks"]) - int(role.pop("lost", "0")))
+    return {role: {head: cell for head, cell in row.items() if not head.endswith(" s")} for role, row in roles.items()}
 
 
 def test_run_prints_and_writes_a_report(tmp_path: Path) -> None:

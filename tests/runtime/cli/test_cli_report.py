@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from metier.agents import MetierError, ResumeError, SettingsError
+from metier.runtime import RunStore
 from metier.runtime.cli.main import app
 
 WORKFLOW = str(Path(__file__).parents[2] / "workflow_for_cli.py")
@@ -27,6 +28,9 @@ def test_a_run_is_reported_as_a_page_and_as_markdown(tmp_path: Path, monkeypatch
     metier("report", "--html", "r.html", "--markdown", "r.md")
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
     assert "| chain | 5 | 4 of 5 |" in (tmp_path / "r.md").read_text()
+    with RunStore(Path("runs/runs.db")) as store:
+        run = store.runs(store.batches()[0].id)[0].id
+    assert "| chain | 5 | 4 of 5 |" in metier("report", run)  # a run stands for its batch
     with pytest.raises(SettingsError, match="none/r.md cannot be written"):
         metier("report", "--markdown", "none/r.md")
     with pytest.raises(ResumeError, match="no run 'nobody'"):
