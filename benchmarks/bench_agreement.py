@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 
 from harness import Samples, arguments, machine, paired_rounds, spread
@@ -100,7 +101,7 @@ def main() -> None:
                 took.keep(number, tool, found)
     print(machine())
     for at, figure in enumerate(FIGURES):
-        ratios = took.ratios("ours", "theirs", lambda found, at=at: found[at])
+        ratios = took.ratios("ours", "theirs", itemgetter(at))
         print(f"{figure}: ours ÷ theirs {spread(ratios, '.3f')}")
 
 

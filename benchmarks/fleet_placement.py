@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
+from operator import attrgetter
 from pathlib import Path
 
 import anyio
@@ -183,7 +184,7 @@ def report(samples: Samples[str, Round], options: argparse.Namespace) -> None:
     for rule in RULES:
         ratios = samples.ratios(rule, "predicted finish", lambda took: took.p95_s)
         names = ("loads", "p50_s", "p95_s", "wall_s", "cpu_s")
-        shown = "; ".join(f"{n} {spread(samples.values(rule, lambda t, n=n: float(getattr(t, n))))}" for n in names)
+        shown = "; ".join(f"{n} {spread(samples.values(rule, attrgetter(n)))}" for n in names)
         print(f"{rule:17} {shown}; p95 ÷ ours {spread(ratios)}")
 
 

@@ -57,9 +57,11 @@ def arguments(
 
     `rounds` adds --rounds and --journal, `base` --base, `threads` --threads; the numbers are their defaults.
     """
+    from metier.specializers.shelf.bundled_model import DEFAULT_BASE
+
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if base:
-        parser.add_argument("--base", default="smollm2-135m", help="bundled base, folder or Hugging Face id")
+        parser.add_argument("--base", default=DEFAULT_BASE, help="bundled base, folder or Hugging Face id")
     if threads is not None:
         parser.add_argument("--threads", type=int, default=threads, help=f"threads per engine (default {threads})")
     if rounds is not None:

@@ -6,12 +6,13 @@ from harness import clocked
 
 from metier.specializers import Recipe, Shelf, Variant
 from metier.specializers.recipes.produce import produce
+from metier.specializers.shelf.bundled_model import DEFAULT_BASE
 from metier.specializers.training.loop import Progress
 
 __all__ = ["make", "say"]
 
 
-def make(arm: str, recipe: Recipe, shelf: Shelf, base: str = "smollm2-135m") -> Variant:
+def make(arm: str, recipe: Recipe, shelf: Shelf, base: str = DEFAULT_BASE) -> Variant:
     """Make an arm's variant, or find it on the shelf."""
     with clocked() as spent:
         variant = produce(recipe, shelf=shelf, base=base, on_progress=say)

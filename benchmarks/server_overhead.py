@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -151,7 +151,10 @@ async def measure(rounds: int, count: int, engine: bool, tokens: int, journal: P
             print(f"{'tiny model' if engine else 'scripted'}, {count} requests a round, {AT_ONCE} at a time")
             for stream in (False, True):
                 client = Client(url, count, stream, tokens)
-                ways = {"embedded": partial(embedded, session, count, stream, tokens), "server": client.go}
+                ways: dict[str, Callable[[], Awaitable[float]]] = {
+                    "embedded": partial(embedded, session, count, stream, tokens),
+                    "server": client.go,
+                }
                 took: Samples[str, Took] = Samples(list(ways), journal)
                 for number, name in paired_rounds(list(ways), rounds):
                     engine_s = _engine_s(session)

@@ -117,7 +117,7 @@ def engine(options: argparse.Namespace) -> Callable[[str], Sample]:
     if options.worker != "base":
         lora = {"enable_lora": True, "max_loras": len(folders), "max_lora_rank": SLOT_RANK}
     dtype = "float32" if options.worker.endswith("fp32") else "bfloat16"
-    sizes = {"max_model_len": 512, "kv_cache_memory_bytes": 256 << 20}
+    sizes: dict[str, Any] = {"max_model_len": 512, "kv_cache_memory_bytes": 256 << 20}
     llm = small_engine(options.base, dtype=dtype, **sizes, **lora)
     requests: dict[str | None, Any] = {None: None}
     if lora:
