@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ...agents.errors import RecipeError
-from ..training.loop import TrainingSettings, multiplies_bfloat16
+from ...agents.errors import RecipeError, TrainingError
+from ..checkpoints.tensor_files import read_json
+from ..training.loop import TrainingSettings
 from ..training.speed import hold_frozen_weights_in_bfloat16, register_float32_attention
 from .method import Job
+from .trained import LoadedBase, choose_device
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LoadedBase", "Targets", "final_loss", "linear_targets", "load_base", "parent_config", "save_adapter"]
-
-Targets = Literal["all-linear"] | tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LoadedBase:
-    """A base model ready to be adapted: where it is, and whether its products run in bfloat16."""
-
-    model: Any
-    tokenizer: Any
-    device: str
-    autocast: bool
-
-    @property
-    def pad_token(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
+__all__ = ["load_base", "load_parent", "parent_config", "save_adapter"]
 
 
 def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
@@ -45,12 +30,11 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
 
     from ..checkpoints.layer_stream import load_dense_model
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    autocast = settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
+    device, autocast = choose_device(settings)
     # Mixed precision on CPU keeps the residual stream in float32; a GPU holds bigger models, so saves memory.
     dtype = torch.bfloat16 if autocast and device == "cuda" else torch.float32
     mixed_on_cpu = autocast and device == "cpu"
-    quantised = "quantization_config" in json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    quantised = "quantization_config" in read_json(job.model, "config.json")
     if quantised:
         model = load_dense_model(job.model, dtype).to(device)
     else:
@@ -59,31 +43,6 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
     if mixed_on_cpu:
         hold_frozen_weights_in_bfloat16(model)
     return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
-
-
-def linear_targets(model: Any, targets: Targets) -> list[str]:
-    """Names of the linear layers to adapt, sorted; `all-linear` is all but the output head.
-
-    Raises: RecipeError for a name that no linear layer has.
-    """
-    import torch
-
-    head = model.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
-    if targets == "all-linear":
-        return sorted(linear)
-    unknown = sorted(set(targets) - linear)
-    if unknown or not targets:
-        raise RecipeError(
-            f"targets {unknown or '[]'} name no linear layer of this model",
-            expected=f"some of {', '.join(sorted(linear))}, or all-linear",
-            remedy="Correct `targets` in the recipe.",
-        )
-    return sorted(targets)
 
 
 def parent_config(job: Job, peft_type: str) -> dict[str, Any]:
@@ -102,6 +61,19 @@ def parent_config(job: Job, peft_type: str) -> dict[str, Any]:
     return config
 
 
+def load_parent(tuned: Any, adapter: Path) -> None:
+    """Let `tuned` start from the parent's adapter. Raises: TrainingError when that has tensors for other layers."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    missed = set_peft_model_state_dict(tuned, load_file(adapter / "adapter_model.safetensors"))
+    if missed.unexpected_keys:
+        raise TrainingError(
+            f"the parent adapter has tensors for other layers: {missed.unexpected_keys[:3]}",
+            expected="the same targets as the recipe's",
+        )
+
+
 def save_adapter(job: Job, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
     """Write `job.out / "adapter"` by hand: same bytes for the same weights, and no path of this machine inside."""
     from safetensors.torch import save_file
@@ -113,9 +85,3 @@ def save_adapter(job: Job, tensors: Mapping[str, torch.Tensor], config: Mapping[
     shared = {"base_model_name_or_path": job.base_name, "inference_mode": True, "task_type": "CAUSAL_LM"}
     text = json.dumps({**shared, **config}, indent=2, sort_keys=True) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-
-
-def final_loss(log: Sequence[Mapping[str, float]]) -> float:
-    """Mean loss of the last 25 steps, nats per answer token."""
-    last = [entry["loss"] for entry in log[-25:]]
-    return round(sum(last) / len(last), 5)

@@ -5,17 +5,17 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3 (
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from ...agents.errors import RecipeError, TrainingError
+from ...agents.errors import RecipeError
 from ..shelf.variant import AskSpec
 from ..training.batches import encode_rows
-from ..training.loop import TrainingSettings, train
-from .adapter_training import Targets, final_loss, linear_targets, load_base, parent_config, save_adapter
+from ..training.loop import TrainingSettings
+from .adapter_training import load_base, load_parent, parent_config, save_adapter
 from .method import Job, Made, Method
+from .trained import Targets, add_lora, linear_targets, train_job
 
 __all__ = ["METHOD", "LoraSettings", "make_lora"]
 
@@ -49,38 +49,23 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
     TrainingError (not finite, rows too long, or a checkpoint of another job).
     """
     import torch
-    from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     base = load_base(job, settings)
     rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
     targets = linear_targets(base.model, settings.targets)
-    torch.manual_seed(job.seed)  # peft draws the first A from the global generator
-    tuned = get_peft_model(
+    tuned = add_lora(
         base.model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=targets,
-        ),
-        autocast_adapter_dtype=True,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=targets,
+        seed=job.seed,
     )
     if job.adapter is not None:
         _check_parent_rank(parent_config(job, "LORA")["r"], settings.rank)
-        _load_parent(tuned, job.adapter)
-    log = train(
-        tuned,
-        rows,
-        settings,
-        seed=job.seed,
-        pad_token=base.pad_token,
-        checkpoint=job.work_dir / "checkpoint.safetensors",
-        job=job.fingerprint,
-        device=base.device,
-        autocast=base.autocast,
-        on_progress=job.on_progress,
-    )
+        load_parent(tuned, job.adapter)
+    log, card = train_job(job, settings, base, tuned, rows)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(tuned).items()}
     config = {
         "bias": "none",
@@ -94,7 +79,6 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
         "use_rslora": False,
     }
     save_adapter(job, tensors, config)
-    card = {"final_loss": final_loss(log), "steps": len(log), "rows": len(rows)}
     return Made(ask=AskSpec(adapter="lora", rank=settings.rank), card=card, log=log)
 
 
@@ -104,18 +88,6 @@ def _check_parent_rank(parent_rank: int, rank: int) -> None:
             f"rank {rank} differs from the parent adapter's rank {parent_rank}",
             expected="the same rank, since training goes on from the parent",
             remedy=f"Set rank: {parent_rank}, or parent: base.",
-        )
-
-
-def _load_parent(tuned: Any, adapter: Path) -> None:
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    missed = set_peft_model_state_dict(tuned, load_file(adapter / "adapter_model.safetensors"))
-    if missed.unexpected_keys:
-        raise TrainingError(
-            f"the parent adapter has tensors for other layers: {missed.unexpected_keys[:3]}",
-            expected="the same targets as the recipe's",
         )
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...agents.errors import RecipeError
 from ..checkpoints.dense_checkpoint import dense_tensors, write_dense
-from ..training.loop import TrainingSettings, multiplies_bfloat16
-from .adapter_training import LoadedBase
+from ..checkpoints.tensor_files import read_json
+from ..training.loop import TrainingSettings
 from .method import Job
-
-if TYPE_CHECKING:
-    pass
+from .trained import LoadedBase, choose_device
 
 __all__ = ["check_tunable", "load_folded", "load_tunable", "save_tuned"]
 
@@ -22,8 +19,7 @@ def check_tunable(job: Job) -> None:
 
     Raises: RecipeError for a quantised checkpoint, or an adapter that is no LoRA.
     """
-    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
+    if "quantization_config" in read_json(job.model, "config.json"):
         raise RecipeError(
             "the weights to tune are quantised",
             expected="a checkpoint of plain weights",
@@ -39,11 +35,9 @@ def check_tunable(job: Job) -> None:
 
 def load_tunable(job: Job, settings: TrainingSettings) -> LoadedBase:
     """Load the job's model in float32, with the LoRA before it folded in, on the GPU where there is one."""
-    import torch
     from transformers import AutoTokenizer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    autocast = settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
+    device, autocast = choose_device(settings)
     model = load_folded(job, device=device)
     return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
 
@@ -53,8 +47,7 @@ def save_tuned(model: Any, job: Job) -> None:
 
     Raises: TrainingError when a value is not finite, OSError when the disk is full.
     """
-    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
-    write_dense(job.out / "weights", dense_tensors(model), config)
+    write_dense(job.out / "weights", dense_tensors(model), read_json(job.model, "config.json"))
 
 
 def load_folded(job: Job, *, device: str = "cpu") -> Any:

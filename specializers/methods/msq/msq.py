@@ -20,13 +20,13 @@ from ...checkpoints.compressed_tensors import linear_layers, write_compressed
 from ...checkpoints.quantisation_plan import Scheme, check_plan
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
-from ...training.loop import train
-from ..adapter_training import final_loss
 from ..method import Job, Made, Method
+from ..trained import train_job
 from ..tunable import check_tunable, load_tunable, save_tuned
 from .bits import BitUnit, average_bits
 from .quantiser import step_size, to_codes
-from .tuning import MsqObjective, MsqSettings
+from .settings import MsqSettings
+from .tuning import MsqObjective
 
 if TYPE_CHECKING:
     import torch
@@ -52,31 +52,15 @@ def make_msq(settings: MsqSettings, job: Job) -> Made:
         {name: trained[f"{name}.weight"] for name in layers},
         rows,
         seed=job.seed,
-        pad_token=base.pad_token,
-        device=base.device,
-        autocast=base.autocast,
+        **base.placed,
     )
-    log = train(
-        base.model,
-        rows,
-        settings,
-        seed=job.seed,
-        pad_token=base.pad_token,
-        checkpoint=job.work_dir / "checkpoint.safetensors",
-        job=job.fingerprint,
-        device=base.device,
-        autocast=base.autocast,
-        objective=objective,
-        on_progress=job.on_progress,
-    )
+    log, trained_card = train_job(job, settings, base, base.model, rows, objective=objective)
     bits = objective.bits
     schemes = served_schemes(bits, objective.units, layers, group_size=settings.group_size)
     _save(base.model, objective, schemes, job)
     served = {unit.name: _served_bits(schemes.get(unit.layers[0])) for unit in objective.units}
     card: dict[str, Any] = {
-        "final_loss": final_loss(log),
-        "steps": len(log),
-        "rows": len(rows),
+        **trained_card,
         "allocation": settings.allocation,
         "average_bits": round(average_bits(bits, objective.units), 4),
         "served_average_bits": round(average_bits(served, objective.units), 4),

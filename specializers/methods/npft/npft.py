@@ -9,11 +9,10 @@ of a segment), and one optimiser with one schedule runs through all epochs (the 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from pydantic import Field
 
@@ -22,10 +21,12 @@ from ...checkpoints.tensor_files import base_tensors
 from ...shelf.variant import AskSpec
 from ...training.batches import EncodedRow, encode_rows
 from ...training.curvature import fisher_diagonals
-from ...training.loop import Objective, TrainingSettings, train
+from ...training.loop import TrainingSettings
+from ...training.objective import Objective, Placed
 from ...training.weight_swap import with_entries
-from ..adapter_training import Targets, final_loss, linear_targets
+from ..calibration import sample_rows
 from ..method import Job, Made, Method
+from ..trained import Targets, add_lora, linear_targets, train_job
 from ..tunable import check_tunable, load_tunable, save_tuned
 from .noise import range_noise, sensitive_positions, step_noise
 
@@ -98,51 +99,33 @@ def make_npft(settings: NpftSettings, job: Job) -> Made:
     rows too long, or a checkpoint of another job).
     """
     import torch
-    from peft import LoraConfig, get_peft_model
 
     base = load_tunable(job, settings)
     rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
-    targets = linear_targets(base.model, settings.targets)
     head = base.model.get_output_embeddings()
     noisy = {
         name: module.weight
         for name, module in base.model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
-    torch.manual_seed(job.seed)  # peft draws the first A from the global generator
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets,
+    tuned = add_lora(
+        base.model,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        dropout=settings.dropout,
+        targets=linear_targets(base.model, settings.targets),
+        seed=job.seed,
     )
-    tuned = get_peft_model(base.model, config, autocast_adapter_dtype=True)
     objective = NoisyObjective(
         tuned,
         settings,
         noisy,
         rows,
         seed=job.seed,
-        pad_token=base.pad_token,
-        device=base.device,
-        autocast=base.autocast,
+        **base.placed,
     )
-    log = train(
-        tuned,
-        rows,
-        settings,
-        seed=job.seed,
-        pad_token=base.pad_token,
-        checkpoint=job.work_dir / "checkpoint.safetensors",
-        job=job.fingerprint,
-        device=base.device,
-        autocast=base.autocast,
-        objective=objective,
-        on_progress=job.on_progress,
-    )
+    log, card = train_job(job, settings, base, tuned, rows, objective=objective)
     save_tuned(tuned.merge_and_unload(), job)
-    card: dict[str, Any] = {"final_loss": final_loss(log), "steps": len(log), "rows": len(rows)}
     card["noise"] = settings.noise
     card["noisy_weights"] = sum(p.numel() for p in objective.positions.values())
     return Made(ask=AskSpec(), card=card, log=log)
@@ -162,19 +145,16 @@ class NoisyObjective(Objective):
         rows: Sequence[EncodedRow],
         *,
         seed: int,
-        pad_token: int,
-        device: str = "cpu",
-        autocast: bool = False,
+        **placed: Unpack[Placed],
     ) -> None:
-        super().__init__(model, pad_token=pad_token, device=device, autocast=autocast)
+        super().__init__(model, **placed)
         import torch
 
         self.settings = settings
         self.weights = weights if settings.noise != "none" else {}
         self.seed = seed
         self.epoch_steps = -(-settings.steps // settings.epochs)
-        chosen = random.Random(seed).sample(range(len(rows)), min(settings.fisher_rows, len(rows)))
-        self.fisher_rows = [rows[i] for i in sorted(chosen)]
+        self.fisher_rows = sample_rows(rows, count=settings.fisher_rows, seed=seed)
         self.positions = {
             name: torch.empty(int(weight.numel() * settings.sensitive_percent / 100), dtype=torch.int64)
             for name, weight in self.weights.items()

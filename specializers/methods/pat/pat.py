@@ -5,7 +5,6 @@ Source: "Pruning-Aware Tuning for Large Language Models" (arXiv 2408.14721, AAAI
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,9 +14,12 @@ from ...checkpoints.dense_checkpoint import size_card, write_dense
 from ...checkpoints.prunable_models import WIDTH_STEP, PrunableModel, check_width, read_prunable
 from ...shelf.variant import AskSpec
 from ...training.batches import EncodedRow, encode_rows
-from ...training.loop import TrainingSettings, give_back_freed_memory, multiplies_bfloat16, train
+from ...training.loop import TrainingSettings
+from ...training.speed import give_back_freed_memory
+from ..calibration import sample_rows
 from ..method import Job, Made, Method
-from ..tunable import load_folded
+from ..trained import LoadedBase, add_lora, linear_targets, train_job, training_checkpoint
+from ..tunable import load_tunable
 
 if TYPE_CHECKING:
     import torch
@@ -131,61 +133,46 @@ def make_pat(settings: PatSettings, job: Job) -> Made:
     Raises: RecipeError as `check_pat`, TrainingError (not finite, rows too long, a checkpoint of another job, or a
     merge that does not compute what was tuned), OSError when the disk is full.
     """
-    import torch
-    from transformers import AutoTokenizer
-
     from .merge import merge_model, merged_config
     from .tuner import PatObjective
 
     check_pat(settings, job)
-    base = read_prunable(job.model)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    autocast = settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    rows = encode_rows(job.rows, tokenizer, max_row_tokens=settings.max_row_tokens)
-    tuned = _with_operators(settings, job, base, device)
-    pad = tokenizer.pad_token_id
-    pad_token = int(tokenizer.eos_token_id if pad is None else pad)
+    shape = read_prunable(job.model)
+    base = load_tunable(job, settings)
+    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
+    tuned = _with_operators(settings, job, shape, base)
     objective = PatObjective(
-        tuned,
-        pad_token=pad_token,
-        device=device,
-        autocast=autocast,
-        active_weight=settings.active_weight,
-        identity_weight=settings.identity_weight,
+        tuned, active_weight=settings.active_weight, identity_weight=settings.identity_weight, **base.placed
     )
-    checkpoint = job.work_dir / "checkpoint.safetensors"
-    if settings.channels == "learned" and settings.mask_start == "fisher" and not checkpoint.exists():
+    ranked = settings.channels == "learned" and settings.mask_start == "fisher"
+    if ranked and not training_checkpoint(job).exists():
         _rank_channels(settings, objective, rows, job.seed)
         give_back_freed_memory()
-    log = train(
+    factor = settings.mask_learning_rate / settings.learning_rate
+    log, trained_card = train_job(
+        job,
+        settings,
+        base,
         tuned,
         rows,
-        settings,
-        seed=job.seed,
-        pad_token=pad_token,
-        checkpoint=checkpoint,
-        job=job.fingerprint,
-        device=device,
-        rate_factor=lambda name: settings.mask_learning_rate / settings.learning_rate if "proxies" in name else 1.0,
+        rate_factor=lambda name: factor if "proxies" in name else 1.0,
         objective=objective,
-        on_progress=job.on_progress,
     )
     mask = _mask_card(tuned, settings)
     tuned.mask.harden()
     tuned = tuned.cpu().eval()
-    untie = unties(settings, base)
+    untie = unties(settings, shape)
     keep = tuned.mask.keep()
     tensors = merge_model(
         tuned.tensors(),
         tuned.operator_tensors(),
         keep,
-        base.family,
-        hidden_size=base.hidden_size,
-        tied=base.tied,
+        shape.family,
+        hidden_size=shape.hidden_size,
+        tied=shape.tied,
         untie=untie,
     )
-    config = merged_config(base, settings.hidden_size, untie=untie)
+    config = merged_config(shape, settings.hidden_size, untie=untie)
     error = merge_error(tuned, tensors, config, rows[:4])
     if not error <= _MERGE_TOLERANCE:
         raise TrainingError(
@@ -194,13 +181,10 @@ def make_pat(settings: PatSettings, job: Job) -> Made:
             remedy="This model computes something that the merge does not know; start from another base.",
         )
     write_dense(job.out / "weights", tensors, config)
-    last = [entry["loss"] for entry in log[-25:]]
     card = {
-        "final_loss": round(sum(last) / len(last), 5),
-        "steps": len(log),
-        "rows": len(rows),
+        **trained_card,
         "trained_parameters": sum(p.numel() for p in tuned.parameters() if p.requires_grad),
-        **size_card(job.out / "weights", base),
+        **size_card(job.out / "weights", shape),
         "int4_kernels": settings.hidden_size % _INT4_STEP == 0,
         "merge_error": float(f"{error:.2g}"),
         "mask": mask,
@@ -208,35 +192,28 @@ def make_pat(settings: PatSettings, job: Job) -> Made:
     return Made(ask=AskSpec(), card=card, log=log)
 
 
-def _with_operators(settings: PatSettings, job: Job, base: PrunableModel, device: str) -> PatModel:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from ..adapter_training import linear_targets
+def _with_operators(settings: PatSettings, job: Job, shape: PrunableModel, base: LoadedBase) -> PatModel:
     from .modules import ChannelMask
     from .tuner import PatModel
 
-    model = load_folded(job, device=device)
-    torch.manual_seed(job.seed)  # peft and the operators draw their first matrices from the global generator
-    tuned = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=linear_targets(model, "all-linear"),
-        ),
+    # The operators draw their first matrices from the generator that this seeds.
+    tuned = add_lora(
+        base.model,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=linear_targets(base.model, "all-linear"),
+        seed=job.seed,
     )
     mask = ChannelMask(
-        base.hidden_size,
+        shape.hidden_size,
         settings.hidden_size,
         milestone=settings.milestone,
         harden_step=settings.milestone if settings.harden == "milestone" else settings.steps,
         channels=settings.channels,
         seed=job.seed,
-    ).to(device)
-    only_mask = settings.embedding_operator == "mask_only" or (settings.embedding_operator == "auto" and base.tied)
+    ).to(base.device)
+    only_mask = settings.embedding_operator == "mask_only" or (settings.embedding_operator == "auto" and shape.tied)
     return PatModel(tuned, mask, rank=settings.operator_rank, embedding_rank=0 if only_mask else settings.operator_rank)
 
 
@@ -246,8 +223,7 @@ def _rank_channels(settings: PatSettings, objective: PatObjective, rows: list[En
     from .modules import ranked_proxies
     from .tuner import channel_importance
 
-    chosen = random.Random(seed).sample(rows, min(settings.calibration_rows, len(rows)))
-    importance = channel_importance(objective, chosen)
+    importance = channel_importance(objective, sample_rows(rows, count=settings.calibration_rows, seed=seed))
     with torch.no_grad():
         objective.pat.mask.proxies.copy_(ranked_proxies(importance, settings.hidden_size))
 

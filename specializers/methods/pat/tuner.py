@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from ...checkpoints.dense_checkpoint import dense_tensors, fold_adapters
 from ...training.batches import EncodedRow
-from ...training.loop import Objective
+from ...training.objective import Objective, Placed
 from .merge import EMBEDDING, OperatorTensors
 from .modules import ChannelMask, SparsificationOperator, identity_loss
 
@@ -77,13 +77,11 @@ class PatObjective(Objective):
         self,
         model: PatModel,
         *,
-        pad_token: int,
-        device: str,
-        autocast: bool,
         active_weight: float = 1.0,
         identity_weight: float = 1.0,
+        **placed: Unpack[Placed],
     ) -> None:
-        super().__init__(model, pad_token=pad_token, device=device, autocast=autocast)
+        super().__init__(model, **placed)
         self.pat = model
         self.active_weight = active_weight
         self.identity_weight = identity_weight

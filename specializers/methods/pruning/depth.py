@@ -18,7 +18,8 @@ from ...checkpoints.dense_checkpoint import dense_tensors, size_card, write_dens
 from ...checkpoints.prunable_models import read_prunable
 from ...shelf.variant import AskSpec
 from ...training.batches import EncodedRow
-from ...training.loop import Progress, answer_loss
+from ...training.loop import Progress
+from ...training.objective import answer_loss
 from ..calibration import calibration_rows, hooked, run_rows
 from ..method import Job, Made, Method
 from ..tunable import load_folded

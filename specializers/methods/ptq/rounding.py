@@ -5,7 +5,6 @@ Both are generators of (layer, int8 values [rows, inputs], scales [rows, groups]
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from ...checkpoints.checkpoint_files import AddedWeights, CheckpointReader
 from ...checkpoints.layer_stream import LayerStream, Sequences
 from ...checkpoints.quantisation_plan import Scheme, fused_with
 from ...checkpoints.quantisers import dequantise, gptq, round_to_nearest
-from ...training.batches import encode_rows
+from ..calibration import calibration_rows, hooked
 from ..method import Job
 
 if TYPE_CHECKING:
@@ -91,10 +90,11 @@ def round_by_gptq(work: RoundingWork, job: Job) -> Iterator[Rounded]:
     from transformers import AutoTokenizer
 
     settings = work.settings
-    chosen = sorted(random.Random(job.seed).sample(range(len(job.rows)), min(settings.calibration_rows, len(job.rows))))
-    rows = encode_rows(
-        [job.rows[number] for number in chosen],
+    rows = calibration_rows(
+        job.rows,
         AutoTokenizer.from_pretrained(job.model),
+        count=settings.calibration_rows,
+        seed=job.seed,
         max_row_tokens=settings.max_row_tokens,
     )
     stream = LayerStream(job.model, work.merged)
@@ -126,12 +126,9 @@ def _hessians(stream: Any, layer: Any, members: Mapping[str, Any], sequences: Se
         return hook
 
     hooks = [members[name].register_forward_pre_hook(add(total)) for name, total in sums.items()]
-    try:
+    with hooked(hooks):
         for row in range(len(sequences.states)):
             stream.forward(layer, sequences, row)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: sums[first[name]] for name in members}
 
 

@@ -6,7 +6,6 @@ Source: "T-REX: Mixture-of-Rank-One-Experts with Semantic-aware Intuition" (arXi
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -16,9 +15,10 @@ from ...adapters.semantic_map import SemanticMap
 from ...adapters.text_embedding import DEFAULT_EMBEDDING, find_embedding
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
-from ...training.loop import TrainingSettings, train
-from ..adapter_training import Targets, final_loss, linear_targets, load_base, parent_config, save_adapter
+from ...training.loop import TrainingSettings
+from ..adapter_training import load_base, load_parent, parent_config, save_adapter
 from ..method import Job, Made, Method
+from ..trained import Targets, linear_targets, train_job
 
 if TYPE_CHECKING:
     from .tuner import TrexConfig
@@ -102,20 +102,10 @@ def make_trex(settings: TrexSettings, job: Job) -> Made:
     tuned = get_peft_model(base.model, config, autocast_adapter_dtype=True)
     tuned.set_semantic_map(semantic_map)
     if job.adapter is not None:
-        _load_parent(tuned, job.adapter)
+        load_parent(tuned, job.adapter)
     factor = settings.gate_learning_rate / settings.learning_rate
-    log = train(
-        tuned,
-        rows,
-        settings,
-        seed=job.seed,
-        pad_token=base.pad_token,
-        checkpoint=job.work_dir / "checkpoint.safetensors",
-        job=job.fingerprint,
-        device=base.device,
-        autocast=base.autocast,
-        rate_factor=lambda name: factor if ".trex_" in name else 1.0,
-        on_progress=job.on_progress,
+    log, trained = train_job(
+        job, settings, base, tuned, rows, rate_factor=lambda name: factor if ".trex_" in name else 1.0
     )
     tensors = {
         name: tensor.to(torch.bfloat16) if ".lora_" in name else tensor.float()
@@ -124,9 +114,7 @@ def make_trex(settings: TrexSettings, job: Job) -> Made:
     block = config.to_dict()["trex"]
     save_adapter(job, tensors, {"peft_type": "TREX", "target_modules": targets, "trex": block})
     card = {
-        "final_loss": final_loss(log),
-        "steps": len(log),
-        "rows": len(rows),
+        **trained,
         "parameters": sum(p.numel() for p in tuned.parameters() if p.requires_grad),
         "intuition": asdict(semantic_map.spread(tasks)),
         "alpha": _sigmoids(tensors, ".trex_omega"),
@@ -160,13 +148,6 @@ def _semantic_map(settings: TrexSettings, job: Job, config: TrexConfig, tasks: l
                 remedy=f"Set it as the parent has it ({name}: {found.get(name)}), or parent: base.",
             )
     return SemanticMap.load(job.adapter)
-
-
-def _load_parent(tuned: Any, adapter: Path) -> None:
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    set_peft_model_state_dict(tuned, load_file(adapter / "adapter_model.safetensors"))
 
 
 def _sigmoids(tensors: dict[str, Any], ending: str) -> dict[str, float]:

@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from metier.agents import TrafficRow, TrainingError
 from metier.specializers.training.batches import EncodedRow, encode_rows, passes, plan_batches, shared_start
-from metier.specializers.training.loop import (
-    Objective,
-    Progress,
-    TrainingSettings,
-    answer_loss,
-    learning_rate_at,
-    train,
-)
+from metier.specializers.training.loop import Progress, TrainingSettings, learning_rate_at, train
+from metier.specializers.training.objective import Objective, answer_loss
 
 SETTINGS = TrainingSettings(steps=6, batch_rows=4, warmup_steps=2, checkpoint_steps=2, dtype="float32")
 

@@ -11,7 +11,7 @@ import torch
 
 from metier.agents import TrafficRow
 from metier.specializers.training.batches import EncodedRow, encode_rows
-from metier.specializers.training.loop import answer_loss
+from metier.specializers.training.objective import answer_loss
 from metier.specializers.training.speed import hold_frozen_weights_in_bfloat16, kept_pages, register_float32_attention
 
 

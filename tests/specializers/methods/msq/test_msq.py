@@ -18,10 +18,11 @@ from metier.specializers.checkpoints.quantisation_plan import Scheme
 from metier.specializers.methods.msq.bits import bit_units
 from metier.specializers.methods.msq.msq import served_schemes
 from metier.specializers.methods.msq.quantiser import inside_range, lsb_distance, to_values
-from metier.specializers.methods.msq.tuning import MsqObjective, MsqSettings
+from metier.specializers.methods.msq.settings import MsqSettings
+from metier.specializers.methods.msq.tuning import MsqObjective
 from metier.specializers.recipes.stages import TRAINING_LOG
 from metier.specializers.training.batches import EncodedRow, encode_rows
-from metier.specializers.training.loop import Objective
+from metier.specializers.training.objective import Objective
 
 SMALL: dict[str, Any] = {
     "target_bits": 5.0,

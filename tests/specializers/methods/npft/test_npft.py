@@ -13,7 +13,8 @@ from metier.specializers import Recipe, Shelf, produce
 from metier.specializers.methods.npft.npft import NoisyObjective, NpftSettings
 from metier.specializers.training.batches import EncodedRow, encode_rows
 from metier.specializers.training.curvature import fisher_diagonals
-from metier.specializers.training.loop import Objective, TrainingSettings, train
+from metier.specializers.training.loop import TrainingSettings, train
+from metier.specializers.training.objective import Objective
 
 SMALL: dict[str, Any] = {
     "rank": 4,

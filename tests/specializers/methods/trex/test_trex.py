@@ -17,7 +17,8 @@ from metier.specializers import AskSpec, Recipe, Shelf, load_recipe, produce
 from metier.specializers.adapters.semantic_map import SemanticMap
 from metier.specializers.methods.trex.tuner import TrexConfig
 from metier.specializers.training.batches import EncodedRow, shared_start
-from metier.specializers.training.loop import TrainingSettings, answer_loss, train
+from metier.specializers.training.loop import TrainingSettings, train
+from metier.specializers.training.objective import answer_loss
 
 R1, R2 = 2, 3
 

@@ -1,0 +1,118 @@
+"""What all trained methods share: the model in memory, low-rank updates beside its layers, and the training itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...agents.errors import RecipeError
+from ..training.batches import EncodedRow
+from ..training.loop import TrainingSettings, train
+from ..training.objective import Objective, Placed
+from ..training.speed import multiplies_bfloat16
+from .method import Job
+
+__all__ = ["LoadedBase", "Targets", "add_lora", "choose_device", "linear_targets", "train_job", "training_checkpoint"]
+
+Targets = Literal["all-linear"] | tuple[str, ...]
+_LAST_STEPS = 25
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model ready to be adapted: where it is, and whether its products run in bfloat16."""
+
+    model: Any
+    tokenizer: Any
+    device: str
+    autocast: bool
+
+    @property
+    def placed(self) -> Placed:
+        """What `train` and an `Objective` are told of it."""
+        pad = self.tokenizer.pad_token_id
+        pad_token = int(self.tokenizer.eos_token_id if pad is None else pad)
+        return {"pad_token": pad_token, "device": self.device, "autocast": self.autocast}
+
+
+def choose_device(settings: TrainingSettings) -> tuple[str, bool]:
+    """Where to train, the GPU where there is one, and whether products run in bfloat16 there, as `dtype` asks."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return device, settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
+
+
+def linear_targets(model: Any, targets: Targets) -> list[str]:
+    """Names of the linear layers to adapt, sorted; `all-linear` is all but the output head.
+
+    Raises: RecipeError for a name that no linear layer has.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    if targets == "all-linear":
+        return sorted(linear)
+    unknown = sorted(set(targets) - linear)
+    if unknown or not targets:
+        raise RecipeError(
+            f"targets {unknown or '[]'} name no linear layer of this model",
+            expected=f"some of {', '.join(sorted(linear))}, or all-linear",
+            remedy="Correct `targets` in the recipe.",
+        )
+    return sorted(targets)
+
+
+def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> Any:
+    """Put low-rank updates beside the layers `targets`, in float32; they are all that requires gradients then."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # peft draws the first A from the global generator
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def train_job(
+    job: Job,
+    settings: TrainingSettings,
+    base: LoadedBase,
+    model: Any,
+    rows: Sequence[EncodedRow],
+    *,
+    rate_factor: Callable[[str], float] | None = None,
+    objective: Objective | None = None,
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Train what requires gradients in `model`, which was made of `base`; returns the log, and what a card says of it.
+
+    `rate_factor` and `objective` are as in `train`. A killed job goes on from the checkpoint in its `work_dir`.
+    Raises: TrainingError as `train`.
+    """
+    log = train(
+        model,
+        rows,
+        settings,
+        seed=job.seed,
+        checkpoint=training_checkpoint(job),
+        job=job.fingerprint,
+        rate_factor=rate_factor,
+        objective=objective,
+        on_progress=job.on_progress,
+        **base.placed,
+    )
+    last = [entry["loss"] for entry in log[-_LAST_STEPS:]]
+    return log, {"final_loss": round(sum(last) / len(last), 5), "steps": len(log), "rows": len(rows)}
+
+
+def training_checkpoint(job: Job) -> Path:
+    """The file that a killed training goes on from."""
+    return job.work_dir / "checkpoint.safetensors"
