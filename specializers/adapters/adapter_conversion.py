@@ -6,7 +6,6 @@ change say which rank is exact, and the logits of the real base say what a lower
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents.errors import AdapterError
 from ...agents.whole_files import whole_folder
-from ..checkpoints.tensor_files import base_tensors
 from .adapter_check import SLOT_RANKS, check_adapter
 from .adapter_files import CONFIG, PEFT_PREFIX, WEIGHTS, check_finite, read_config, read_tensors
+from .adapter_writing import write_lora
 
 if TYPE_CHECKING:
     import torch
 
     from .logit_error import LogitError
 
-__all__ = ["Conversion", "convert_adapter", "low_rank_factors", "write_lora"]
+__all__ = ["Conversion", "convert_adapter", "low_rank_factors"]
 
 EXACT_SHARE = 1e-3
 """A conversion counts as exact below this share of the adapter's own effect; float32 noise is 100 times less."""
@@ -136,53 +135,6 @@ def low_rank_factors(delta: torch.Tensor, *, tolerance: float = RANK_TOLERANCE) 
     rank = int((s > tolerance * s[0]).sum())
     root = s[:rank].sqrt()
     return root[:, None] * v[:rank], u[:, :rank] * root
-
-
-def write_lora(
-    folder: Path, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], *, rank: int, base: Path, bf16: bool = False
-) -> None:
-    """Write a LoRA adapter folder in the peft layout, of scaling 1, from a [<= rank, d_in] and b [d_out, <= rank].
-
-    Layers of a lower rank are filled up with zeros. Values are float32, or bfloat16 with `bf16`.
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for module, (a, b) in sorted(factors.items()):
-        missing = rank - a.shape[0]
-        halves = {
-            "A": torch.nn.functional.pad(a, (0, 0, 0, missing)),
-            "B": torch.nn.functional.pad(b, (0, missing)),
-        }
-        for half, matrix in halves.items():
-            stored = matrix.detach().to("cpu", torch.bfloat16 if bf16 else torch.float32)
-            tensors[f"{PEFT_PREFIX}{module}.lora_{half}.weight"] = stored.contiguous()
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "base_model_name_or_path": base.name,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "peft_type": "LORA",
-        "r": rank,
-        "target_modules": _targets(factors, base),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": False,
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _targets(modules: dict[str, Any], base: Path) -> list[str]:
-    """Last parts of the modules' names where those name exactly these modules in the base, else whole names."""
-    last = {module.rpartition(".")[2] for module in modules}
-    there = {name.removesuffix(".weight") for name in base_tensors(base) if name.endswith(".weight")}
-    named = {module for module in there if module.rpartition(".")[2] in last}
-    return sorted(last if named == set(modules) else modules)
 
 
 def _check_kind(folder: Path) -> str:

@@ -1,23 +1,19 @@
-"""What every adapter method starts from and ends with: the base model in memory, and an adapter folder on disk."""
+"""What every adapter method starts from: the base model in memory, and the adapter of the parent if it has one."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...agents.errors import RecipeError, TrainingError
+from ..adapters.adapter_files import WEIGHTS, read_config
 from ..checkpoints.tensor_files import read_json
 from ..training.loop import TrainingSettings
 from ..training.speed import hold_frozen_weights_in_bfloat16, register_float32_attention
 from .method import Job
 from .trained import LoadedBase, choose_device
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["load_base", "load_parent", "parent_config", "save_adapter"]
+__all__ = ["load_base", "load_parent", "parent_config"]
 
 
 def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
@@ -51,7 +47,7 @@ def parent_config(job: Job, peft_type: str) -> dict[str, Any]:
     Raises: RecipeError when it is of another kind than `peft_type`.
     """
     assert job.adapter is not None
-    config: dict[str, Any] = json.loads((job.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_config(job.adapter)
     if config.get("peft_type") != peft_type:
         raise RecipeError(
             f"the parent's adapter is of kind {config.get('peft_type')}",
@@ -66,22 +62,9 @@ def load_parent(tuned: Any, adapter: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    missed = set_peft_model_state_dict(tuned, load_file(adapter / "adapter_model.safetensors"))
+    missed = set_peft_model_state_dict(tuned, load_file(adapter / WEIGHTS))
     if missed.unexpected_keys:
         raise TrainingError(
             f"the parent adapter has tensors for other layers: {missed.unexpected_keys[:3]}",
             expected="the same targets as the recipe's",
         )
-
-
-def save_adapter(job: Job, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
-    """Write `job.out / "adapter"` by hand: same bytes for the same weights, and no path of this machine inside."""
-    from safetensors.torch import save_file
-
-    folder = job.out / "adapter"
-    folder.mkdir(parents=True, exist_ok=True)
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    save_file(on_cpu, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    shared = {"base_model_name_or_path": job.base_name, "inference_mode": True, "task_type": "CAUSAL_LM"}
-    text = json.dumps({**shared, **config}, indent=2, sort_keys=True) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")

@@ -10,10 +10,11 @@ from typing import Literal
 from pydantic import Field
 
 from ...agents.errors import RecipeError
+from ..adapters.adapter_writing import lora_config, write_adapter
 from ..shelf.variant import AskSpec
 from ..training.batches import encode_rows
 from ..training.loop import TrainingSettings
-from .adapter_training import load_base, load_parent, parent_config, save_adapter
+from .adapter_training import load_base, load_parent, parent_config
 from .method import Job, Made, Method
 from .trained import Targets, add_lora, linear_targets, train_job
 
@@ -67,18 +68,8 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
         load_parent(tuned, job.adapter)
     log, card = train_job(job, settings, base, tuned, rows)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(tuned).items()}
-    config = {
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "lora_alpha": int(settings.alpha) if settings.alpha.is_integer() else settings.alpha,
-        "lora_dropout": settings.dropout,
-        "peft_type": "LORA",
-        "r": settings.rank,
-        "target_modules": targets,
-        "use_dora": False,
-        "use_rslora": False,
-    }
-    save_adapter(job, tensors, config)
+    config = lora_config(rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, targets=targets)
+    write_adapter(job.out / "adapter", tensors, config, base_name=job.base_name)
     return Made(ask=AskSpec(adapter="lora", rank=settings.rank), card=card, log=log)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...agents.errors import RecipeError
-from ..training.batches import EncodedRow
+from ..training.batches import EncodedRow, pad_token
 from ..training.loop import TrainingSettings, train
 from ..training.objective import Objective, Placed
 from ..training.speed import multiplies_bfloat16
@@ -32,9 +32,7 @@ class LoadedBase:
     @property
     def placed(self) -> Placed:
         """What `train` and an `Objective` are told of it."""
-        pad = self.tokenizer.pad_token_id
-        pad_token = int(self.tokenizer.eos_token_id if pad is None else pad)
-        return {"pad_token": pad_token, "device": self.device, "autocast": self.autocast}
+        return {"pad_token": pad_token(self.tokenizer), "device": self.device, "autocast": self.autocast}
 
 
 def choose_device(settings: TrainingSettings) -> tuple[str, bool]:

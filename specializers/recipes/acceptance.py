@@ -13,14 +13,12 @@ import anyio
 
 from ...agents.backend import Backend
 from ...agents.content_hash import content_hash
-from ...agents.errors import RecipeError
 from ...agents.traffic import data_fingerprint
-from ...agents.user_code import load_named
 from ...agents.whole_files import write_whole
-from ..methods.role_quality import RoleQuality, Score, measure_role, paired_interval, same_answer
+from ..methods.role_quality import RoleQuality, measure_role, paired_interval
 from ..shelf.shelf import Shelf
 from ..shelf.variant import Variant
-from .recipe import Acceptance, Recipe, load_role, read_rows
+from .recipe import Acceptance, Recipe, read_rows
 
 __all__ = ["Judge", "OpenBackend", "Verdict"]
 
@@ -50,19 +48,8 @@ class Judge:
     ) -> None:
         self._accept, self.shelf, self._open = accept, shelf, open_backend
         self._tell = on_note or (lambda note: None)
-        self._role = load_role(recipe, accept.role)
         self._rows = read_rows(recipe, accept.data)
-        self._score: Score = same_answer
-        if accept.score is not None:
-            where = f"recipe {recipe.name!r}: accept.score {accept.score!r}"
-            self._score = load_named(recipe.folder, accept.score, where, "function", callable)
-        others = {row.role for row in self._rows} - {self._role.name}
-        if others:
-            raise RecipeError(
-                f"recipe {recipe.name!r}: accept.data has rows of {', '.join(sorted(others))}",
-                expected=f"rows of the role {self._role.name!r} only",
-                remedy="Name the role's own rows (`role:` chooses them from a traffic file).",
-            )
+        self._role, self._score = accept.load(recipe.folder, self._rows, f"recipe {recipe.name!r}: accept.")
         self._against = None if accept.against in (None, "base") else shelf.get(str(accept.against))
         settings = accept.model_dump(mode="json", exclude={"margin"})
         self._key = content_hash([settings, data_fingerprint(self._rows)])

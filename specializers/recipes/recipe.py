@@ -40,14 +40,12 @@ from pydantic import (
 
 from ...agents.errors import RecipeError, TaskSetError, did_you_mean
 from ...agents.frozen_model import FrozenModel
-from ...agents.roles import Role
 from ...agents.traffic import TrafficRow, read_traffic
 from ...agents.user_code import load_named
+from ..methods.asked_role import NAMED, RoleSettings
 from ..methods.method import find_method
 
-__all__ = ["Acceptance", "ProgramData", "Recipe", "TrafficData", "load_recipe", "load_role", "read_rows"]
-
-_NAMED = r"^[^:]+\.py:[A-Za-z_]\w*$"
+__all__ = ["Acceptance", "ProgramData", "Recipe", "TrafficData", "load_recipe", "read_rows"]
 
 
 class TrafficData(FrozenModel):
@@ -74,7 +72,7 @@ class ProgramData(FrozenModel):
     6000
     """
 
-    program: str = Field(pattern=_NAMED)
+    program: str = Field(pattern=NAMED)
     """`file.py:function`, called as `function(size=…, seed=…)`, relative to the recipe's folder."""
 
     size: int = Field(ge=1)
@@ -91,7 +89,7 @@ Data = Annotated[
 ]
 
 
-class Acceptance(FrozenModel):
+class Acceptance(RoleSettings):
     """When a method's result is kept: when it does not lower the score at a role by more than `margin`.
 
     >>> rows = ProgramData(program="puzzles.py:solver_tune_rows", size=200)
@@ -99,15 +97,8 @@ class Acceptance(FrozenModel):
     True
     """
 
-    role: str = Field(pattern=_NAMED)
-    """`file.py:name` of the Role whose asks `data` holds. Every row is asked once, greedily."""
-
     data: Data
-    """Rows to ask: a traffic file or a program."""
-
-    score: str | None = Field(default=None, pattern=_NAMED)
-    """`file.py:function`, called with the row and the typed answer, 0 to 1. Without it an answer that equals the row's
-    own scores 1."""
+    """Rows to ask, each once and greedily: a traffic file or a program."""
 
     margin: float = Field(default=0.03, ge=0.0, le=1.0)
     """How much lower the mean score may be."""
@@ -243,15 +234,6 @@ def _program_rows(recipe: Recipe, data: ProgramData) -> list[TrafficRow]:
     if wrong is not None:
         raise RecipeError(f"{where} yields {type(wrong).__name__}", expected="TrafficRow")
     return rows
-
-
-def load_role(recipe: Recipe, named: str) -> Role:
-    """The Role at `file.py:name`; raises RecipeError that lists the roles the file has."""
-    role = load_named(
-        recipe.folder, named, f"recipe {recipe.name!r}: accept.role {named!r}", "role", lambda v: isinstance(v, Role)
-    )
-    assert isinstance(role, Role)
-    return role
 
 
 def _method_settings(method: Any, where: str) -> BaseModel:

@@ -11,7 +11,7 @@ from ...agents.errors import TrainingError
 from ...agents.thinking import ThinkingTags, open_thinking
 from ...agents.traffic import TrafficRow
 
-__all__ = ["EncodedRow", "encode_rows", "passes", "plan_batches", "shared_start"]
+__all__ = ["EncodedRow", "encode_rows", "pad_token", "passes", "plan_batches", "shared_start"]
 
 # Rows are sorted by length within pools of this many batches: enough to pad little, few enough to stay mixed.
 _POOL_BATCHES = 16
@@ -28,6 +28,12 @@ class EncodedRow:
     tokens: tuple[int, ...]
     prompt_tokens: int
     intuition: tuple[float, ...] | None = None
+
+
+def pad_token(tokenizer: Any) -> int:
+    """The token that fills up short rows: the tokenizer's own, else the end of a turn."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def encode_rows(

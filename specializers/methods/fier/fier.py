@@ -6,7 +6,6 @@ role's quality with it is what `accept` measures.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict
 from typing import Any, Literal, Self
@@ -14,9 +13,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ....agents.errors import RecipeError
+from ...checkpoints.tensor_files import read_json
 from ...shelf.fier_settings import HEAD_DIMS, FierSettings
+from ..asked_role import RoleSettings
 from ..method import Job, Made, Method
-from ..served_role import RoleSettings
 
 __all__ = ["METHOD", "BudgetChoice", "FierMethod"]
 
@@ -74,7 +74,7 @@ class FierMethod(FierSettings):
 
 def check(settings: FierMethod, job: Job) -> None:
     """Raise RecipeError where the checkpoint's context or heads leave nothing to retrieve."""
-    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    config = read_json(job.model, "config.json")
     context = config.get("max_position_embeddings")
     largest = settings.budget_tokens if settings.choose is None else settings.choose.budgets[-1]
     if context is not None and largest >= context:
@@ -102,10 +102,10 @@ def make(settings: FierMethod, job: Job) -> Made:
     """The parent with retrieval; its card says what that takes in memory, as a share of the key-value cache.
 
     With `choose` it also has the role's quality, its speed and the recall at every budget.
-    Raises: RecipeError as `served_role`, and where no ask is long enough to retrieve from; QualityError where no
+    Raises: RecipeError as `asked_role`, and where no ask is long enough to retrieve from; QualityError where no
     budget holds the role's quality; what the backend raises.
     """
-    config = json.loads((job.model / "config.json").read_text(encoding="utf-8"))
+    config = read_json(job.model, "config.json")
     element_bytes = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
     fier = settings.retrieval
     card: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def _choose(choice: BudgetChoice, fier: FierSettings, job: Job) -> tuple[FierSet
             expected="at least half of them",
             remedy="Give rows as long as the role's own, or lower min_context_tokens and `budgets`.",
         )
-    role, points = sweep_budgets(choice.role, choice.score, fier, choice.budgets, job)
+    role, points = sweep_budgets(choice, fier, choice.budgets, job)
     chosen = held_budget(role, points, choice.margin)
     recall = measure_recall(job.model, prompts[: choice.recall_rows], fier, choice.budgets)
     card = {

@@ -5,7 +5,6 @@ Every budget is an engine of its own, on the weights that the method starts from
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
@@ -18,9 +17,10 @@ from ....agents.errors import QualityError, RecipeError
 from ....agents.traffic import TrafficRow
 from ...shelf.fier_settings import FierSettings
 from ...training.loop import Progress
+from ..asked_role import AskedRole, RoleSettings, asked_role
+from ..measured_points import add_measured, read_measured
 from ..method import Job, Made
 from ..role_quality import RoleQuality, measure_role, paired_interval
-from ..served_role import ServedRole, served_role
 
 __all__ = ["BudgetPoint", "held_budget", "prompt_tokens", "smallest_budget", "sweep_budgets"]
 
@@ -56,12 +56,12 @@ def smallest_budget(points: Sequence[BudgetPoint], margin: float) -> BudgetPoint
 
 
 def sweep_budgets(
-    role: str, score: str | None, settings: FierSettings, budgets: Sequence[int], job: Job
+    role: RoleSettings, settings: FierSettings, budgets: Sequence[int], job: Job
 ) -> tuple[str, list[BudgetPoint]]:
     """Measure a role at full attention and at each budget; the role's name and the points.
 
     Points that a killed sweep had measured are not measured again.
-    Raises: RecipeError as `served_role`, and what the backend raises.
+    Raises: RecipeError as `asked_role`, and what the backend raises.
     """
     if job.try_out is None:
         raise RecipeError(
@@ -71,7 +71,7 @@ def sweep_budgets(
         )
     trials = [settings.model_copy(update={"budget_tokens": budget}) for budget in budgets]
     names, backend = job.try_out([Made(ask=job.ask, fier=trial) for trial in trials])
-    asked = served_role("fier", role, score, job, backend=backend)
+    asked = asked_role("fier", role, job, backend=backend)
     arms = {0: job.parent, **dict(zip(budgets, names, strict=True))}
     qualities = anyio.run(_measure, asked, arms, job, backend)
     full = qualities[0].scores
@@ -103,7 +103,7 @@ def held_budget(role: str, points: Sequence[BudgetPoint], margin: float) -> Budg
 
 
 async def _measure(
-    asked: ServedRole, arms: dict[int, str | None], job: Job, backend: AbstractAsyncContextManager[Backend]
+    asked: AskedRole, arms: dict[int, str | None], job: Job, backend: AbstractAsyncContextManager[Backend]
 ) -> dict[int, RoleQuality]:
     path = job.work_dir / f"budgets-{job.fingerprint}.jsonl"
     found = _read_known(path)
@@ -111,8 +111,7 @@ async def _measure(
         for done, (budget, variant) in enumerate(arms.items()):
             if budget not in found:
                 found[budget] = await measure_role(engines, asked.role, job.rows, variant, asked.score)
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"budget": budget, **asdict(found[budget])}) + "\n")
+                add_measured(path, {"budget": budget, **asdict(found[budget])})
             if job.on_progress is not None:
                 job.on_progress(Progress(done + 1, len(arms), found[budget].mean, "score"))
     return {budget: found[budget] for budget in arms}
@@ -120,11 +119,7 @@ async def _measure(
 
 def _read_known(path: Path) -> dict[int, RoleQuality]:
     found: dict[int, RoleQuality] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that a kill cut off
+    for record in read_measured(path):
         budget, scores = record.pop("budget"), tuple(record.pop("scores"))
         found[budget] = RoleQuality(scores, **record)
     return found

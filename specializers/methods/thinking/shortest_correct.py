@@ -19,15 +19,15 @@ from ....agents.errors import RecipeError, TrainingError, first_error
 from ....agents.messages import Ask, Reply
 from ....agents.thinking import ThinkingProfile
 from ....agents.traffic import TrafficRow, read_traffic, write_traffic
+from ..asked_role import AskedRole, RoleSettings, asked_role
 from ..lora import LoraSettings, make_lora
 from ..method import Job, Made, Method
 from ..role_quality import score_reply
-from ..served_role import NAMED, ServedRole, served_role
 
 __all__ = ["METHOD", "ShortestCorrectSettings", "make_shortest_correct", "shortest_correct"]
 
 
-class ShortestCorrectSettings(LoraSettings):
+class ShortestCorrectSettings(RoleSettings, LoraSettings):
     """Settings of length tuning: LoRA's (rank and alpha those of the parent), the role, and how to sample.
 
     Rows told not to think are trained on as they are, so that off stays off. They may be other roles' too, which a
@@ -38,13 +38,6 @@ class ShortestCorrectSettings(LoraSettings):
     """
 
     method: Literal["shortest_correct"] = "shortest_correct"  # type: ignore[assignment]
-
-    role: str = Field(pattern=NAMED)
-    """`file.py:name` of the Role whose asks the recipe's `data` holds, relative to the recipe's folder."""
-
-    score: str | None = Field(default=None, pattern=NAMED)
-    """`file.py:function`, called with the row and the typed answer, 0 to 1. Without it an answer that equals the row's
-    own scores 1."""
 
     samples: int = Field(default=4, ge=1)
     """Answers that are sampled for every row that thinks."""
@@ -66,11 +59,11 @@ def make_shortest_correct(settings: ShortestCorrectSettings, job: Job) -> Made:
     """Sample through the backend, choose, and train a LoRA from the parent's into `job.out / "adapter"`.
 
     What was sampled is kept beside the checkpoint, so a killed training does not sample again.
-    Raises: RecipeError as `served_role`, TrainingError when no sample is right, and what `make_lora` raises.
+    Raises: RecipeError as `asked_role`, TrainingError when no sample is right, and what `make_lora` raises.
     """
     off = [row for row in job.rows if not row.thinking]
     thinking = [row for row in job.rows if row.thinking]
-    asked = served_role("shortest_correct", settings.role, settings.score, replace(job, rows=thinking))
+    asked = asked_role("shortest_correct", settings, replace(job, rows=thinking))
     if not thinking:
         raise RecipeError("method 'shortest_correct': no row of its data thinks", expected="rows with `thinking`")
     path = job.work_dir / f"shortest-{job.fingerprint}.jsonl"
@@ -94,7 +87,7 @@ def make_shortest_correct(settings: ShortestCorrectSettings, job: Job) -> Made:
 
 
 async def _sample(
-    settings: ShortestCorrectSettings, seed: int, asked: ServedRole, rows: Sequence[TrafficRow]
+    settings: ShortestCorrectSettings, seed: int, asked: AskedRole, rows: Sequence[TrafficRow]
 ) -> list[TrafficRow]:
     async with asked.backend as backend:
         answered = await _ask_all(backend, settings, seed, asked, rows)
@@ -108,7 +101,7 @@ async def _sample(
 
 
 async def _ask_all(
-    backend: Backend, settings: ShortestCorrectSettings, seed: int, asked: ServedRole, rows: Sequence[TrafficRow]
+    backend: Backend, settings: ShortestCorrectSettings, seed: int, asked: AskedRole, rows: Sequence[TrafficRow]
 ) -> list[list[Reply]]:
     answered: dict[tuple[int, int], Reply] = {}
 

@@ -8,11 +8,9 @@ stronger one that thinks less.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -20,9 +18,10 @@ from pydantic import Field, field_validator
 
 from ....agents.thinking import ThinkingProfile
 from ...training.loop import Progress
+from ..asked_role import AskedRole, RoleSettings, asked_role
+from ..measured_points import add_measured, read_measured
 from ..method import Job, Made, Method
 from ..role_quality import measure_role, paired_interval
-from ..served_role import RoleSettings, ServedRole, served_role
 from .curves import ThinkingPoint, efficient_points, fit_saturation, saturated_budget
 
 __all__ = ["METHOD", "ThinkingSettings", "make_thinking"]
@@ -58,9 +57,9 @@ def make_thinking(settings: ThinkingSettings, job: Job) -> Made:
     """Sweep the parent and the variants beside it, and give the parent's adapter the budget it is best asked with.
 
     Points that a killed sweep had measured are not measured again.
-    Raises: RecipeError as `served_role`, and what the backend raises.
+    Raises: RecipeError as `asked_role`, and what the backend raises.
     """
-    asked = served_role("thinking", settings.role, settings.score, job)
+    asked = asked_role("thinking", settings, job)
     title = str(job.parent_name)
     variants = {title: asked.parent, **{name: name for name in settings.also if name != title}}
     points = anyio.run(_sweep, settings, job, asked, variants)
@@ -86,10 +85,11 @@ def make_thinking(settings: ThinkingSettings, job: Job) -> Made:
 
 
 async def _sweep(
-    settings: ThinkingSettings, job: Job, asked: ServedRole, variants: Mapping[str, str]
+    settings: ThinkingSettings, job: Job, asked: AskedRole, variants: Mapping[str, str]
 ) -> list[ThinkingPoint]:
     path = job.work_dir / f"sweep-{job.fingerprint}.jsonl"
-    known = {(p.variant, p.budget_tokens): p for p in _read_points(path)}
+    points = (ThinkingPoint(**{**point, "interval": tuple(point["interval"])}) for point in read_measured(path))
+    known = {(point.variant, point.budget_tokens): point for point in points}
     steps, done = len(variants) * len(settings.budgets), 0
     async with asked.backend as backend:
         for name, variant in variants.items():
@@ -114,23 +114,11 @@ async def _sweep(
                         len(job.rows),
                     )
                     known[name, budget] = point
-                    with path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(asdict(point)) + "\n")
+                    add_measured(path, asdict(point))
                 done += 1
                 if job.on_progress is not None:
                     job.on_progress(Progress(done, steps, known[name, budget].quality, "score"))
     return [known[name, budget] for name in variants for budget in settings.budgets]
-
-
-def _read_points(path: Path) -> Iterable[ThinkingPoint]:
-    if not path.is_file():
-        return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that a kill cut off
-        yield ThinkingPoint(**{**record, "interval": tuple(record["interval"])})
 
 
 def _curve(points: list[ThinkingPoint]) -> dict[str, float]:

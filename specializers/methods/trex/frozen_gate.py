@@ -18,11 +18,11 @@ from pydantic import Field
 from ....agents.errors import RecipeError
 from ....agents.frozen_model import FrozenModel
 from ....agents.traffic import TrafficRow
-from ...adapters.adapter_conversion import write_lora
 from ...adapters.adapter_files import PEFT_PREFIX
+from ...adapters.adapter_writing import write_lora
 from ...adapters.logit_error import LogitError, LogitErrorMeter
 from ...adapters.semantic_map import SemanticMap
-from ...training.batches import EncodedRow, encode_rows
+from ...training.batches import EncodedRow, encode_rows, pad_token
 from .gate_projection import GateMoments, Projection, frozen_factors
 from .layer import TrexLinear, expert_gate
 
@@ -125,7 +125,7 @@ def freeze_gate(
             remedy="Give more rows: those of the recipe the adapter was made from, or its traffic.",
         )
     tokenizer = AutoTokenizer.from_pretrained(base)
-    pad = int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    pad = pad_token(tokenizer)
     models = _Models(adapter, base)
     rng = random.Random(chosen.seed)
     for done, (k, members) in enumerate(clusters.items(), 1):

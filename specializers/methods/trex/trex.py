@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from ....agents.errors import RecipeError
+from ...adapters.adapter_writing import write_adapter
 from ...adapters.semantic_map import SemanticMap
 from ...adapters.text_embedding import DEFAULT_EMBEDDING, find_embedding
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
 from ...training.loop import TrainingSettings
-from ..adapter_training import load_base, load_parent, parent_config, save_adapter
+from ..adapter_training import load_base, load_parent, parent_config
 from ..method import Job, Made, Method
 from ..trained import Targets, linear_targets, train_job
 
@@ -112,7 +113,8 @@ def make_trex(settings: TrexSettings, job: Job) -> Made:
         for name, tensor in get_peft_model_state_dict(tuned).items()
     }
     block = config.to_dict()["trex"]
-    save_adapter(job, tensors, {"peft_type": "TREX", "target_modules": targets, "trex": block})
+    written = {"peft_type": "TREX", "target_modules": targets, "trex": block}
+    write_adapter(job.out / "adapter", tensors, written, base_name=job.base_name)
     card = {
         **trained,
         "parameters": sum(p.numel() for p in tuned.parameters() if p.requires_grad),
