@@ -48,7 +48,7 @@ def find_base(
     raise BaseModelError(
         f"there is no base model {name!r}",
         expected=f"{', '.join(sorted(BUNDLED))}, a local folder, or a Hugging Face id such as org/model",
-        remedy=did_you_mean(name, list(BUNDLED), "Correct the name or the path."),
+        remedy=did_you_mean(name, BUNDLED, "Correct the name or the path."),
     )
 
 
