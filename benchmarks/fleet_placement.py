@@ -158,10 +158,10 @@ async def measure(urls: list[str], groups: list[int], variants: Variants, option
 
 async def _empty(fleet: Fleet, variants: Variants) -> None:
     """Take every adapter out, so that each rule begins with empty slots."""
-    for seat in fleet._seats.values():
+    for member in fleet._members.values():
         for variant, _ in variants.values():
-            await seat.remote.unload(variant.id)
-        seat.remote.forget()
+            await member.remote.unload(variant.id)
+        member.remote.forget()
 
 
 def _cpu_s(groups: list[int]) -> float:

@@ -36,22 +36,22 @@ FORESEEN_LIMIT = 10_000
 
 
 @dataclass(eq=False)
-class _Seat:
-    """The place of one engine half: the engine that runs there now, and those that died there."""
+class _PoolEntry:
+    """One engine half: the engine that runs now, and those of it that died."""
 
     start: EngineStart
     room: anyio.Semaphore
     changing: anyio.Lock = field(default_factory=anyio.Lock)
     announced: AnnouncedUses = field(default_factory=AnnouncedUses)
     running: RunningEngine | None = None
-    deaths: deque[float] = field(default_factory=deque)
+    died_s: deque[float] = field(default_factory=deque)
     past: list[EngineCounters] = field(default_factory=list)
     dead: list[Engine] = field(default_factory=list)
     restarts: int = 0
     past_prefetches: int = 0
 
     def keep_counts(self, running: RunningEngine) -> None:
-        """Remember what an engine has done that runs here no more."""
+        """Keep the counters of an engine that no longer runs."""
         self.past.append(running.counters())
         self.past_prefetches += running.prefetches
 
@@ -65,11 +65,11 @@ class EnginePool:
     that variants in use have adapters on, or is True for all and False for none: the engines of the others start
     without LoRA layers, which is faster. Every engine has a key-value cache of its own.
 
-    `on_abandoned(ask, usage)` hears what asks have used that never got a reply (cancelled, failed, or asked
-    again after a death); it may be called more than once for an ask, and the amounts add up.
+    `on_abandoned(ask, usage)` is called with the usage of asks that got no reply (cancelled, failed, or asked
+    again after an engine died); it may be called more than once for an ask, and the amounts add up.
 
-    `foresee` and `forget` (see `ForeseeingBackend`) tell the slots which adapters the runs will use next.
-    `on_adapter_use` hears when asks begin and end to hold an adapter in a slot.
+    `foresee` and `forget` (see `ForeseeingBackend`) announce to the slots which adapters the runs will use next.
+    `on_adapter_use` is called when asks pin and release an adapter.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class EnginePool:
         self._on_abandoned = on_abandoned
         self._on_adapter_use = on_adapter_use
         self._start_engine = start_engine or (_start_supervised if supervised else _start_in_process)
-        self._seats: dict[EngineStart, _Seat] = {}
+        self._entries: dict[EngineStart, _PoolEntry] = {}
         self._foreseen: dict[Upcoming, dict[EngineStart, dict[str, int]]] = {}
         self._closed = False
 
@@ -105,17 +105,17 @@ class EnginePool:
         if ask.thinking is None and target.variant is not None and target.variant.ask.thinking is not None:
             ask = ask.model_copy(update={"thinking": target.variant.ask.thinking})
         target.check_layout(ask)
-        seat = self._seat(target.start)
+        entry = self._entry(target.start)
         streamed = None if on_text is None else ResumedText(on_text)
         began_s = time.monotonic()
-        async with seat.room:
+        async with entry.room:
             waited_s = time.monotonic() - began_s
             while True:
-                running = await self._running(seat)
+                running = await self._running(entry)
                 try:
                     return await running.ask(target, ask, streamed, waited_s)
                 except EngineDeadError:
-                    self._bury(seat, running)
+                    self._mark_dead(entry, running)
                     if streamed is not None:
                         streamed.restart()
 
@@ -123,7 +123,7 @@ class EnginePool:
         """Check what these variants are made of, then start their engines: what cannot serve is said in no time."""
         targets = [await self._targets.find(name) for name in variants]
         for target in targets:
-            await self._running(self._seat(target.start))
+            await self._running(self._entry(target.start))
 
     def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
         """See `ForeseeingBackend.foresee`: says to each engine's slots when the run may need which adapter."""
@@ -131,9 +131,9 @@ class EnginePool:
             return None
         uses = self._uses(upcoming)
         due = []
-        for start, seat in self._seats.items():
-            seat.announced.announce(run_id, uses.get(start, {}))
-            prefetch = None if seat.running is None else seat.running.foresee(self._targets.adapter_paths)
+        for start, entry in self._entries.items():
+            entry.announced.announce(run_id, uses.get(start, {}))
+            prefetch = None if entry.running is None else entry.running.foresee(self._targets.adapter_paths)
             if prefetch is not None:
                 due.append(prefetch)
         if len(due) < 2:
@@ -148,8 +148,8 @@ class EnginePool:
         """What every engine has done, those that have died included."""
         return [
             counters
-            for seat in self._seats.values()
-            for counters in (*seat.past, *([seat.running.counters()] if seat.running else []))
+            for entry in self._entries.values()
+            for counters in (*entry.past, *([entry.running.counters()] if entry.running else []))
         ]
 
     def totals(self) -> dict[str, dict[str, Any]]:
@@ -159,30 +159,30 @@ class EnginePool:
         `overhead_cpu_s` add up to it. Of the `adapter_loads`, so many were `adapter_prefetches`.
         """
         totals = added_up(self.counters())
-        for seat in self._seats.values():
-            if seat.start.name in totals:
-                total = totals[seat.start.name]
-                total["restarts"] += seat.restarts
-                total["adapter_prefetches"] += seat.past_prefetches
-                total["adapter_prefetches"] += 0 if seat.running is None else seat.running.prefetches
+        for entry in self._entries.values():
+            if entry.start.name in totals:
+                total = totals[entry.start.name]
+                total["restarts"] += entry.restarts
+                total["adapter_prefetches"] += entry.past_prefetches
+                total["adapter_prefetches"] += 0 if entry.running is None else entry.running.prefetches
         return totals
 
     def checkpoint_totals(self) -> dict[str, dict[str, Any]]:
         """As `totals`, by checkpoint: "base", or the id of the variant whose weights they are."""
         totals = self.totals()
-        named = {seat.start.name: seat.start.checkpoint for seat in self._seats.values()}
+        named = {entry.start.name: entry.start.checkpoint for entry in self._entries.values()}
         return {named[name]: row for name, row in totals.items()}
 
     async def close(self) -> None:
         """Close every engine; asks still under way fail. Closing twice is harmless."""
         self._closed = True
         with anyio.CancelScope(shield=True):
-            for seat in self._seats.values():
-                await self._close_dead(seat)
-                if seat.running is not None:
-                    running, seat.running = seat.running, None
+            for entry in self._entries.values():
+                await self._close_dead(entry)
+                if entry.running is not None:
+                    running, entry.running = entry.running, None
                     await running.engine.close()
-                    seat.keep_counts(running)
+                    entry.keep_counts(running)
 
     async def __aenter__(self) -> EnginePool:
         return self
@@ -192,58 +192,58 @@ class EnginePool:
 
     # -- engines -----------------------------------------------------------------------------------------
 
-    def _seat(self, start: EngineStart) -> _Seat:
-        seat = self._seats.get(start)
-        if seat is None:
-            seat = self._seats[start] = _Seat(start, anyio.Semaphore(self._settings.ask_queue_limit))
-        return seat
+    def _entry(self, start: EngineStart) -> _PoolEntry:
+        entry = self._entries.get(start)
+        if entry is None:
+            entry = self._entries[start] = _PoolEntry(start, anyio.Semaphore(self._settings.ask_queue_limit))
+        return entry
 
-    async def _running(self, seat: _Seat) -> RunningEngine:
-        """The engine of a seat, started or started again if need be."""
-        if seat.running is not None:
-            return seat.running
-        async with seat.changing:
-            if seat.running is None:
-                await self._close_dead(seat)
-                self._check_may_start(seat)
+    async def _running(self, entry: _PoolEntry) -> RunningEngine:
+        """The engine of an entry, started or started again if need be."""
+        if entry.running is not None:
+            return entry.running
+        async with entry.changing:
+            if entry.running is None:
+                await self._close_dead(entry)
+                self._check_may_start(entry)
                 began_s = time.monotonic()
-                self._tell("engine_starting", engine=seat.start.name, note=start_note(seat.start))
-                engine: Engine = await self._start_engine(seat.start)
-                await check_answers(engine, seat.start.self_check)
-                seat.running = self._with_adapters(engine, seat)
-                kind: EventKind = "engine_restarted" if seat.past else "engine_ready"
-                seat.restarts += bool(seat.past)
-                self._tell(kind, engine=seat.start.name, seconds=round(time.monotonic() - began_s, 2))
-            return seat.running
+                self._emit("engine_starting", engine=entry.start.name, note=start_note(entry.start))
+                engine: Engine = await self._start_engine(entry.start)
+                await check_answers(engine, entry.start.self_check)
+                entry.running = self._with_adapters(engine, entry)
+                kind: EventKind = "engine_restarted" if entry.past else "engine_ready"
+                entry.restarts += bool(entry.past)
+                self._emit(kind, engine=entry.start.name, seconds=round(time.monotonic() - began_s, 2))
+            return entry.running
 
-    def _check_may_start(self, seat: _Seat) -> None:
+    def _check_may_start(self, entry: _PoolEntry) -> None:
         if self._closed:
             raise EngineError("the engine pool is closed", expected="an open session")
         settings = self._settings
-        while seat.deaths and seat.deaths[0] < time.monotonic() - settings.restart_window_s:
-            seat.deaths.popleft()
-        if len(seat.deaths) > settings.restart_limit:
+        while entry.died_s and entry.died_s[0] < time.monotonic() - settings.restart_window_s:
+            entry.died_s.popleft()
+        if len(entry.died_s) > settings.restart_limit:
             raise EngineDeadError(
-                f"engine {seat.start.name!r} died {len(seat.deaths)} times in {settings.restart_window_s:.0f} s",
+                f"engine {entry.start.name!r} died {len(entry.died_s)} times in {settings.restart_window_s:.0f} s",
                 expected=f"at most {settings.restart_limit} restarts",
                 remedy="Look at what kills it (memory is the usual cause: lower kv_cache_mib or max_running).",
             )
 
-    def _bury(self, seat: _Seat, running: RunningEngine) -> None:
-        """Note a death once, however many asks bring the news."""
-        if seat.running is running:
-            seat.running = None
-            seat.deaths.append(time.monotonic())
-            seat.keep_counts(running)
-            seat.dead.append(running.engine)
+    def _mark_dead(self, entry: _PoolEntry, running: RunningEngine) -> None:
+        """Record that an engine died, once, however many asks report it."""
+        if entry.running is running:
+            entry.running = None
+            entry.died_s.append(time.monotonic())
+            entry.keep_counts(running)
+            entry.dead.append(running.engine)
 
-    async def _close_dead(self, seat: _Seat) -> None:
-        while seat.dead:
-            await seat.dead.pop().close()
+    async def _close_dead(self, entry: _PoolEntry) -> None:
+        while entry.dead:
+            await entry.dead.pop().close()
 
-    def _with_adapters(self, engine: Engine, seat: _Seat) -> RunningEngine:
+    def _with_adapters(self, engine: Engine, entry: _PoolEntry) -> RunningEngine:
         def on_move(kind: Any, adapter: LoadedAdapter, cost: SwapCost) -> None:
-            self._tell(
+            self._emit(
                 kind,
                 adapter=self._targets.name_of(adapter.id),
                 id=adapter.id,
@@ -254,7 +254,7 @@ class EnginePool:
         return RunningEngine(
             engine,
             self._settings,
-            seat.announced,
+            entry.announced,
             on_move=on_move,
             on_use=self._on_adapter_use,
             on_abandoned=self._on_abandoned,
@@ -274,7 +274,7 @@ class EnginePool:
                 self._foreseen[upcoming] = uses
         return uses
 
-    def _tell(self, kind: EventKind, **data: Any) -> None:
+    def _emit(self, kind: EventKind, **data: Any) -> None:
         self._on_event(Event(kind=kind, data=data))
 
 

@@ -27,7 +27,7 @@ from ..settings.engine import EngineSettings
 from ..settings.ray import RaySettings
 from ..slots.announced_uses import AnnouncedUses
 from .cluster import import_ray, open_ray
-from .deployment import EngineDeployment, ReplicaSeat
+from .deployment import EngineDeployment, LiveReplica
 from .replica_engine import ReplicaEngine
 from .resources import Available, ReplicaNeed, check_resources, free_mib, weights_mib
 
@@ -156,15 +156,15 @@ class RayBackend:
         before = ""
         for _ in range(self._settings.tries):
             await deployment.anyone()
-            states = [seat.account.state for seat in deployment.seats.values()]
+            states = [replica.account.state for replica in deployment.replicas.values()]
             placement = place(placed, states, self._settings.costs)
-            seat = deployment.seats[placement.replica]
+            replica = deployment.replicas[placement.replica]
             waited_s = time.monotonic() - began_s
             try:
-                with seat.account.answering(placed):
-                    reply = await seat.running.ask(target, ask, streamed, waited_s)
+                with replica.account.answering(placed):
+                    reply = await replica.running.ask(target, ask, streamed, waited_s)
             except EngineDeadError as error:
-                deployment.bury(placement.replica, seat, error.problem)
+                deployment.remove(placement.replica, replica, error.problem)
                 before = f"{placement.replica} failed; "
                 if streamed is not None:
                     streamed.restart()
@@ -188,8 +188,8 @@ class RayBackend:
 
     def replicas(self) -> dict[str, tuple[int, ...]]:
         """Engine and rank → the processes that hold the replica now, Ray's worker first."""
-        seats = [item for deployment in self._deployments.values() for item in deployment.seats.items()]
-        return {name: seat.engine.pids for name, seat in seats}
+        replicas = [item for deployment in self._deployments.values() for item in deployment.replicas.items()]
+        return {name: replica.engine.pids for name, replica in replicas}
 
     # --- starting -----------------------------------------------------------------------------------------
 
@@ -218,21 +218,21 @@ class RayBackend:
             start.settings,
             gpus=self._gpus(),
             first_core=len(self._deployments) * replicas * threads,
-            seat=self._seat,
-            tell=self._tell,
+            with_slots=self._with_slots,
+            emit=self._emit,
         )
         self._deployments[start] = deployment
         await deployment.deploy()
         self._ready.add(start)
 
-    def _seat(self, engine: ReplicaEngine) -> ReplicaSeat:
+    def _with_slots(self, engine: ReplicaEngine) -> LiveReplica:
         settings = self._engine_settings
 
         def on_move(kind: Any, adapter: Any, cost: Any) -> None:
             name = self._targets.name_of(adapter.id)
-            self._tell(kind, adapter=name, id=adapter.id, engine=engine.name, seconds=round(cost.wall_s, 4))
+            self._emit(kind, adapter=name, id=adapter.id, engine=engine.name, seconds=round(cost.wall_s, 4))
 
-        return ReplicaSeat(
+        return LiveReplica(
             engine,
             RunningEngine(engine, settings, AnnouncedUses(), on_move=on_move, on_abandoned=self._on_abandoned),
             ReplicaAccount(
@@ -286,5 +286,5 @@ class RayBackend:
             free.get("GPU", 0),
         )
 
-    def _tell(self, kind: EventKind, **data: Any) -> None:
+    def _emit(self, kind: EventKind, **data: Any) -> None:
         self._on_event(Event(kind=kind, data=data))

@@ -25,14 +25,14 @@ from ..settings.ray import RaySettings
 from .membership import members
 from .replica_engine import ReplicaEngine
 
-__all__ = ["EngineDeployment", "ReplicaSeat"]
+__all__ = ["EngineDeployment", "LiveReplica"]
 
 _ROUTER = f"{__package__}.request_router:AddressedRouter"
 
 
 @dataclass(eq=False)
-class ReplicaSeat:
-    """One replica that answers: its engine with its slots, and the account of what is under way there."""
+class LiveReplica:
+    """One replica that answers: its engine with its slots, and the account of its asks in flight."""
 
     engine: ReplicaEngine
     running: RunningEngine
@@ -42,7 +42,7 @@ class ReplicaSeat:
 class EngineDeployment:
     """A deployment of one engine half in an application of its own, so that two drivers never share slots.
 
-    `seat(engine)` puts slots around a new replica's engine; `tell` gets what happens.
+    `with_slots(engine)` puts slots around a new replica's engine; `emit` is called with every event.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class EngineDeployment:
         *,
         gpus: int,
         first_core: int,
-        seat: Callable[[ReplicaEngine], ReplicaSeat],
-        tell: Callable[..., None],
+        with_slots: Callable[[ReplicaEngine], LiveReplica],
+        emit: Callable[..., None],
     ) -> None:
         self.start = start
         self.application = f"metier-{start.name}-{uuid4().hex[:8]}"
-        self.seats: dict[str, ReplicaSeat] = {}
+        self.replicas: dict[str, LiveReplica] = {}
         self.past: list[EngineCounters] = []
         self.restarts = Counter[str]()
         self.trouble = "it has not started"
@@ -66,8 +66,8 @@ class EngineDeployment:
         self._engine_settings = engine_settings
         self._gpus = gpus
         self._first_core = first_core
-        self._seat = seat
-        self._tell = tell
+        self._with_slots = with_slots
+        self._emit = emit
         self._handle: Any = None
         self._changed = anyio.Event()
         self._known: set[str] = set()
@@ -75,14 +75,14 @@ class EngineDeployment:
     async def deploy(self) -> None:
         """Start all replicas and wait until each has answered; raises EngineError with the reason when one cannot."""
         began_s = time.monotonic()
-        self._tell("engine_starting", engine=self.start.name, replicas=self._settings.replicas)
+        self._emit("engine_starting", engine=self.start.name, replicas=self._settings.replicas)
         timeout_s = self._engine_settings.start_timeout_s
         try:
             with anyio.fail_after(timeout_s):
                 handle = await anyio.to_thread.run_sync(self._run, abandon_on_cancel=True)
                 self._handle = handle
                 await ReplicaEngine.anyone(handle)
-                while len(self.seats) < self._settings.replicas:
+                while len(self.replicas) < self._settings.replicas:
                     await self.look()
                     await anyio.sleep(self._settings.membership_every_s / 4)
         except (RuntimeError, TimeoutError) as error:
@@ -92,7 +92,7 @@ class EngineDeployment:
                 expected=f"{self._settings.replicas} running replicas",
                 remedy="Raise engine.start_timeout_s on a slow machine; otherwise look at what it says.",
             ) from error
-        self._tell("engine_ready", engine=self.start.name, seconds=round(time.monotonic() - began_s, 2))
+        self._emit("engine_ready", engine=self.start.name, seconds=round(time.monotonic() - began_s, 2))
 
     def _run(self) -> Any:
         """Hand the deployment to Serve (in a worker thread: it waits)."""
@@ -129,14 +129,14 @@ class EngineDeployment:
     # --- who is there -------------------------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Let go of replicas that are gone, and meet new ones; raises EngineError when one answers wrongly."""
+        """Drop replicas that are gone, and add new ones; raises EngineError when one answers wrongly."""
         there = members(self.application)
-        for name, seat in list(self.seats.items()):
-            if seat.engine.replica not in there:
-                self.bury(name, seat, "Serve has lost it")
-        for replica in sorted(there - self._known):
+        for name, replica in list(self.replicas.items()):
+            if replica.engine.replica not in there:
+                self.remove(name, replica, "Serve has lost it")
+        for replica_id in sorted(there - self._known):
             try:
-                await self._meet(replica)
+                await self._meet(replica_id)
             except EngineDeadError as error:
                 self.trouble = error.problem
 
@@ -144,30 +144,30 @@ class EngineDeployment:
         engine = await ReplicaEngine.meet(self._handle, replica, self._settings.health_timeout_s)
         self._known.add(replica)
         await check_answers(engine, self.start.self_check)
-        before = self.seats.get(engine.name)
+        before = self.replicas.get(engine.name)
         if before is not None:
-            self.bury(engine.name, before, "another has its rank")
-        self.seats[engine.name] = self._seat(engine)
+            self.remove(engine.name, before, "another has its rank")
+        self.replicas[engine.name] = self._with_slots(engine)
         if any(counters.name == engine.name for counters in self.past):
             self.restarts[engine.name] += 1
-            self._tell("engine_restarted", engine=engine.name)
+            self._emit("engine_restarted", engine=engine.name)
         self._changed.set()
         self._changed = anyio.Event()
 
-    def bury(self, name: str, seat: ReplicaSeat, why: str) -> None:
-        """Note the end of a replica once, however many asks bring the news."""
-        if self.seats.get(name) is seat:
-            del self.seats[name]
+    def remove(self, name: str, replica: LiveReplica, why: str) -> None:
+        """Drop a replica that has ended, once, however many asks report it."""
+        if self.replicas.get(name) is replica:
+            del self.replicas[name]
             self.trouble = f"{name}: {why}"
-            self.past.append(seat.running.counters())
+            self.past.append(replica.running.counters())
 
     async def anyone(self) -> None:
         """Wait until there is a replica; raises EngineDeadError after the time one has to start."""
         timeout_s = self._engine_settings.start_timeout_s
         with anyio.move_on_after(timeout_s):
-            while not self.seats:
+            while not self.replicas:
                 await self._changed.wait()
-        if not self.seats:
+        if not self.replicas:
             raise EngineDeadError(
                 f"engine {self.start.name!r} has no replica: {self.trouble}",
                 expected=f"one within engine.start_timeout_s={timeout_s:.0f}",
@@ -176,17 +176,17 @@ class EngineDeployment:
 
     def pids(self) -> list[int]:
         """The processes of all replicas that are there."""
-        return [pid for seat in self.seats.values() for pid in seat.engine.pids]
+        return [pid for replica in self.replicas.values() for pid in replica.engine.pids]
 
     def counters(self) -> list[EngineCounters]:
-        """What every replica has done, those that are gone included."""
-        return [*self.past, *(seat.running.counters() for seat in self.seats.values())]
+        """The counters of every replica, ended ones included."""
+        return [*self.past, *(replica.running.counters() for replica in self.replicas.values())]
 
     async def close(self) -> None:
         """Take the application away; its replicas end in good order."""
         from ray import serve
 
-        for name, seat in list(self.seats.items()):
-            self.bury(name, seat, "it is closed")
+        for name, replica in list(self.replicas.items()):
+            self.remove(name, replica, "it is closed")
         if self._handle is not None:
             await anyio.to_thread.run_sync(partial(serve.delete, self.application))

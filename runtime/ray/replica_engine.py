@@ -62,7 +62,7 @@ class ReplicaEngine:
 
     @staticmethod
     async def anyone(handle: Any) -> None:
-        """Make a first call, whoever answers: before it the handle does not ask Serve who is there."""
+        """Make a first call to any replica: before it the handle does not ask Serve for its replicas."""
         await _answer(handle.hello.remote(on=""))
 
     async def generate(self, request: EngineRequest, on_text: OnText | None = None) -> Reply:
@@ -126,7 +126,7 @@ class ReplicaEngine:
         raise EngineDeadError(f"engine {self.name!r} stopped in an answer", expected="a whole reply")
 
     def _take(self, lines: bytes, request: EngineRequest | None) -> FromHost:
-        """Book what the lines of a replica tell; the result is the last. Raises the error that it says."""
+        """Record what the lines of a replica report; returns the last. Raises the error that it carries."""
         *owed, last = map(from_host, lines.splitlines())
         for message in owed:
             assert isinstance(message, Abandoned)

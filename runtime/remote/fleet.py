@@ -24,7 +24,7 @@ from ...router.placement.placement import PlacedAsk, Placement, PlacementCosts, 
 from ...router.placement.token_estimates import TokenEstimates
 from ..events import OnEvent
 from ..settings.fleet import FleetSettings, RemoteSettings
-from .fleet_server import ServerSeat
+from .fleet_member import FleetMember
 from .remote_backend import RemoteBackend, Resolve
 from .server_calls import ServerBusyError
 
@@ -75,10 +75,10 @@ class Fleet:
         find = None if resolve is None else self._find
         # A call that fails is tried elsewhere at once, not here again.
         once = self._remote.model_copy(update={"retries": 0})
-        self._seats = {
-            seat.url: seat
-            for seat in (
-                ServerSeat(
+        self._members = {
+            member.url: member
+            for member in (
+                FleetMember(
                     server,
                     RemoteBackend(server.url, find, once, api_key=api_key),
                     settings,
@@ -93,8 +93,8 @@ class Fleet:
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
-        for seat in self._seats.values():
-            self._tasks.start_soon(seat.watch)
+        for member in self._members.values():
+            self._tasks.start_soon(member.watch)
         return self
 
     async def __aexit__(
@@ -112,8 +112,8 @@ class Fleet:
                 # Without the error of the block, which would come out wrapped in a group.
                 await tasks.__aexit__(None, None, None)
         finally:
-            for seat in self._seats.values():
-                await seat.remote.close()
+            for member in self._members.values():
+                await member.remote.close()
 
     async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
         """Look at every server, and check that each of these variants has one that can serve it; loads nothing.
@@ -125,24 +125,24 @@ class Fleet:
         self._looked = True
         wrong: dict[str, EngineError] = {}
 
-        async def look(seat: ServerSeat) -> None:
+        async def look(member: FleetMember) -> None:
             try:
-                await seat.look()
+                await member.look()
             except EngineError as error:
-                wrong[seat.url] = error
+                wrong[member.url] = error
 
         async with anyio.create_task_group() as looks:
-            for seat in self._seats.values():
-                looks.start_soon(look, seat)
-        for url, seat in self._seats.items():
+            for member in self._members.values():
+                looks.start_soon(look, member)
+        for url, member in self._members.items():
             error = wrong.get(url)
             if error is None:
-                seat.join()
+                member.join()
             elif isinstance(error, EngineDeadError):
-                seat.lose(error)
+                member.lose(error)
             else:
                 raise error
-        if len(wrong) == len(self._seats):
+        if len(wrong) == len(self._members):
             raise self._nobody_answers({})
         for variant in dict.fromkeys(variants):
             await self._check(variant)
@@ -171,30 +171,30 @@ class Fleet:
                 await anyio.sleep(min(wait_s, self._remote.retry_wait_max_s))
                 waits, wait_s = waits - 1, 2 * wait_s
                 failed.clear()
-            seat = self._seats[placement.replica]
+            member = self._members[placement.replica]
             try:
-                reply = await seat.ask(ask, placed, streamed)
+                reply = await member.ask(ask, placed, streamed)
             except ServerBusyError as error:
-                failed[seat.url] = error
+                failed[member.url] = error
                 continue  # it is well: waiting for room has bounds of its own
             except EngineDeadError as error:
-                seat.failed(error)
-                failed[seat.url] = error
+                member.failed(error)
+                failed[member.url] = error
             except AskRejectedError as error:
                 if not isinstance(error, NotServedError):
                     raise
-                refused[seat.url] = error
+                refused[member.url] = error
             except EngineError as error:
-                refused[seat.url] = error
+                refused[member.url] = error
             else:
                 self._estimates.note(ask, reply.usage)
                 return reply.model_copy(update={"placement": before + placement.reason})
             tries -= 1
-            before = f"{seat.url} failed; "
+            before = f"{member.url} failed; "
             if streamed is not None:
                 streamed.restart()
         raise EngineDeadError(
-            f"ask {ask.id!r} failed {self._settings.tries} times, the last time at {seat.url}: {seat.trouble}",
+            f"ask {ask.id!r} failed {self._settings.tries} times, the last time at {member.url}: {member.trouble}",
             expected=f"an answer within fleet.tries={self._settings.tries}",
             remedy="Look at the servers' own logs.",
         )
@@ -204,49 +204,49 @@ class Fleet:
 
         Others take over, and `admit` lets it have asks again.
         """
-        await self._seat(url).drain()
+        await self._member(url).drain()
 
     def admit(self, url: str) -> None:
         """Let a drained server have asks again."""
-        self._seat(url).admit()
+        self._member(url).admit()
 
     @property
     def model(self) -> str:
         """Which base answers (see `RemoteBackend.model`), as far as the servers that were looked at say."""
         ours, others = self._bases.get(True), self._bases.get(False)
         named = [ours[0]] if ours else []
-        return " and ".join([*named, f"{others[0]} at {', '.join(sorted(self._seats))}"] if others else named)
+        return " and ".join([*named, f"{others[0]} at {', '.join(sorted(self._members))}"] if others else named)
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """Server → what it has done for this driver (see `EnginePool.totals`)."""
-        return {url: asdict(seat.counters) for url, seat in self._seats.items()}
+        return {url: asdict(member.counters) for url, member in self._members.items()}
 
     # --- choosing -----------------------------------------------------------------------------------------
 
     def _choose(self, ask: Ask, placed: PlacedAsk, without: Collection[str]) -> Placement | None:
         states = [
-            seat.account.state
-            for url, seat in self._seats.items()
-            if url not in without and seat.account.state.healthy and seat.may_hold(ask.variant, placed.adapter)
+            member.account.state
+            for url, member in self._members.items()
+            if url not in without and member.account.state.healthy and member.may_hold(ask.variant, placed.adapter)
         ]
         return self._place(placed, states, self._settings.costs) if states else None
 
     def _check_left(self, variant: str | None, placed: PlacedAsk, refused: Mapping[str, Exception]) -> None:
         """Raise when every server that may hold the adapter has refused it: waiting would change nothing."""
-        allowed = [url for url, seat in self._seats.items() if seat.may_hold(variant, placed.adapter)]
+        allowed = [url for url, member in self._members.items() if member.may_hold(variant, placed.adapter)]
         if refused.keys() >= set(allowed):
             raise self._nobody_serves(variant, refused)
 
     async def _check(self, variant: str | None) -> None:
         reasons: dict[str, Exception] = {}
         adapter = self._adapter(variant)
-        for url, seat in self._seats.items():
-            if not seat.may_hold(variant, adapter):
+        for url, member in self._members.items():
+            if not member.may_hold(variant, adapter):
                 continue
             try:
-                if not seat.account.state.healthy:
-                    raise EngineDeadError(seat.trouble)
-                await seat.remote.check(variant)
+                if not member.account.state.healthy:
+                    raise EngineDeadError(member.trouble)
+                await member.remote.check(variant)
                 return
             except (EngineError, UnknownVariantError) as error:
                 reasons[url] = error
@@ -281,16 +281,16 @@ class Fleet:
                 remedy="Take it out of fleet.servers, or start vLLM with --served-model-name if it is the same model.",
             )
 
-    def _seat(self, url: str) -> ServerSeat:
-        seat = self._seats.get(url.rstrip("/").removesuffix("/v1").lower())
-        if seat is None:
-            raise SettingsError(f"no server {url!r} in the fleet", expected=f"one of {', '.join(self._seats)}")
-        return seat
+    def _member(self, url: str) -> FleetMember:
+        member = self._members.get(url.rstrip("/").removesuffix("/v1").lower())
+        if member is None:
+            raise SettingsError(f"no server {url!r} in the fleet", expected=f"one of {', '.join(self._members)}")
+        return member
 
     # --- errors -------------------------------------------------------------------------------------------
 
     def _nobody_answers(self, refused: Mapping[str, Exception]) -> EngineDeadError:
-        troubles = {url: seat.trouble for url, seat in self._seats.items() if seat.trouble}
+        troubles = {url: member.trouble for url, member in self._members.items() if member.trouble}
         reasons = "; ".join(f"{url}: {why}" for url, why in ({**troubles, **_problems(refused)}).items())
         return EngineDeadError(
             f"no server takes asks: {reasons}",

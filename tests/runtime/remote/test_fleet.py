@@ -122,7 +122,7 @@ def make_fleet(
     how = {} if place is None else {"place": place}
     fleet = Fleet(FleetSettings(servers=tuple(servers), **bounds), resolve, remote, on_event=on_event, **how)
     for vllm in vllms:
-        calls = fleet._seats[vllm.url].remote._calls
+        calls = fleet._members[vllm.url].remote._calls
         calls.client = calls.probing = httpx.AsyncClient(base_url=vllm.url, transport=httpx.MockTransport(vllm))
     return fleet
 
@@ -157,8 +157,8 @@ async def test_an_ask_goes_where_its_adapter_is_and_says_so() -> None:
     one, two = Vllm("one"), Vllm("two")
     async with make_fleet(one, two) as fleet:
         await fleet.warm()
-        two_first: list[ReplicaState] = [fleet._seats[two.url].account.state]
-        with fleet._seats[one.url].account.answering(PlacedAsk(None, "busy", 1000, 1000)):
+        two_first: list[ReplicaState] = [fleet._members[two.url].account.state]
+        with fleet._members[one.url].account.answering(PlacedAsk(None, "busy", 1000, 1000)):
             reply = await fleet.reply(make("lora1"))
         assert two_first[0].adapters == {number("lora1"): 0}
         again = await fleet.reply(make("lora1", "another"))
@@ -205,7 +205,7 @@ async def test_a_load_that_one_server_refuses_is_tried_at_the_other() -> None:
         two.broken["/v1/load_lora_adapter"] = 404
         with pytest.raises(EngineError, match="'lora2': http://one: .*does not load.*http://two: .*does not load"):
             await fleet.reply(make("lora2"))
-        assert fleet._seats[one.url].account.state.healthy
+        assert fleet._members[one.url].account.state.healthy
 
 
 async def test_an_adapter_that_somebody_took_out_is_loaded_again() -> None:
@@ -241,7 +241,7 @@ async def test_what_was_under_way_when_a_server_died_is_answered_elsewhere() -> 
             one.alive = False
             hold.set()
         assert replies == [f"{two.url} tiny"] * 10
-        assert not fleet._seats[one.url].account.state.healthy
+        assert not fleet._members[one.url].account.state.healthy
         asked = one.count("/v1/chat/completions")
         await fleet.reply(make())
         assert one.count("/v1/chat/completions") == asked
@@ -256,12 +256,12 @@ async def test_a_server_that_comes_back_is_looked_at_anew() -> None:
         assert one.adapters
         one.alive = False
         assert (await fleet.reply(make("lora1"))).text.startswith("http://two")
-        seat = fleet._seats[one.url]
-        await seat.look_after()
-        assert not seat.account.state.healthy
+        member = fleet._members[one.url]
+        await member.look_after()
+        assert not member.account.state.healthy
         one.restart()
-        await seat.look_after()
-        assert seat.account.state.healthy and not seat.account.state.adapters
+        await member.look_after()
+        assert member.account.state.healthy and not member.account.state.adapters
         await fleet.drain("http://two/v1")
         assert (await fleet.reply(make("lora1"))).text.startswith(one.url)
     kinds = [event.kind for event in events if event.kind.startswith("server")]
@@ -276,9 +276,9 @@ async def test_one_that_comes_back_as_another_model_stays_out() -> None:
         await fleet.reply(make())
         one.restart()
         one.model = "another"
-        await fleet._seats[one.url].look_after()
-        assert not fleet._seats[one.url].account.state.healthy
-        assert "serves 'another', and http://one serves 'tiny'" in fleet._seats[one.url].trouble
+        await fleet._members[one.url].look_after()
+        assert not fleet._members[one.url].account.state.healthy
+        assert "serves 'another', and http://one serves 'tiny'" in fleet._members[one.url].trouble
 
 
 async def test_asks_at_a_server_that_hangs_go_elsewhere_once_its_health_says_so() -> None:
@@ -295,9 +295,9 @@ async def test_asks_at_a_server_that_hangs_go_elsewhere_once_its_health_says_so(
             tasks.start_soon(ask)
             await one.arrived.acquire()
             one.well = False
-            await fleet._seats[one.url].look_after()
-            assert fleet._seats[one.url].account.state.healthy and not replies
-            await fleet._seats[one.url].look_after()
+            await fleet._members[one.url].look_after()
+            assert fleet._members[one.url].account.state.healthy and not replies
+            await fleet._members[one.url].look_after()
     assert replies == [f"{two.url} tiny"]
 
 
@@ -314,11 +314,11 @@ async def test_a_server_that_asks_gave_up_is_given_up_by_those_that_still_wait()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
             await one.arrived.acquire()
-            fleet._seats[one.url].failed(EngineDeadError("another ask timed out"))
+            fleet._members[one.url].failed(EngineDeadError("another ask timed out"))
             await anyio.wait_all_tasks_blocked()
             assert not replies
             one.well = False
-            await fleet._seats[one.url].look_after()
+            await fleet._members[one.url].look_after()
     assert replies == [f"{two.url} tiny"]
 
 
@@ -374,7 +374,7 @@ async def test_no_server_that_answers_is_said_for_each() -> None:
         with pytest.raises(EngineDeadError, match="no server takes asks"):
             await fleet.reply(make())
         two.restart()
-        await fleet._seats[two.url].look_after()
+        await fleet._members[two.url].look_after()
         assert (await fleet.reply(make())).text == f"{two.url} tiny"
 
 

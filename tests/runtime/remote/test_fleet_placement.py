@@ -108,7 +108,7 @@ async def programs(rule: Callable[[], Any], number: int) -> tuple[int, float]:
     settings = FleetSettings(servers=named, adapter_slots=benchmark.SLOTS, health_every_s=1e6)
     fleet = Fleet(settings, variants.__getitem__, place=rule())
     for server in servers:
-        calls = fleet._seats[server.url].remote._calls
+        calls = fleet._members[server.url].remote._calls
         calls.client = httpx.AsyncClient(base_url=server.url, transport=httpx.MockTransport(server))
     options = argparse.Namespace(programs=32, concurrency=8, tokens=12)
     async with trio.open_nursery() as nursery:

@@ -23,7 +23,7 @@ from ..slots.slot_table import AdapterLease, SlotTable
 from .circuit_breaker import CircuitBreaker
 from .remote_backend import RemoteBackend, Resolve
 
-__all__ = ["ServerCounters", "ServerSeat"]
+__all__ = ["FleetMember", "ServerCounters"]
 
 CheckBase = Callable[[RemoteBackend], None]
 """Raises EngineError for a server that stands on another base than the fleet."""
@@ -43,8 +43,8 @@ class ServerCounters:
     cpu_s: float = 0.0
 
 
-class ServerSeat:
-    """A server's place in a fleet. It is not healthy before `join`, while its breaker is open, and while it drains.
+class FleetMember:
+    """A server in a fleet. It is not healthy before `join`, while its breaker is open, and while it drains.
 
     `resolve` finds a variant's record and folder; a server of ours moves adapters by itself and needs none.
     """
@@ -115,7 +115,7 @@ class ServerSeat:
                 self.account.forget()
                 await self.look()
                 self.join()
-                self._tell("server_back", server=self.url)
+                self._emit("server_back", server=self.url)
         except EngineError as error:
             self.failed(error, whole=True)
         self._refresh()
@@ -135,7 +135,7 @@ class ServerSeat:
         self.trouble = error.problem
         self._refresh()
         self.counters.restarts += 1
-        self._tell("server_lost", server=self.url, reason=error.problem)
+        self._emit("server_lost", server=self.url, reason=error.problem)
 
     async def drain(self) -> None:
         """Take no more asks, and wait for those under way."""
@@ -239,7 +239,7 @@ class ServerSeat:
         self.counters.adapter_loads += kind == "adapter_loaded"
         self.counters.adapter_evictions += kind == "adapter_evicted"
         name = self._names.get(adapter.id, adapter.id)
-        self._tell(kind, adapter=name, id=adapter.id, engine=self.url, seconds=round(cost.wall_s, 4))
+        self._emit(kind, adapter=name, id=adapter.id, engine=self.url, seconds=round(cost.wall_s, 4))
 
-    def _tell(self, kind: EventKind, **data: Any) -> None:
+    def _emit(self, kind: EventKind, **data: Any) -> None:
         self._on_event(Event(kind=kind, data=data))
