@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from ..agents.frozen_model import FrozenModel
 
 __all__ = ["STARTUP", "Event", "EventKind", "Listeners", "OnEvent", "RunEvents", "in_words"]
 
@@ -37,16 +37,23 @@ STARTUP: tuple[EventKind, ...] = ("preparing", "engine_starting", "engine_ready"
 """What is waited for before an engine answers."""
 
 
-class Event(BaseModel):
-    """One thing that happened; `data` holds what is particular to its kind (tokens, seconds, reasons)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Event(FrozenModel):
+    """One thing that happened while runs went on."""
 
     kind: EventKind
+    """What happened."""
+
     run_id: str = ""
+    """The run it belongs to. Empty for engines."""
+
     step_path: str = ""
+    """The step it belongs to. Empty for runs."""
+
     role: str = ""
+    """The role that asked. Empty where none did."""
+
     data: dict[str, Any] = {}
+    """What is particular to the kind: tokens, seconds, reasons."""
 
 
 OnEvent = Callable[[Event], None]
