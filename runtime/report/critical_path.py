@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...agents.step_paths import ROOT, StepPath
-from ...agents.workflow_shape import StepShape, StepsThatRan
+from ...agents.workflow_shape import StepShape
 from .ledger import Ledger
+from .step_order import step_order
 
 __all__ = ["critical_path_s", "longest_chain_s"]
 
@@ -34,20 +34,7 @@ def longest_chain_s(body: Sequence[StepShape], times: Mapping[str, float]) -> fl
 
     Rounds follow each other; items of a fan-out run side by side; a step that did not run takes no time.
     """
-    return _body_s(body, ROOT, times, StepsThatRan(times))
-
-
-def _body_s(body: Sequence[StepShape], around: StepPath, times: Mapping[str, float], ran: StepsThatRan) -> float:
-    ends: dict[str, float] = {}
-    for step in body:  # in an order that respects their edges
-        start = max((ends[before] for before in step.after), default=0.0)
-        ends[step.name] = start + _step_s(step, around, times, ran)
-    return max(ends.values(), default=0.0)
-
-
-def _step_s(step: StepShape, around: StepPath, times: Mapping[str, float], ran: StepsThatRan) -> float:
-    def inside(path: StepPath) -> float:
-        return _body_s(step.body, path, times, ran) if step.body else times.get(str(path), 0.0)
-
-    seconds = [inside(path) for path in ran.of(step, around)]
-    return sum(seconds) if step.kind == "loop" else max(seconds, default=0.0)
+    ends_s: dict[str, float] = {}
+    for path, before in step_order(body, times).items():
+        ends_s[path] = times[path] + max((ends_s[name] for name in before), default=0.0)
+    return max(ends_s.values(), default=0.0)

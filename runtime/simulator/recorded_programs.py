@@ -6,20 +6,19 @@ import hashlib
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from ...agents.errors import ResumeError, StoreError, TaskSetError
-from ...agents.step_paths import ROOT, StepPath
-from ...agents.workflow_shape import StepShape, StepsThatRan
 from ..report.ledger import AskEntry, Ledger, read_ledger
+from ..report.step_order import step_order
 from ..settings.engine import EngineSettings
 from ..settings.session import load_settings
 from ..store.store import RunStore
 
-__all__ = ["Program", "ProgramAsk", "ProgramStep", "RecordedBatch", "prompt_blocks", "read_programs", "step_order"]
+__all__ = ["Program", "ProgramAsk", "ProgramStep", "RecordedBatch", "prompt_blocks", "read_programs"]
 
 ENDED = ("finished", "failed", "stopped")
 
@@ -165,44 +164,6 @@ def recorded_batch(ledger: Ledger, texts: Mapping[tuple[str, str, int], str]) ->
         ledger=ledger,
         replicas=len({ask.engine for ask in asks}),
     )
-
-
-def step_order(body: Sequence[StepShape], paths: Iterable[str]) -> dict[str, frozenset[str]]:
-    """Path of each step that ran → the steps that ran right before it and had to.
-
-    Rounds follow each other, items of a fan-out run side by side, and steps that did not run delay nothing.
-    """
-    ran = set(paths)
-    places = StepsThatRan(ran)
-    order: dict[str, frozenset[str]] = {}
-
-    def through_body(steps: Sequence[StepShape], around: StepPath, start: frozenset[str]) -> frozenset[str]:
-        ends: dict[str, frozenset[str]] = {}
-        for step in steps:  # in an order that respects their edges
-            before = frozenset[str]().union(*(ends[name] for name in step.after)) if step.after else start
-            ends[step.name] = through_step(step, around, before)
-        waited_for = {name for step in steps for name in step.after}
-        return frozenset[str]().union(*(ends[s.name] for s in steps if s.name not in waited_for)) if steps else start
-
-    def through_step(step: StepShape, around: StepPath, start: frozenset[str]) -> frozenset[str]:
-        if step.kind == "loop":
-            for path in places.of(step, around):
-                start = inside(step, path, start)
-            return start
-        ends = [inside(step, path, start) for path in places.of(step, around)]
-        return frozenset[str]().union(*ends) if ends else start
-
-    def inside(step: StepShape, path: StepPath, start: frozenset[str]) -> frozenset[str]:
-        if step.body:
-            return through_body(step.body, path, start)
-        name = str(path)
-        if name not in ran:
-            return start
-        order[name] = start
-        return frozenset((name,))
-
-    through_body(body, ROOT, frozenset())
-    return order
 
 
 def prompt_blocks(text: str, prompt_tokens: int, block_tokens: int, chars_per_token: float) -> tuple[int, ...]:
