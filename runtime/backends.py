@@ -199,7 +199,7 @@ def check_engine(engine: str) -> str:
         raise SettingsError(
             f"there is no engine {engine!r}",
             expected=_expected(),
-            remedy=did_you_mean(engine, ENGINES, "A server is named by its whole address."),
+            remedy=did_you_mean(engine, ENGINES, "A server's URL begins with http:// or https://."),
         )
     return engine
 
@@ -268,4 +268,4 @@ def _resolve(shelf: Shelf, name: str) -> tuple[Variant, Path]:
 
 
 def _expected(without: str = "") -> str:
-    return f"{', '.join(name for name in ENGINES if name != without)}, or a URL, http://…"
+    return f"{', '.join(name for name in ENGINES if name != without)}, or the URL of a server"
