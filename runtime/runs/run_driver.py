@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import anyio
-from pydantic import TypeAdapter
 
 from ...agents.backend import Backend
 from ...agents.errors import LimitError, MetierError, ResumeError, RunInterrupted, first_error
@@ -23,6 +22,7 @@ from .batches import waiting_for_person
 from .executor import Executor
 from .outlook import Outlooks
 from .run_plan import RunPlan, RunResult
+from .step_values import type_adapter
 from .steps import BLOCKED, StepRunner
 
 __all__ = ["RunDriver"]
@@ -67,7 +67,7 @@ class RunDriver:
                 return RunResult(plan.run_id, error=error)
             now = self._store.run(plan.run_id) if plan.resumed else plan.record
             if now.state == "finished":
-                output = TypeAdapter(plan.graph.gives).validate_json(now.output or "null")
+                output = type_adapter(plan.graph.gives).validate_json(now.output or "null")
                 return RunResult(plan.run_id, output, score=now.score)
             return await self._run_claimed(plan, again)
 
@@ -83,7 +83,7 @@ class RunDriver:
             output = await self._output(plan, executor)
         except MetierError as error:
             return self._end_badly(plan, events, error, time.monotonic() - began)
-        text = TypeAdapter(plan.graph.gives).dump_json(output).decode()
+        text = type_adapter(plan.graph.gives).dump_json(output).decode()
         score = None if plan.score is None else plan.score(output)
         self._store.end_run(run_id, "finished", output=text, score=score, busy_s=time.monotonic() - began)
         events.tell("run_finished", output=text)
