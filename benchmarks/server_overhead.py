@@ -107,7 +107,7 @@ class Client:
 
 def _engine_s(session: Session) -> float:
     """CPU-seconds of the engines: requests that come one by one make smaller batches, and more steps."""
-    return sum(totals["cpu_s"] for totals in session.engine_totals().values())
+    return float(sum(totals["cpu_s"] for totals in session.engine_totals().values()))
 
 
 @asynccontextmanager

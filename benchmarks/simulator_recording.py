@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from random_adapters import shelve_random_adapters
 
 from metier.agents import TaskGraph
+from metier.agents.nodes import BuiltGraph
 from metier.agents.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, load_settings, open_session
@@ -45,7 +46,7 @@ class Recording:
     slots: int
     concurrencies: tuple[int, ...]
     shelf: Path
-    graph: TaskGraph
+    graph: TaskGraph | BuiltGraph
     inputs: Callable[[str, int, int], Sequence[BaseModel]]
     runs: int
     slot_rank: SlotRank = 16

@@ -239,14 +239,14 @@ def report(samples: Compared, options: argparse.Namespace) -> None:
             for arm in served
         ],
     )
-    rows = []
+    ratios: list[tuple[str, ...]] = []
     for suffix, bar in (("", ">= 2"), (" fp32", ">= 3")):
         ours, theirs = (f"ours{suffix}", SERVE), (f"Hugging Face{suffix}", SERVE)
         if ours in measured and theirs in measured:
             names = ("tokens_per_s", "cpu_s_per_1k", "first_token_s")
-            rows.append((suffix.strip() or "bf16", *(ratio(samples, ours, theirs, name) for name in names), bar))
+            ratios.append((suffix.strip() or "bf16", *(ratio(samples, ours, theirs, name) for name in names), bar))
     print()
-    print_table(("served / Hugging Face", "speed", "CPU time", "time to first token", "bar"), rows)
+    print_table(("served / Hugging Face", "speed", "CPU time", "time to first token", "bar"), ratios)
 
 
 def ratio(samples: Compared, over: tuple[str, str], under: tuple[str, str], name: str) -> str:
