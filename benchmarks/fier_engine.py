@@ -71,7 +71,7 @@ class Decoder:
         import_vllm(threads=options.threads, in_process=True)
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from metier.runtime.engines.vllm_calls import engine_arguments
+        from metier.runtime.engines.engine_arguments import engine_arguments
         from metier.runtime.settings.engine import EngineSettings
 
         settings = EngineSettings(

@@ -119,7 +119,7 @@ class ArmEngine:
         torch.set_num_threads(threads)
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        from metier.runtime.engines.vllm_calls import engine_arguments
+        from metier.runtime.engines.engine_arguments import engine_arguments
         from metier.runtime.plugin.fier_attention import FierAttention
         from metier.runtime.settings.engine import EngineSettings
 

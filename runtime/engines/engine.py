@@ -1,16 +1,16 @@
-"""What both forms of the engine share: the interface, and the way from an ask to vLLM and back."""
+"""The interface that every form of the engine has, and what passes through it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from ...agents.backend import OnText
 from ...agents.messages import Ask, Reply, Usage
 from ..slots.adapter import LoadedAdapter, SwapCost
 
-__all__ = ["Engine", "EngineCounters", "EngineRequest", "OnAbandoned", "added_up"]
+__all__ = ["Engine", "EngineCounters", "EngineRequest", "OnAbandoned"]
 
 
 OnAbandoned = Callable[[Ask, Usage], None]
@@ -85,18 +85,3 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Abort what runs and free what can be freed; closing twice is harmless."""
         ...
-
-
-def added_up(counters: Iterable[EngineCounters]) -> dict[str, dict[str, Any]]:
-    """Engine name → its counters added up over restarts, with room for how many there were, and for prefetches."""
-    totals: dict[str, dict[str, Any]] = {}
-    for one in counters:
-        row = asdict(one)
-        name, abandoned = row.pop("name"), row.pop("abandoned_cpu_s")
-        more = {"adapter_prefetches": 0, "restarts": 0, "abandoned_cpu_s": {}}
-        total = totals.setdefault(name, {key: 0 for key in row} | more)
-        for key, value in row.items():
-            total[key] += value
-        for role, cpu_s in abandoned.items():
-            total["abandoned_cpu_s"][role] = total["abandoned_cpu_s"].get(role, 0.0) + cpu_s
-    return totals

@@ -22,7 +22,8 @@ from ..slots.adapter import LoadedAdapter, SwapCost
 from ..slots.adapter_slots import OnAdapterUse
 from ..slots.announced_uses import AnnouncedUses
 from .answer_check import check_answers
-from .engine import Engine, EngineCounters, OnAbandoned, added_up
+from .engine import Engine, EngineCounters, OnAbandoned
+from .engine_totals import added_up
 from .running_engine import RunningEngine
 from .start_times import note_start, start_note
 from .variant_targets import EngineStart, Resolve, VariantTargets

@@ -1,121 +1,132 @@
-"""From an ask to vLLM and back: engine arguments, sampling parameters, prompts, usage."""
+"""An ask on its way into vLLM, and the Reply made of what comes out: the same for every form of the engine."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from ...agents.errors import AskRejectedError, EngineError
-from ...agents.messages import Ask, Usage
+from ...agents.messages import Ask, Reply, Usage
 from ..plugin.budget_forcing import ThinkingRules
-from ..plugin.wire import FIER_KEY, INTUITION_KEY, LOGITS_PROCESSOR, REASONING_PARSER, THINKING_KEY, plugin_wanted
+from ..plugin.wire import INTUITION_KEY, THINKING_KEY
 from ..settings.engine import EngineSettings
+from ..slots.adapter import LoadedAdapter
+from .engine import EngineRequest
+from .engine_errors import rejected
+from .thinking_asks import ReplyReader, ThinkingAsks
+from .trex_asks import TrexAdapters, cache_salt
 
-__all__ = ["engine_arguments", "finish_reason", "prompt_token_ids", "rejected", "sampling_params", "stopwatch_usage"]
+__all__ = ["VllmAsks", "VllmCall", "finish_reason", "lora_request", "prompt_token_ids", "sampling_params"]
 
 
-def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, adapters: bool) -> Any:
-    """vLLM's own arguments for an engine on the checkpoint in `weights`.
+class VllmAsks:
+    """Turns the asks of one engine into calls of vLLM, in the process that makes its prompts.
 
-    Without `adapters` the engine starts with no LoRA layers at all, which is faster at every step.
+    `trex` knows which of the engine's adapters are T-REX ones, `thinking` the thinking tags in tokens of its model.
     """
-    from vllm.config import StructuredOutputsConfig
-    from vllm.engine.arg_utils import AsyncEngineArgs
 
-    lora: dict[str, Any] = {}
-    if adapters:
-        # As many on the CPU side as in slots: eviction is decided in AdapterSlots, never behind its back.
-        lora = {
-            "enable_lora": True,
-            "max_loras": settings.adapter_slots,
-            "max_cpu_loras": settings.adapter_slots,
-            "max_lora_rank": settings.slot_rank,
+    def __init__(self, tokenizer: Any, settings: EngineSettings, *, context_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.thinking = ThinkingAsks(tokenizer, settings.thinking_tags, context_tokens=context_tokens)
+        self.trex = TrexAdapters(settings)
+        self._context_tokens = context_tokens
+
+    def prepare(self, request: EngineRequest, *, stream: bool) -> VllmCall:
+        """The call for a request; its reply comes piece by piece when `stream`.
+
+        Raises: AskRejectedError when this engine cannot serve the ask, SettingsError when its tokenizer loses the
+        thinking tags, and whatever vLLM's sampling parameters raise.
+        """
+        from vllm.inputs.engine import tokens_input
+
+        ask, adapter = request.ask, request.adapter
+        self.trex.check(request)
+        rules = self.thinking.rules(ask)
+        ids = prompt_token_ids(self.tokenizer, ask, context_tokens=self._context_tokens)
+        ids = self.thinking.add_block(ask, ids)
+        return VllmCall(
+            request=request,
+            prompt_ids=ids,
+            prompt=tokens_input(ids, cache_salt=cache_salt(request)),
+            params=sampling_params(ask, stream=stream, intuition=request.intuition, rules=rules),
+            lora=None if adapter is None else lora_request(adapter),
+            rules=rules,
+            reader=self.thinking.reader(ask),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class VllmCall:
+    """One ask as vLLM gets it, and what reads its reply.
+
+    `prompt`, `params` and `lora` are vLLM's own objects; `rules` is None for an ask that does not think. An ask that
+    has to run again needs a new call.
+    """
+
+    request: EngineRequest
+    prompt_ids: list[int]
+    prompt: Any
+    params: Any
+    lora: Any
+    rules: ThinkingRules | None
+    reader: ReplyReader
+
+    @property
+    def grammar(self) -> dict[str, Any]:
+        """Where the grammar of the answer begins, by vLLM's names: at once, or behind the thinking."""
+        return {
+            "reasoning_ended": None if self.request.ask.answer_schema is None else self.rules is None,
+            "reasoning_parser_kwargs": None if self.rules is None else {"close": self.rules.close},
         }
-    ours = plugin_wanted()
-    context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)
-    _check_retrieval(settings, context_tokens)
-    return AsyncEngineArgs(
-        model=str(weights),
-        tokenizer=str(weights),
-        dtype=settings.dtype if dtype == "auto" else dtype,
-        seed=0,
-        max_model_len=context_tokens,
-        max_num_seqs=settings.max_running,
-        max_num_batched_tokens=max(settings.max_batch_tokens, settings.max_running),
-        kv_cache_memory_bytes=int((settings.kv_cache_mib << 20) / (1 + _beside_cache(weights, dtype, settings))),
-        block_size=settings.block_tokens,
-        enable_prefix_caching=True,
-        scheduling_policy="priority",
-        # A step's rows are then those just scheduled, which is what the meter splits its cost over.
-        async_scheduling=False,
-        enforce_eager=settings.runs_eagerly,
-        tensor_parallel_size=settings.tensor_parallel,
-        data_parallel_size=settings.data_parallel,
-        disable_log_stats=False,
-        use_tqdm_on_load=False,
-        # Small models pad JSON with newlines for ever if the grammar lets them.
-        structured_outputs_config=StructuredOutputsConfig(
-            backend="xgrammar", disable_any_whitespace=True, reasoning_parser=REASONING_PARSER if ours else ""
-        ),
-        logits_processors=[LOGITS_PROCESSOR] if ours else None,
-        additional_config={} if settings.fier is None else {FIER_KEY: settings.fier.model_dump()},
-        **lora,
-    )
 
+    def read(self, output: Any) -> str:
+        """Read one of vLLM's outputs for this call; returns what of it belongs to the answer."""
+        said = output.outputs[0]
+        piece = self.reader.read(said.text, said.token_ids)
+        self.reader.note_logprob(said.cumulative_logprob)
+        return piece
 
-def _beside_cache(weights: Path, dtype: str, settings: EngineSettings) -> float:
-    """Memory that attention needs beside the key-value cache, as a share of it."""
-    if settings.fier is None:
-        return 0.0
-    config = _text_config(weights)
-    asked = settings.dtype if dtype == "auto" else dtype
-    asked = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
-    return settings.fier.cache_share(int(config["num_hidden_layers"]), 4 if asked == "float32" else 2)
+    def finish_reason(self, output: Any) -> Any:
+        """Why the reply ended with `output`; raises EngineError for anything but a natural end.
 
+        An output that vLLM has not finished is the last one because the answer has all the tokens it may have.
+        """
+        return finish_reason(self.request.ask, output.outputs[0].finish_reason if output.finished else "length")
 
-def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:
-    """Raise EngineError where an engine is to retrieve and cannot, or has nothing to retrieve from."""
-    if settings.fier is None:
-        return
-    if not plugin_wanted():
-        raise EngineError(
-            "attention 'fier' is asked for, and METIER_PLUGIN=0 keeps our plugin out of vLLM",
-            expected="the plugin",
-            remedy="Unset METIER_PLUGIN, or use a variant with stock attention.",
+    def reply(self, output: Any, reason: Any, *, submitted_s: float, cpu_s: float, engine: str) -> Reply:
+        """The reply that ended with `output`, in which thinking and answer are apart.
+
+        `submitted_s` is when the ask reached the engine, on the monotonic clock that vLLM's own timestamps use, so
+        that waiting for the step under way counts as queueing. `cpu_s` is what the ask has cost.
+        """
+        ask, adapter, reader, stats = self.request.ask, self.request.adapter, self.reader, output.metrics
+        usage = Usage(
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+            thinking_tokens=reader.thinking_tokens,
+            answer_tokens=reader.answer_tokens,
+            queue_s=max(stats.scheduled_ts - submitted_s, 0.0),
+            prefill_s=max(stats.first_token_ts - stats.scheduled_ts, 0.0),
+            decode_s=max(stats.last_token_ts - stats.first_token_ts, 0.0),
+            cpu_s=cpu_s,
         )
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        raise EngineError(
-            f"attention 'fier' is asked for on {current_platform.device_type}",
-            expected="a CPU engine: its GPU kernels are in no backend yet",
-            remedy="Use a variant with stock attention here.",
-        )
-    if settings.fier.budget_tokens >= context_tokens:
-        raise EngineError(
-            f"budget_tokens {settings.fier.budget_tokens} of attention 'fier', in a context of {context_tokens} tokens",
-            expected=f"fewer than {context_tokens}: all tokens would be read, which stock attention does faster",
-            remedy="Lower the budget, raise max_model_tokens if the model has the context, or use stock attention.",
-        )
-    if settings.block_tokens % settings.fier.group_tokens:
-        raise EngineError(
-            f"group_tokens {settings.fier.group_tokens} of attention 'fier' with block_tokens {settings.block_tokens}",
-            expected="blocks of whole groups",
-            remedy="Set block_tokens to 128, or make the variant with smaller groups.",
+        return Reply(
+            text=reader.answer,
+            thinking=reader.thinking,
+            profile=ask.thinking,
+            finish_reason=reason,
+            mean_logprob=reader.mean_logprob,
+            usage=usage,
+            variant=ask.variant if adapter is None else adapter.id,
+            engine=engine,
         )
 
 
-def _context_tokens(weights: Path) -> int | None:
-    """The context the model was made for, None where its configuration does not say."""
-    value = _text_config(weights).get("max_position_embeddings")
-    return None if value is None else int(value)
+def lora_request(adapter: LoadedAdapter) -> Any:
+    """An adapter by vLLM's own name for it."""
+    from vllm.lora.request import LoRARequest
 
-
-def _text_config(weights: Path) -> dict[str, Any]:
-    """A checkpoint's configuration; what multimodal ones say of their language model stands for the whole."""
-    config: dict[str, Any] = json.loads((weights / "config.json").read_text(encoding="utf-8"))
-    return {**config.get("text_config", {}), **config}
+    return LoRARequest(adapter.id, adapter.number, str(adapter.path))
 
 
 def sampling_params(
@@ -167,15 +178,6 @@ def prompt_token_ids(tokenizer: Any, ask: Ask, *, context_tokens: int) -> list[i
     return ids
 
 
-def rejected(ask: Ask, reason: str) -> AskRejectedError:
-    """The error for an ask that vLLM refuses."""
-    return AskRejectedError(
-        f"the ask of role {ask.role!r} at step {ask.step_path!r} is refused: {reason}",
-        expected="a prompt, answer schema and sampling settings the engine can serve",
-        remedy="Change the role's inputs, its answer type or its limits.",
-    )
-
-
 def finish_reason(ask: Ask, reason: str | None) -> Any:
     """The reply's finish reason; raises EngineError for anything but a natural end."""
     if reason in ("stop", "length"):
@@ -184,25 +186,4 @@ def finish_reason(ask: Ask, reason: str | None) -> Any:
         f"the engine ended the ask of role {ask.role!r} at step {ask.step_path!r} with {reason!r}",
         expected="'stop' or 'length'",
         remedy="Look at the engine's log; a grammar that rejects the model's own tokens is the usual cause.",
-    )
-
-
-def stopwatch_usage(
-    output: Any, *, submitted_s: float, answer_tokens: int, cpu_s: float, thinking_tokens: int = 0
-) -> Usage:
-    """Usage of a finished request from vLLM's timestamps.
-
-    `submitted_s` is when the ask reached us, on the monotonic clock that vLLM's own timestamps use, so that
-    waiting for the step under way counts as queueing.
-    """
-    stats = output.metrics
-    return Usage(
-        prompt_tokens=len(output.prompt_token_ids),
-        cached_tokens=output.num_cached_tokens or 0,
-        thinking_tokens=thinking_tokens,
-        answer_tokens=answer_tokens,
-        queue_s=max(stats.scheduled_ts - submitted_s, 0.0),
-        prefill_s=max(stats.first_token_ts - stats.scheduled_ts, 0.0),
-        decode_s=max(stats.last_token_ts - stats.first_token_ts, 0.0),
-        cpu_s=cpu_s,
     )

@@ -11,11 +11,8 @@ Without a compiler, or for layers the operator does not cover (fp16, fully shard
 
 from __future__ import annotations
 
-import logging
-import os
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,86 +23,12 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
 
-from ...agents.errors import PluginError
 from . import lora_torch
-from .native_build import build_library
+from .lora_operators import PACKED_DTYPES, load_operators, operators_trusted, set_slot
 from .trex_gate import TrexGate
 from .trex_loader import gates_of
 
-__all__ = ["GroupedPunicaCPU", "install", "load_operators"]
-
-log = logging.getLogger(__name__)
-
-KERNEL_SOURCE = Path(__file__).with_name("lora_cpu_kernel.cpp")
-
-_PACKED_DTYPES = (torch.bfloat16, torch.float32)
-
-_operators_trusted = False
-
-
-# ---- the C++ operators ------------------------------------------------------------------------------------------
-
-
-def load_operators() -> str:
-    """Make `torch.ops.metier.lora_*` available and return "" or the reason why they are not.
-
-    Compiles them on the first use on a machine, then checks them against the torch path before they are trusted.
-    """
-    global _operators_trusted
-    _operators_trusted = False
-    if os.environ.get("METIER_LORA_KERNEL") == "0":
-        return "METIER_LORA_KERNEL=0"
-    try:
-        if not hasattr(torch.ops.metier, "lora_linear"):
-            torch.ops.load_library(str(build_library(KERNEL_SOURCE)))
-        for dtype in _PACKED_DTYPES:
-            _check_operators(dtype)
-    except (PluginError, OSError, RuntimeError) as error:
-        log.warning("metier: the C++ LoRA operators are not used, the slower torch path is: %s", error)
-        return str(error)
-    _operators_trusted = True
-    return ""
-
-
-def _check_operators(dtype: torch.dtype) -> None:
-    """Compare the operator with the torch path on one small mixed batch; raise PluginError when they differ."""
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(dtype)
-
-    # Slot 0 is plain LoRA of rank 8, slot 1 T-REX (r1 = 2, r2 = 3) on the first slice and LoRA on the second.
-    widths, d_in, rank, gate = (40, 24), 64, 8, TrexGate(2, 3, 4.0, 2.0)
-    a = [random(2, 1, rank, d_in) / 8 for _ in widths]
-    b = [random(2, 1, width, rank) for width in widths]
-    b[0][1, 0, :, gate.outputs :] = 0
-    gates = {1: [gate, None]}
-    slots = torch.tensor([1, -1, 0, 1, 0, -1, 1])
-    c, row_of = torch.rand(2, gate.experts, generator=generator), torch.tensor([0, -1, -1, 1, -1, -1, 0])
-    x, y = random(len(slots), d_in), random(len(slots), sum(widths))
-    wanted, got = y.clone(), y.clone()
-    groups = lora_torch.rows_by_slot(slots)
-    lora_torch.add_lora(wanted, x, a, b, groups, widths, gates=gates, intuition=c[row_of])
-    step = torch.ops.metier.lora_step_open()
-    layer = torch.ops.metier.lora_layer_open(step, d_in, widths, 2, dtype == torch.bfloat16)
-    try:
-        for slot in range(2):
-            set_slot(layer, slot, [t[slot, 0] for t in a], [t[slot, 0] for t in b], gates.get(slot, [None, None]))
-        torch.ops.metier.lora_step_plan(step, slots)
-        torch.ops.metier.lora_step_intuition(step, c, row_of)
-        torch.ops.metier.lora_linear(got, x, torch.tensor([layer]))
-    finally:
-        torch.ops.metier.lora_layer_close(layer)
-        torch.ops.metier.lora_step_close(step)
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    if not torch.allclose(got.float(), wanted.float(), rtol=tolerance, atol=tolerance * 10):
-        worst = float((got.float() - wanted.float()).abs().max())
-        raise PluginError(
-            f"the compiled LoRA operator is wrong by {worst:.3g} in {dtype}",
-            expected="the result of the torch path",
-            remedy="Report the compiler and processor; METIER_LORA_KERNEL=0 uses the torch path.",
-        )
-
+__all__ = ["GroupedPunicaCPU", "install"]
 
 # ---- the wrapper vLLM calls -------------------------------------------------------------------------------------
 
@@ -119,7 +42,7 @@ class GroupedPunicaCPU(PunicaWrapperCPU):
     def __init__(self, max_num_batched_tokens: int, max_batches: int, device: Any, **kwargs: Any) -> None:
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self.step: int | None = None
-        if _operators_trusted:
+        if operators_trusted():
             self.step = torch.ops.metier.lora_step_open()
             weakref.finalize(self, torch.ops.metier.lora_step_close, self.step)
         self.head_slots: set[int] = set()
@@ -235,7 +158,7 @@ def open_linear(layer: BaseLinearLayerWithLoRA, wrapper: Any) -> torch.Tensor | 
     a_stacked, b_stacked = layer.lora_a_stacked, layer.lora_b_stacked
     d_in = a_stacked[0].shape[-1]
     sharded = layer.lora_config.fully_sharded_loras and layer.tp_size > 1
-    if a_stacked[0].dtype not in _PACKED_DTYPES or d_in % 2 or sharded:
+    if a_stacked[0].dtype not in PACKED_DTYPES or d_in % 2 or sharded:
         return None
     widths = [b.shape[2] for b in b_stacked]
     bf16 = a_stacked[0].dtype == torch.bfloat16
@@ -263,25 +186,6 @@ def pack_linear(layer: BaseLinearLayerWithLoRA, slot: int, gates: Sequence[TrexG
     set_slot(int(layer.metier_layer), slot, a_used, b_used, gates)
 
 
-def set_slot(
-    number: int, slot: int, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], gates: Sequence[TrexGate | None]
-) -> None:
-    """Hand A [rows, d_in] and B [width, columns] of each slice to the operator's layer `number`.
-
-    A slice with a gate keeps the rows and columns that the gate has, whatever the slot holds beyond.
-    """
-    pairs = list(zip(a, b, gates, strict=True))
-    torch.ops.metier.lora_layer_set_slot(
-        number,
-        slot,
-        [(rows[: gate.rows] if gate else rows).contiguous() for rows, _, gate in pairs],
-        [(columns[:, : gate.outputs] if gate else columns).contiguous() for _, columns, gate in pairs],
-        [gate.inputs if gate else 0 for gate in gates],
-        [gate.token_gain if gate else 0.0 for gate in gates],
-        [gate.task_gain if gate else 0.0 for gate in gates],
-    )
-
-
 def _patched_set_mapping(original: Callable[..., Any]) -> Callable[..., None]:
     def set_mapping(self: BaseLayerWithLoRA, punica_wrapper: Any) -> None:
         original(self, punica_wrapper)
@@ -291,7 +195,7 @@ def _patched_set_mapping(original: Callable[..., Any]) -> Callable[..., None]:
         elif isinstance(self, VocabParallelEmbeddingWithLoRA):
             self.metier_used = torch.zeros(self.lora_a_stacked.shape[0], dtype=torch.uint8)
             step = getattr(punica_wrapper, "step", None)
-            covered = step is not None and self.lora_a_stacked.dtype in _PACKED_DTYPES
+            covered = step is not None and self.lora_a_stacked.dtype in PACKED_DTYPES
             self.metier_step = torch.tensor([step]) if covered else None
 
     return set_mapping
@@ -374,7 +278,7 @@ def _patched_check_config(original: Callable[..., None]) -> Callable[..., None]:
         if lora is None or wanted != CompilationMode.VLLM_COMPILE or vllm_config.model_config is None:
             return
         single = vllm_config.parallel_config.world_size == 1
-        if single and vllm_config.model_config.dtype in _PACKED_DTYPES and not vllm_config.model_config.is_moe:
+        if single and vllm_config.model_config.dtype in PACKED_DTYPES and not vllm_config.model_config.is_moe:
             vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE
 
     return check_and_update_config

@@ -19,7 +19,8 @@ from ...agents.messages import Ask, Reply
 from ...router.placement.placement import place
 from ...router.placement.replica_account import ReplicaAccount
 from ...router.placement.token_estimates import TokenEstimates
-from ..engines.engine import OnAbandoned, added_up
+from ..engines.engine import OnAbandoned
+from ..engines.engine_totals import added_up
 from ..engines.running_engine import RunningEngine
 from ..engines.variant_targets import EngineStart, Resolve, VariantTarget, VariantTargets
 from ..events import Event, EventKind, OnEvent

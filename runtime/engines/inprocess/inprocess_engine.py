@@ -16,14 +16,15 @@ import anyio
 import anyio.to_thread
 
 from ....agents.backend import OnText, ResumedText
-from ....agents.errors import EngineError, MetierError
+from ....agents.errors import MetierError
 from ....agents.messages import Reply
 from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
+from ..engine_errors import engine_closed, not_started
 from ..loop_mailbox import LoopMailbox, Promise
 from .pending_ask import PendingAsk
-from .stepped_llm import SteppedLLM, engine_closed
+from .stepped_llm import SteppedLLM
 from .stepping_thread import SteppingThread
 
 __all__ = ["InProcessEngine"]
@@ -63,11 +64,7 @@ class InProcessEngine:
             await engine.close()
             if isinstance(error, MetierError) or not isinstance(error, Exception):
                 raise
-            raise EngineError(
-                f"the engine on {weights} does not start: {error}",
-                expected="a checkpoint and settings that vLLM accepts",
-                remedy="Check the folder with `metier doctor`, and the engine settings against free memory.",
-            ) from error
+            raise not_started(weights, error) from error
         return engine
 
     async def generate(self, request: EngineRequest, on_text: OnText | None = None) -> Reply:

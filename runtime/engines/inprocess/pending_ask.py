@@ -9,7 +9,7 @@ from ....agents.backend import ResumedText
 from ....agents.messages import Reply, Usage
 from ..engine import EngineRequest
 from ..loop_mailbox import LoopMailbox, Promise
-from ..thinking_asks import ReplyReader
+from ..vllm_calls import VllmCall
 
 __all__ = ["PendingAsk"]
 
@@ -27,10 +27,10 @@ class PendingAsk:
     promise: Promise[Reply]
     on_text: ResumedText | None
     submitted_s: float = field(default_factory=time.monotonic)
-    token_ids: list[int] = field(default_factory=list)
+    # What vLLM was handed last, and its name there.
+    call: VllmCall | None = None
     vllm_id: str = ""
     failures: int = 0
-    reader: ReplyReader = field(default_factory=ReplyReader)
     gone: bool = False
     # Usage of a reply on its way, in case nobody waits for it any more when it arrives.
     late: Usage | None = None
@@ -40,9 +40,8 @@ class PendingAsk:
         if self.on_text is not None:
             self.mailbox.post(self.on_text.restart)
 
-    def read(self, text: str, token_ids: list[int]) -> None:
-        """Keep a piece of the reply, and stream what is answer in it if the asker wants it as it comes."""
-        piece = self.reader.read(text, token_ids)
+    def stream(self, piece: str) -> None:
+        """Pass on a piece of the answer, if the asker wants it as it comes."""
         if piece and self.on_text is not None:
             self.mailbox.post(lambda: self._stream(piece))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import threading
 import time
 from collections import deque
@@ -11,21 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ....agents.errors import AdapterError, EngineError, MetierError
-from ....agents.messages import Ask, Reply, Usage
+from ....agents.errors import EngineError, MetierError
+from ....agents.messages import Usage
 from ...meters.cpu_meter import CpuMeter
-from ...plugin.budget_forcing import ThinkingRules
 from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
-from ..thinking_asks import ThinkingAsks
-from ..trex_asks import TrexAdapters, cache_salt
-from ..vllm_calls import engine_arguments, finish_reason, prompt_token_ids, rejected, sampling_params, stopwatch_usage
+from ..engine_errors import adapter_refused, ask_error, ask_failed, engine_closed
+from ..vllm_calls import VllmAsks, VllmCall, lora_request
 from ..vllm_environment import import_vllm
+from .llm_engine import build_llm, collect_freed, free_llm
 from .pending_ask import PendingAsk
 from .scheduled_rows import ScheduledRows
 from .stepping_thread import SteppingThread
 
-__all__ = ["SteppedLLM", "engine_closed"]
+__all__ = ["SteppedLLM"]
 
 # An ask whose step failed runs once more, alone: if the step fails again, this ask is the one that breaks it.
 _ATTEMPTS = 2
@@ -48,13 +45,10 @@ class SteppedLLM:
         self.start_s = self.start_cpu_s = 0.0
         self._name = name
         self._settings = settings
-        self._trex = TrexAdapters(settings)
         self._thread = thread
         self._accounts = threading.Lock()
         self._llm: Any = None
-        self._tokenizer: Any = None
-        self._context_tokens = 0
-        self._thinking: ThinkingAsks
+        self._asks: VllmAsks
         self._live: dict[str, PendingAsk] = {}
         # After a failed step: asks that were in it run alone, one by one; the others are held back meanwhile.
         self._suspects: deque[PendingAsk] = deque()
@@ -68,30 +62,12 @@ class SteppedLLM:
         began_s = time.monotonic()
         import_vllm(threads=self._settings.thread_count, in_process=True)
         SteppingThread.stop_at_exit()
-        import torch
-        from vllm.v1.engine.llm_engine import LLMEngine
-        from vllm.v1.executor import Executor
+        import vllm.v1.engine.llm_engine  # noqa: F401 - imports happen once per process and are no engine's own cost
 
-        self._thread.lap()  # imports happen once per process and are no engine's own cost
-        set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
-        set_num_threads(self._settings.thread_count)
-        args = engine_arguments(weights, dtype=dtype, settings=self._settings, adapters=adapters)
-        try:
-            config = args.create_engine_config()
-            self._llm = LLMEngine(config, Executor.get_class(config), log_stats=True, multiprocess_mode=False)
-        finally:
-            # vLLM's CPU platform disables this function and sets this variable for the whole process; training
-            # beside us needs the one, and programs started from this process should not inherit the other.
-            torch.set_num_threads = set_num_threads
-            os.environ.pop("LD_PRELOAD", None)
-            if preload is not None:
-                os.environ["LD_PRELOAD"] = preload
-        # Prometheus and log lines per step are for servers; timestamps in the outputs need only log_stats.
-        self._llm.logger_manager = None
-        self._tokenizer = self._llm.get_tokenizer()
-        self._context_tokens = config.model_config.max_model_len
-        tags = self._settings.thinking_tags
-        self._thinking = ThinkingAsks(self._tokenizer, tags, context_tokens=self._context_tokens)
+        self._thread.lap()
+        self._llm = build_llm(weights, self._settings, adapters=adapters, dtype=dtype)
+        context_tokens = self._llm.model_config.max_model_len
+        self._asks = VllmAsks(self._llm.get_tokenizer(), self._settings, context_tokens=context_tokens)
         self.rows.watch(self._llm.engine_core.engine_core.scheduler)
         self._thread.attach(self)
         self.start_s = time.monotonic() - began_s
@@ -101,20 +77,13 @@ class SteppedLLM:
         """Abort everything and free this engine's memory, leaving vLLM's process-wide state to the others."""
         self._thread.detach(self)
         self._fail_all(engine_closed(self._name))
-        llm, self._llm, self._tokenizer = self._llm, None, None
+        llm, self._llm = self._llm, None
         if llm is None:
             return
-        # The finaliser would destroy the process groups that the other engines of this process stand on.
-        llm.engine_core._finalizer.detach()
-        core = llm.engine_core.engine_core
-        core.structured_output_manager.clear_backend()
-        core.scheduler.shutdown()
-        core.model_executor.shutdown()
+        free_llm(llm)
         self.rows.unwatch()
-        del core, llm
-        # vLLM hides what exists at start from the garbage collector; without this the memory stays.
-        gc.unfreeze()
-        gc.collect()
+        del llm
+        collect_freed()
 
     # -- stepping ----------------------------------------------------------------------------------------
 
@@ -160,7 +129,7 @@ class SteppedLLM:
                 try:
                     self._deliver(pending, output)
                 except Exception as error:
-                    self._fail(pending, _broken(pending.request.ask, error))
+                    self._fail(pending, ask_failed(pending.request.ask, error))
         for mailbox in mailboxes:
             mailbox.flush()
 
@@ -193,36 +162,16 @@ class SteppedLLM:
 
     def _hand_over(self, pending: PendingAsk) -> None:
         """Hand an ask to vLLM; whatever is wrong with it is its own failure only."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.inputs.engine import tokens_input
-        from vllm.lora.request import LoRARequest
-
-        request, ask, adapter = pending.request, pending.request.ask, pending.request.adapter
+        ask = pending.request.ask
         try:
-            self._trex.check(request)
-            rules = self._thinking.rules(ask)
-            pending.reader = self._thinking.reader(ask)
-            if not pending.token_ids:
-                ids = prompt_token_ids(self._tokenizer, ask, context_tokens=self._context_tokens)
-                pending.token_ids = self._thinking.add_block(ask, ids)
-            lora = None if adapter is None else LoRARequest(adapter.id, adapter.number, str(adapter.path))
+            call = pending.call = self._asks.prepare(pending.request, stream=pending.on_text is not None)
             pending.vllm_id = self._llm.add_request(
-                pending.key,
-                tokens_input(pending.token_ids, cache_salt=cache_salt(request)),
-                sampling_params(ask, stream=pending.on_text is not None, intuition=request.intuition, rules=rules),
-                lora_request=lora,
-                priority=ask.priority,
+                pending.key, call.prompt, call.params, lora_request=call.lora, priority=ask.priority
             )
             if ask.answer_schema is not None:
-                self._begin_grammar(pending.vllm_id, rules)
-        except MetierError as error:
-            self._fail(pending, error)
-        except (VLLMClientError, ValueError, TypeError) as error:
-            refusal = rejected(ask, str(error))
-            refusal.__cause__ = error
-            self._fail(pending, refusal)
+                self._begin_grammar(pending.vllm_id, call)
         except Exception as error:
-            self._fail(pending, _broken(ask, error))
+            self._fail(pending, ask_error(ask, error))
         else:
             self._live[pending.key] = pending
             self.rows.name(pending.vllm_id, pending.key)
@@ -230,46 +179,30 @@ class SteppedLLM:
         if pending.gone:
             self._account(pending, Usage(cpu_s=self.meter.take(pending.key)))
 
-    def _begin_grammar(self, vllm_id: str, rules: ThinkingRules | None) -> None:
-        """Say where a request's grammar begins: at once, or behind its thinking. AsyncLLM takes this with the ask."""
+    def _begin_grammar(self, vllm_id: str, call: VllmCall) -> None:
+        """Say where a request's grammar begins. AsyncLLM takes this with the ask."""
         structured = self._llm.engine_core.engine_core.scheduler.requests[vllm_id].structured_output_request
-        structured.reasoning_ended = rules is None
-        structured.reasoning_parser_kwargs = None if rules is None else {"close": rules.close}
+        for name, value in call.grammar.items():
+            setattr(structured, name, value)
 
     def _deliver(self, pending: PendingAsk, output: Any) -> None:
         """Pass on what a step wrote for one ask: a piece of its text, or its whole reply."""
-        said, reader = output.outputs[0], pending.reader
-        pending.read(said.text, said.token_ids)
-        reader.note_logprob(said.cumulative_logprob)
-        if not output.finished and not reader.full:
+        call = pending.call
+        assert call is not None
+        pending.stream(call.read(output))
+        if not output.finished and not call.reader.full:
             return
-        ask, adapter = pending.request.ask, pending.request.adapter
         if not output.finished:
             self._llm.abort_request([pending.vllm_id], internal=True)
         try:
-            reason = finish_reason(ask, said.finish_reason if output.finished else "length")
+            reason = call.finish_reason(output)
         except EngineError as error:
             self._fail(pending, error)
             return
-        usage = stopwatch_usage(
-            output,
-            submitted_s=pending.submitted_s,
-            thinking_tokens=reader.thinking_tokens,
-            answer_tokens=reader.answer_tokens,
-            cpu_s=self.meter.take(pending.key),
-        )
-        reply = Reply(
-            text=reader.answer,
-            thinking=reader.thinking,
-            profile=ask.thinking,
-            finish_reason=reason,
-            mean_logprob=reader.mean_logprob,
-            usage=usage,
-            variant=ask.variant if adapter is None else adapter.id,
-            engine=self._name,
-        )
+        cpu_s = self.meter.take(pending.key)
+        reply = call.reply(output, reason, submitted_s=pending.submitted_s, cpu_s=cpu_s, engine=self._name)
         self._forget(pending)
-        pending.late = usage
+        pending.late = reply.usage
         self.asks += 1
         pending.mailbox.post(partial(pending.promise.succeed, reply))
 
@@ -296,8 +229,11 @@ class SteppedLLM:
 
     def _used_tokens(self, pending: PendingAsk) -> dict[str, int]:
         """Tokens that an ask without a reply has had: by the scheduler while it has it, else by what was delivered."""
-        reader, prompt_tokens = pending.reader, len(pending.token_ids)
-        thinking, answer = reader.thinking_tokens, reader.answer_tokens
+        call = pending.call
+        if call is None:
+            return {}
+        prompt_tokens = len(call.prompt_ids)
+        thinking, answer = call.reader.thinking_tokens, call.reader.answer_tokens
         known = {"prompt_tokens": prompt_tokens, "thinking_tokens": thinking, "answer_tokens": answer}
         if self._llm is None or not pending.vllm_id:
             return known
@@ -352,7 +288,7 @@ class SteppedLLM:
             if pending.failures < _ATTEMPTS:
                 self._suspects.append(pending)
             else:
-                self._fail(pending, _broken(pending.request.ask, error))
+                self._fail(pending, ask_failed(pending.request.ask, error))
 
     def _admit_waiting(self) -> None:
         """Admit the next suspect when nothing else runs; the held ones when no suspect is left."""
@@ -369,21 +305,19 @@ class SteppedLLM:
 
     def load_adapter(self, adapter: LoadedAdapter) -> SwapCost:
         """See `Engine.add_adapter`."""
-        from vllm.lora.request import LoRARequest
-
         began_s = time.monotonic()
         self.meter.carry_over(self._thread.lap())
-        self._trex.admit(adapter)
+        self._asks.trex.admit(adapter)
         try:
-            loaded = self._llm.add_lora(LoRARequest(adapter.id, adapter.number, str(adapter.path)))
+            loaded = self._llm.add_lora(lora_request(adapter))
         except Exception as error:
             # vLLM keeps a half-loaded adapter registered and would answer "loaded" the next time.
             self._llm.remove_lora(adapter.number)
-            self._trex.drop(adapter)
+            self._asks.trex.drop(adapter)
             self.meter.carry_over(self._thread.lap())
-            raise _adapter_refused(adapter, str(error)) from error
+            raise adapter_refused(adapter, str(error)) from error
         if not loaded:
-            raise _adapter_refused(adapter, "it answers that nothing was loaded")
+            raise adapter_refused(adapter, "it answers that nothing was loaded")
         self.loads += 1
         return self._swap_cost(began_s)
 
@@ -392,7 +326,7 @@ class SteppedLLM:
         began_s = time.monotonic()
         self.meter.carry_over(self._thread.lap())
         self._llm.remove_lora(adapter.number)
-        self._trex.drop(adapter)
+        self._asks.trex.drop(adapter)
         self.evictions += 1
         return self._swap_cost(began_s)
 
@@ -401,28 +335,3 @@ class SteppedLLM:
         # On the total now; the ask that caused the swap bears it (AdapterLease).
         self.meter.total_s += cpu_s
         return SwapCost(wall_s=time.monotonic() - began_s, cpu_s=cpu_s)
-
-
-def engine_closed(name: str) -> EngineError:
-    """The error of whoever asks an engine that was closed."""
-    return EngineError(
-        f"engine {name!r} is closed", expected="an open session", remedy="Ask inside `async with open_session`."
-    )
-
-
-def _broken(ask: Ask, error: Exception) -> EngineError:
-    failure = EngineError(
-        f"the engine failed on the ask of role {ask.role!r} at step {ask.step_path!r}: {error!r}",
-        expected="a step that runs",
-        remedy="It fails also when this ask is alone; its schema or adapter is the likely cause.",
-    )
-    failure.__cause__ = error
-    return failure
-
-
-def _adapter_refused(adapter: LoadedAdapter, reason: str) -> AdapterError:
-    return AdapterError(
-        f"the engine refuses adapter {adapter.id!r} in {adapter.path}: {reason}",
-        expected="an adapter made for this base, of a rank the slots have room for",
-        remedy="Verify the variant, or make it again with `metier make`.",
-    )

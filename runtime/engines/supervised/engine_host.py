@@ -13,18 +13,17 @@ import sys
 import time
 from collections import Counter
 from contextlib import aclosing
-from pathlib import Path
 from typing import Any
 
-from ....agents.errors import AdapterError, EngineDeadError, EngineError, MetierError
+from ....agents.errors import AdapterError, EngineDeadError, MetierError
 from ....agents.messages import Reply, Usage
 from ...meters.cpu_clock import ProcessesClock
 from ...meters.cpu_meter import CpuMeter, StepRow
 from ...plugin.orphan_guard import guard_children
 from ..engine import EngineCounters, EngineRequest
-from ..thinking_asks import ReplyReader, ThinkingAsks
-from ..trex_asks import TrexAdapters, cache_salt
-from ..vllm_calls import engine_arguments, finish_reason, prompt_token_ids, rejected, sampling_params, stopwatch_usage
+from ..engine_arguments import engine_arguments
+from ..engine_errors import adapter_refused, ask_error, not_started
+from ..vllm_calls import VllmAsks, VllmCall, lora_request
 from ..vllm_environment import import_vllm
 from .host_protocol import (
     Abandoned,
@@ -44,6 +43,7 @@ from .host_protocol import (
     to_host,
     to_line,
 )
+from .processes import descendants
 
 __all__ = ["EngineHost"]
 
@@ -72,10 +72,8 @@ class EngineHost:
         self._start_s = self._start_cpu_s = 0.0
         self._name = ""
         self._llm: Any = None
-        self._tokenizer: Any = None
-        self._context_tokens = 0
-        self._trex: TrexAdapters
-        self._thinking: ThinkingAsks
+        self._asks: VllmAsks
+        self._calls: dict[int, VllmCall] = {}
 
     async def run(self) -> int:
         """Serve until told to stop; the process's exit status."""
@@ -84,7 +82,7 @@ class EngineHost:
         try:
             pids = self._build(begin)
         except Exception as error:
-            known = error if isinstance(error, MetierError) else _not_started(begin, error)
+            known = error if isinstance(error, MetierError) else not_started(begin.weights, error)
             self._send(Failed.from_error(0, known))
             await self._writer.drain()
             return 1
@@ -115,15 +113,12 @@ class EngineHost:
 
         args = engine_arguments(begin.weights, dtype=begin.dtype, settings=begin.settings, adapters=begin.adapters)
         self._name = begin.name
-        self._trex = TrexAdapters(begin.settings)
         self._llm = AsyncLLM.from_engine_args(args)
         self._llm.logger_manager = None
-        self._tokenizer = self._llm.get_tokenizer()
-        self._context_tokens = self._llm.model_config.max_model_len
-        tags = begin.settings.thinking_tags
-        self._thinking = ThinkingAsks(self._tokenizer, tags, context_tokens=self._context_tokens)
+        context_tokens = self._llm.model_config.max_model_len
+        self._asks = VllmAsks(self._llm.get_tokenizer(), begin.settings, context_tokens=context_tokens)
         self._watch_outputs()
-        pids = (os.getpid(), *_descendants(os.getpid()))
+        pids = (os.getpid(), *descendants(os.getpid()))
         self._clock = ProcessesClock(pids)
         self._start_cpu_s = self._clock.lap()
         self._start_s = time.monotonic() - began_s
@@ -157,105 +152,71 @@ class EngineHost:
     # -- asks --------------------------------------------------------------------------------------------
 
     async def _answer(self, message: Generate) -> None:
-        key, submitted_s, written = message.key, time.monotonic(), _Written()
+        key = message.key
         try:
-            reply = await self._generate(message, written, submitted_s)
+            reply = await self._generate(message)
         except asyncio.CancelledError:
-            usage = self._write_off(message, written)
+            usage = self._write_off(message)
             self._send(Abandoned(key=key, usage=usage, counters=self._counters()))
-        except MetierError as error:
-            usage = self._write_off(message, written)
-            self._send(Failed.from_error(key, error, usage, self._counters()))
         except Exception as error:
-            usage = self._write_off(message, written)
+            usage = self._write_off(message)
             self._send(Failed.from_error(key, _as_ours(message, error), usage, self._counters()))
         else:
             self._counts["asks"] += 1
             self._send(Answered(key=key, reply=reply, counters=self._counters()))
         finally:
+            self._calls.pop(key, None)
             del self._generated[str(key)]
 
-    async def _generate(self, message: Generate, written: _Written, submitted_s: float) -> Reply:
-        from vllm.inputs.engine import tokens_input
-        from vllm.lora.request import LoRARequest
-
-        ask, adapter = message.ask, message.adapter
-        request = EngineRequest(ask, adapter, message.intuition)
-        self._trex.check(request)
-        rules = self._thinking.rules(ask)
-        reader = written.reader = self._thinking.reader(ask)
-        ids = prompt_token_ids(self._tokenizer, ask, context_tokens=self._context_tokens)
-        ids = self._thinking.add_block(ask, ids)
-        written.prompt_tokens = len(ids)
-        lora = None if adapter is None else LoRARequest(adapter.id, adapter.number, str(adapter.path))
+    async def _generate(self, message: Generate) -> Reply:
+        submitted_s, ask, key = time.monotonic(), message.ask, str(message.key)
+        request = EngineRequest(ask, message.adapter, message.intuition)
+        call = self._calls[message.key] = self._asks.prepare(request, stream=message.stream)
         outputs = self._llm.generate(
-            tokens_input(ids, cache_salt=cache_salt(request)),
-            sampling_params(ask, stream=message.stream, intuition=message.intuition, rules=rules),
-            str(message.key),
-            lora_request=lora,
-            priority=ask.priority,
-            reasoning_ended=None if ask.answer_schema is None else rules is None,
-            reasoning_parser_kwargs=None if rules is None else {"close": rules.close},
+            call.prompt, call.params, key, lora_request=call.lora, priority=ask.priority, **call.grammar
         )
         async with aclosing(outputs):  # leaving early ends the request in the engine
             async for output in outputs:
-                said = output.outputs[0]
-                piece = reader.read(said.text, said.token_ids)
-                reader.note_logprob(said.cumulative_logprob)
+                piece = call.read(output)
                 if message.stream and piece:
                     self._send(Text(key=message.key, piece=piece))
-                if reader.full:
+                if call.reader.full:  # vLLM bounds thinking and answer together only
                     break
-        reason = finish_reason(ask, said.finish_reason if output.finished else "length")
-        usage = stopwatch_usage(
-            output,
-            submitted_s=submitted_s,
-            thinking_tokens=reader.thinking_tokens,
-            answer_tokens=reader.answer_tokens,
-            cpu_s=self._meter.take(str(message.key)),
-        )
-        return Reply(
-            text=reader.answer,
-            thinking=reader.thinking,
-            profile=ask.thinking,
-            finish_reason=reason,
-            mean_logprob=reader.mean_logprob,
-            usage=usage,
-            variant=ask.variant if adapter is None else adapter.id,
-            engine=self._name,
-        )
+        reason = call.finish_reason(output)
+        return call.reply(output, reason, submitted_s=submitted_s, cpu_s=self._meter.take(key), engine=self._name)
 
-    def _write_off(self, message: Generate, written: _Written) -> Usage:
+    def _write_off(self, message: Generate) -> Usage:
         role, cpu_s = message.ask.role, self._meter.take(str(message.key))
         self._abandoned[role] = self._abandoned.get(role, 0.0) + cpu_s
+        call = self._calls.get(message.key)
+        if call is None:
+            return Usage(cpu_s=cpu_s)
         # vLLM hands out nothing of an ask on the way that is not streamed; the engine's own outputs were counted.
-        thinking_tokens = written.reader.thinking_tokens
+        thinking_tokens = call.reader.thinking_tokens
         return Usage(
-            prompt_tokens=written.prompt_tokens,
+            prompt_tokens=len(call.prompt_ids),
             thinking_tokens=thinking_tokens,
-            answer_tokens=max(written.reader.answer_tokens, self._generated[str(message.key)] - thinking_tokens),
+            answer_tokens=max(call.reader.answer_tokens, self._generated[str(message.key)] - thinking_tokens),
             cpu_s=cpu_s,
         )
 
     # -- adapters ----------------------------------------------------------------------------------------
 
     async def _swap(self, message: Load | Unload) -> None:
-        from vllm.lora.request import LoRARequest
-
         adapter, began_s = message.adapter, time.monotonic()
         if isinstance(message, Load):
             try:
-                self._trex.admit(adapter)
+                self._asks.trex.admit(adapter)
             except AdapterError as error:
                 self._send(Failed.from_error(message.key, error))
                 return
         try:
             if isinstance(message, Load):
-                await self._llm.add_lora(LoRARequest(adapter.id, adapter.number, str(adapter.path)))
+                await self._llm.add_lora(lora_request(adapter))
                 self._counts["loads"] += 1
             else:
                 await self._llm.remove_lora(adapter.number)
-                self._trex.drop(adapter)
+                self._asks.trex.drop(adapter)
                 self._counts["evictions"] += 1
         except Exception as error:
             self._meter.carry_over(self._clock.lap())
@@ -263,14 +224,9 @@ class EngineHost:
                 self._send(Failed.from_error(message.key, EngineDeadError("the engine died during a swap")))
                 return
             if isinstance(message, Load):
-                self._trex.drop(adapter)
+                self._asks.trex.drop(adapter)
                 await self._llm.remove_lora(adapter.number)
-            refused = AdapterError(
-                f"the engine refuses adapter {adapter.id!r} in {adapter.path}: {error}",
-                expected="an adapter made for this base, of a rank the slots have room for",
-                remedy="Verify the variant, or make it again with `metier make`.",
-            )
-            self._send(Failed.from_error(message.key, refused))
+            self._send(Failed.from_error(message.key, adapter_refused(adapter, str(error))))
             return
         # The engine swaps between two steps; the lap began with the outputs of the step before.
         cpu_s = self._clock.lap()
@@ -328,56 +284,15 @@ class EngineHost:
         self._writer.write(to_line(message))
 
 
-class _Written:
-    """What an ask has had so far."""
-
-    def __init__(self) -> None:
-        self.prompt_tokens = 0
-        self.reader = ReplyReader()
-
-
 def _as_ours(message: Generate, error: Exception) -> MetierError:
-    from vllm.exceptions import VLLMClientError
     from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
     from vllm.v1.engine.exceptions import EngineGenerateError
 
     if isinstance(error, VllmDeadError):
         return EngineDeadError("the engine died while it answered", remedy="The pool starts it again.")
     # AsyncLLM wraps what is wrong with one ask, except for what its own validation finds.
-    cause = error.__cause__ if isinstance(error, EngineGenerateError) and error.__cause__ else error
-    if isinstance(cause, VLLMClientError | ValueError | TypeError):
-        return rejected(message.ask, str(cause))
-    return EngineError(
-        f"the engine failed on the ask of role {message.ask.role!r} at step {message.ask.step_path!r}: {cause!r}",
-        expected="a step that runs",
-        remedy="The ask's schema or adapter is the likely cause.",
-    )
-
-
-def _not_started(begin: Begin, error: Exception) -> EngineError:
-    return EngineError(
-        f"the engine on {begin.weights} does not start: {error}",
-        expected="a checkpoint and settings that vLLM accepts",
-        remedy="Check the folder with `metier doctor`, and the engine settings against free memory.",
-    )
-
-
-def _descendants(pid: int) -> list[int]:
-    """Process ids below `pid`, but for Python's resource tracker, which tidies up after the others."""
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            # The command's name may hold blanks and brackets; the parent's id is the second field after it.
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"resource_tracker" in (folder / "cmdline").read_bytes():
-                del parents[int(folder.name)]
-        except OSError:
-            continue
-    found, new = [], [pid]
-    while new:
-        new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+    cause = error.__cause__ if isinstance(error, EngineGenerateError) else None
+    return ask_error(message.ask, cause if isinstance(cause, Exception) else error)
 
 
 async def _main(descriptor: int) -> int:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import queue
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -30,7 +21,7 @@ from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
 from ..loop_mailbox import LoopMailbox, Promise
-from ..vllm_environment import engine_environment
+from .host_process import HostProcess
 from .host_protocol import (
     Abandoned,
     Abort,
@@ -53,9 +44,6 @@ from .host_protocol import (
 
 __all__ = ["SupervisedEngine"]
 
-_SHOWN_LOG_BYTES = 2000
-_GROUP_GRACE_S = 5.0
-
 
 @dataclass(eq=False)
 class _Waiting:
@@ -71,10 +59,9 @@ class _Waiting:
 class SupervisedEngine:
     """An `Engine` in child processes. Make it with `start`.
 
-    A child of ours, the host, runs vLLM's AsyncLLM, whose engine core is a child of the host. We talk over a
-    socket pair, read by one thread and written by another, so asyncio and trio are served alike and a host that
-    hangs blocks nobody. When any of the processes dies, the asks under way get EngineDeadError and the rest
-    of the processes are ended; starting anew is the pool's decision.
+    A child of ours, the host, runs vLLM's AsyncLLM, whose engine core is a child of the host. Threads talk to it, so
+    asyncio and trio are served alike. When any of the processes dies, the asks under way get EngineDeadError and the
+    rest of the processes are ended; starting anew is the pool's decision.
     """
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
@@ -87,29 +74,10 @@ class SupervisedEngine:
         self._counters = EngineCounters(name)
         self._written_off: dict[str, float] = {}
         self._mailboxes: dict[int, LoopMailbox] = {}
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._closed = False
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._ended_by = "its host process ended"
         self.pids: tuple[int, ...] = ()
-        ours, theirs = socket.socketpair()
-        self._socket = ours
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.engine_host", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(theirs.fileno(),),
-                env=os.environ | engine_environment(threads=settings.thread_count, in_process=settings.one_process),
-                # A group of its own: Ctrl-C is the program's to handle, and the whole group can be ended.
-                start_new_session=True,
-            )
-        self._threads = [
-            threading.Thread(target=target, name=f"metier-{name}-{role}", daemon=True)
-            for role, target in (("reader", self._read), ("writer", self._write))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._host = HostProcess(name, settings, on_line=self._hear, on_end=self._host_ended)
 
     @classmethod
     async def start(
@@ -126,8 +94,8 @@ class SupervisedEngine:
             with anyio.fail_after(settings.start_timeout_s):
                 await waiting.promise.wait()
         except BaseException as error:
-            tail = engine._log_tail()
-            engine._process.kill()  # while it builds it hears nothing else
+            tail = engine._host.log_tail()
+            engine._host.kill()
             await engine.close()
             if isinstance(error, TimeoutError | EngineDeadError):
                 problem = f"not ready after {settings.start_timeout_s:.0f} s"
@@ -200,7 +168,7 @@ class SupervisedEngine:
         self._closed = True
         with anyio.CancelScope(shield=True):
             self._send(Quit())
-            await anyio.to_thread.run_sync(self._end)
+            await anyio.to_thread.run_sync(self._host.end, self.pids[1:])
 
     async def __aenter__(self) -> SupervisedEngine:
         return self
@@ -232,27 +200,16 @@ class SupervisedEngine:
         return kept
 
     def _send(self, message: ToHost) -> None:
-        self._lines.put(to_line(message))
+        self._host.send(to_line(message))
 
-    # -- threads -----------------------------------------------------------------------------------------
+    # -- the reading thread ------------------------------------------------------------------------------
 
-    def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            try:
-                self._socket.sendall(line)
-            except OSError:
-                return  # the reader finds out why
-
-    def _read(self) -> None:
-        reason = "its host process ended"
-        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
-            for line in lines:
-                message = from_host(line)
-                if isinstance(message, Died):
-                    reason = message.reason
-                else:
-                    self._take(message)
-        self._bury(reason)
+    def _hear(self, line: bytes) -> None:
+        message = from_host(line)
+        if isinstance(message, Died):
+            self._ended_by = message.reason
+        else:
+            self._take(message)
 
     def _take(self, message: FromHost) -> None:
         """Hand one message of the host to who waits for it."""
@@ -294,11 +251,11 @@ class SupervisedEngine:
         if request is not None and request.on_abandoned is not None and usage is not None:
             waiting.mailbox.post(partial(request.on_abandoned, request.ask, usage))
 
-    def _bury(self, reason: str) -> None:
-        """The host is gone: tell everybody who waits."""
+    def _host_ended(self) -> None:
+        """Tell everybody who waits that the engine is gone."""
         with self._lock:
             death = EngineDeadError(
-                f"engine {self.name!r} is gone: {reason}",
+                f"engine {self.name!r} is gone: {self._ended_by}",
                 expected="a living engine",
                 remedy="The pool starts it again; if it keeps dying, memory is the usual cause.",
             )
@@ -314,36 +271,6 @@ class SupervisedEngine:
             if not self._closed:
                 self._death = death
 
-    def _end(self) -> None:
-        """Wait for the host to go, then make sure that nothing of its group is left (in a worker thread)."""
-        try:
-            self._process.wait(self._settings.close_timeout_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for pid in self.pids[1:]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        # Python's resource tracker is in the group too: given a moment, it removes shared memory that a killed
-        # process left behind, and ends by itself.
-        deadline_s = time.monotonic() + _GROUP_GRACE_S
-        while _group_lives(self._process.pid) and time.monotonic() < deadline_s:
-            time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._lines.put(None)
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        for thread in self._threads:
-            thread.join()
-        self._log.close()
-
-    def _log_tail(self) -> str:
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(size - _SHOWN_LOG_BYTES, 0))
-        return self._log.read().decode(errors="replace").strip() or "none"
-
 
 def _copy(error: EngineDeadError) -> EngineDeadError:
     # One object raised in many tasks would gather all their tracebacks.
@@ -356,14 +283,3 @@ def _stream(waiting: _Waiting, piece: str) -> None:
         waiting.on_text(piece)
     except Exception as error:  # the asker's own callback: it ends the asker's ask, not the delivery
         waiting.promise.fail(error)
-
-
-def _group_lives(group: int) -> bool:
-    """Whether a process of the group still runs; one that only waits for its parent to notice does not."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError):
-            # After the command's name: state, parent, group.
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state != "Z":
-                return True
-    return False

@@ -13,8 +13,8 @@ import pytest
 from vllm.v1.attention.backends import cpu_attn
 
 from metier.agents.errors import EngineError
+from metier.runtime.engines.engine_arguments import engine_arguments
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
-from metier.runtime.engines.vllm_calls import engine_arguments
 from metier.runtime.plugin import fier_attention
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.slots.adapter import LoadedAdapter

@@ -19,9 +19,9 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 @pytest.fixture(scope="module", autouse=True)
 def operators() -> None:
-    from metier.runtime.plugin import lora_cpu
+    from metier.runtime.plugin import lora_operators
 
-    assert lora_cpu.load_operators() == ""
+    assert lora_operators.load_operators() == ""
 
 
 @dataclass(frozen=True)
@@ -221,17 +221,17 @@ def test_embedding_operator() -> None:
 def test_no_compiler_falls_back_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from metier.runtime.plugin import lora_cpu
+    from metier.runtime.plugin import lora_operators
 
     def refuse(source: object) -> None:
         raise PluginError("no C++ compiler was found on PATH")
 
     loaded = torch.ops.metier
-    monkeypatch.setattr(lora_cpu, "build_library", refuse)
+    monkeypatch.setattr(lora_operators, "build_library", refuse)
     monkeypatch.setattr(torch.ops, "metier", object())
     with caplog.at_level("WARNING"):
-        assert "no C++ compiler" in lora_cpu.load_operators()
+        assert "no C++ compiler" in lora_operators.load_operators()
     assert "torch path" in caplog.text
     monkeypatch.setattr(torch.ops, "metier", loaded)
     monkeypatch.undo()
-    assert lora_cpu.load_operators() == ""
+    assert lora_operators.load_operators() == ""

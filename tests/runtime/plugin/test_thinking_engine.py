@@ -13,7 +13,7 @@ import pytest
 from metier.agents.errors import AskRejectedError, SettingsError
 from metier.agents.messages import Ask, Reply
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
-from metier.runtime.engines import vllm_calls
+from metier.runtime.engines import engine_arguments
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from metier.runtime.engines.thinking_asks import ReplyReader, ThinkingAsks
@@ -108,7 +108,7 @@ async def test_budgets_hold_to_the_token_and_other_rows_keep_their_bits(
         if ask.answer_schema is not None:
             assert isinstance(json.loads(reply.text)["value"], int) and reply.finish_reason == "stop"
         elif reply.finish_reason == "length":
-            tag = 0 if ask.thinking.off else len(tiny_engine._llm._thinking._ids["close"])
+            tag = 0 if ask.thinking.off else len(tiny_engine._llm._asks.thinking._ids["close"])
             assert reply.usage.answer_tokens == tag + ask.max_tokens
     # A random model does not know the tag: it thinks as long as it may.
     assert [by_ask[id(a)].usage.thinking_tokens for a in thinking[:4]] == [9, 17, 1, 12]
@@ -116,7 +116,7 @@ async def test_budgets_hold_to_the_token_and_other_rows_keep_their_bits(
     assert len(watched_logits) > 20 and all(same for _, same in watched_logits)
     assert max(others for others, _ in watched_logits) >= 4
 
-    monkeypatch.setattr(vllm_calls, "plugin_wanted", lambda: False)
+    monkeypatch.setattr(engine_arguments, "plugin_wanted", lambda: False)
     async with await InProcessEngine.start(tiny_base, TINY, adapters=True, name="without") as without:
         bare = await together(without, plain)
         assert [r.text for r in bare] == [by_ask[id(a)].text for a in plain]
@@ -152,7 +152,7 @@ async def test_an_end_the_model_writes_itself_is_found_put_off_and_waited_on(
     """The model is random, so the tag is chosen from what it writes: two of its tokens, in the middle of a text."""
     llm = tiny_engine._llm
     ids = await written_ids(tiny_engine, make_ask(thinking=profile(40)), monkeypatch)
-    pieces = [end_tag(llm._tokenizer, "</think>").piece(i) for i in ids[:40]]
+    pieces = [end_tag(llm._asks.tokenizer, "</think>").piece(i) for i in ids[:40]]
     text = "".join(pieces)
     at = next(
         n
@@ -164,8 +164,8 @@ async def test_an_end_the_model_writes_itself_is_found_put_off_and_waited_on(
     )
     close = "".join(pieces[at : at + 2])
     tags = ThinkingTags(close=close, empty=f"<think>\n{close}")
-    monkeypatch.setattr(llm, "_thinking", ThinkingAsks(llm._tokenizer, tags, context_tokens=512))
-    wait = len(llm._thinking._ids["wait"])
+    monkeypatch.setattr(llm._asks, "thinking", ThinkingAsks(llm._asks.tokenizer, tags, context_tokens=512))
+    wait = len(llm._asks.thinking._ids["wait"])
     natural, later, waiting, both = await together(
         tiny_engine,
         [
@@ -217,13 +217,13 @@ async def test_what_cannot_be_thought_is_refused_alone(
         """The model's tokenizer, but one that writes all tags in capitals."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(llm._tokenizer, name)
+            return getattr(llm._asks.tokenizer, name)
 
         def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-            return list(llm._tokenizer.encode(text.upper(), add_special_tokens=add_special_tokens))
+            return list(llm._asks.tokenizer.encode(text.upper(), add_special_tokens=add_special_tokens))
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm, "_thinking", ThinkingAsks(Losing(), ThinkingTags(), context_tokens=512))
+        patch.setattr(llm._asks, "thinking", ThinkingAsks(Losing(), ThinkingTags(), context_tokens=512))
         with pytest.raises(SettingsError, match=r"thinking_tags.open='<think>\\n' becomes"):
             await tiny_engine.generate(EngineRequest(make_ask(thinking=profile(5))))
     assert (await tiny_engine.generate(EngineRequest(make_ask(thinking=profile(5))))).usage.thinking_tokens == 5

@@ -18,9 +18,9 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 @pytest.fixture(scope="module", autouse=True)
 def operators() -> None:
-    from metier.runtime.plugin import lora_cpu
+    from metier.runtime.plugin import lora_operators
 
-    assert lora_cpu.load_operators() == ""
+    assert lora_operators.load_operators() == ""
 
 
 def loop_oracle(h: torch.Tensor, gate: TrexGate, c: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,7 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_operator_and_torch_path_agree_with_the_loop(case: Case) -> None:
     """Slots of T-REX, LoRA and both in one merged layer; every token with a vector of its own, but for some without."""
-    from metier.runtime.plugin.lora_cpu import set_slot
+    from metier.runtime.plugin.lora_operators import set_slot
 
     generator = torch.Generator().manual_seed(case.seed)
 

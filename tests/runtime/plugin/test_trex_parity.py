@@ -312,9 +312,9 @@ def test_compiled_engine_agrees_with_the_definition(folders: Folders) -> None:
 def test_torch_path_agrees_with_the_definition(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     """What serves where there is no C++ compiler."""
     import_vllm(threads=2, in_process=True)
-    from metier.runtime.plugin import lora_cpu
+    from metier.runtime.plugin import lora_operators
 
-    monkeypatch.setattr(lora_cpu, "_operators_trusted", False)
+    monkeypatch.setattr(lora_operators, "_trusted", False)
     rows = start_engine(folders, eager=True, batch_tokens=512).answers(PROMPTS[:1])
     worst = worst_difference(folders, rows, by_definition)
     assert len(worst) == len(ROWS) and max(worst.values()) <= TOLERANCE, worst

@@ -1,0 +1,116 @@
+"""What one of our engines is started with: vLLM's own arguments, from our settings and the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...agents.errors import EngineError
+from ..plugin.wire import FIER_KEY, LOGITS_PROCESSOR, REASONING_PARSER, plugin_wanted
+from ..settings.engine import EngineSettings
+
+__all__ = ["engine_arguments"]
+
+
+def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, adapters: bool) -> Any:
+    """vLLM's own arguments for an engine on the checkpoint in `weights`.
+
+    Without `adapters` the engine starts with no LoRA layers at all, which is faster at every step.
+    """
+    from vllm.config import StructuredOutputsConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    lora: dict[str, Any] = {}
+    if adapters:
+        # As many on the CPU side as in slots: eviction is decided in AdapterSlots, never behind its back.
+        lora = {
+            "enable_lora": True,
+            "max_loras": settings.adapter_slots,
+            "max_cpu_loras": settings.adapter_slots,
+            "max_lora_rank": settings.slot_rank,
+        }
+    ours = plugin_wanted()
+    context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)
+    _check_retrieval(settings, context_tokens)
+    return AsyncEngineArgs(
+        model=str(weights),
+        tokenizer=str(weights),
+        dtype=settings.dtype if dtype == "auto" else dtype,
+        seed=0,
+        max_model_len=context_tokens,
+        max_num_seqs=settings.max_running,
+        max_num_batched_tokens=max(settings.max_batch_tokens, settings.max_running),
+        kv_cache_memory_bytes=int((settings.kv_cache_mib << 20) / (1 + _beside_cache(weights, dtype, settings))),
+        block_size=settings.block_tokens,
+        enable_prefix_caching=True,
+        scheduling_policy="priority",
+        # A step's rows are then those just scheduled, which is what the meter splits its cost over.
+        async_scheduling=False,
+        enforce_eager=settings.runs_eagerly,
+        tensor_parallel_size=settings.tensor_parallel,
+        data_parallel_size=settings.data_parallel,
+        disable_log_stats=False,
+        use_tqdm_on_load=False,
+        # Small models pad JSON with newlines for ever if the grammar lets them.
+        structured_outputs_config=StructuredOutputsConfig(
+            backend="xgrammar", disable_any_whitespace=True, reasoning_parser=REASONING_PARSER if ours else ""
+        ),
+        logits_processors=[LOGITS_PROCESSOR] if ours else None,
+        additional_config={} if settings.fier is None else {FIER_KEY: settings.fier.model_dump()},
+        **lora,
+    )
+
+
+def _beside_cache(weights: Path, dtype: str, settings: EngineSettings) -> float:
+    """Memory that attention needs beside the key-value cache, as a share of it."""
+    if settings.fier is None:
+        return 0.0
+    config = _text_config(weights)
+    asked = settings.dtype if dtype == "auto" else dtype
+    asked = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
+    return settings.fier.cache_share(int(config["num_hidden_layers"]), 4 if asked == "float32" else 2)
+
+
+def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:
+    """Raise EngineError where an engine is to retrieve and cannot, or has nothing to retrieve from."""
+    if settings.fier is None:
+        return
+    if not plugin_wanted():
+        raise EngineError(
+            "attention 'fier' is asked for, and METIER_PLUGIN=0 keeps our plugin out of vLLM",
+            expected="the plugin",
+            remedy="Unset METIER_PLUGIN, or use a variant with stock attention.",
+        )
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        raise EngineError(
+            f"attention 'fier' is asked for on {current_platform.device_type}",
+            expected="a CPU engine: its GPU kernels are in no backend yet",
+            remedy="Use a variant with stock attention here.",
+        )
+    if settings.fier.budget_tokens >= context_tokens:
+        raise EngineError(
+            f"budget_tokens {settings.fier.budget_tokens} of attention 'fier', in a context of {context_tokens} tokens",
+            expected=f"fewer than {context_tokens}: all tokens would be read, which stock attention does faster",
+            remedy="Lower the budget, raise max_model_tokens if the model has the context, or use stock attention.",
+        )
+    if settings.block_tokens % settings.fier.group_tokens:
+        raise EngineError(
+            f"group_tokens {settings.fier.group_tokens} of attention 'fier' with block_tokens {settings.block_tokens}",
+            expected="blocks of whole groups",
+            remedy="Set block_tokens to 128, or make the variant with smaller groups.",
+        )
+
+
+def _context_tokens(weights: Path) -> int | None:
+    """The context the model was made for, None where its configuration does not say."""
+    value = _text_config(weights).get("max_position_embeddings")
+    return None if value is None else int(value)
+
+
+def _text_config(weights: Path) -> dict[str, Any]:
+    """A checkpoint's configuration; what multimodal ones say of their language model stands for the whole."""
+    config: dict[str, Any] = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+    return {**config.get("text_config", {}), **config}

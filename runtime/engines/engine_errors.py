@@ -1,0 +1,69 @@
+"""What an engine says when vLLM refuses an ask, an adapter or a checkpoint, or breaks on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...agents.errors import AdapterError, AskRejectedError, EngineError, MetierError
+from ...agents.messages import Ask
+from ..slots.adapter import LoadedAdapter
+
+__all__ = ["adapter_refused", "ask_error", "ask_failed", "engine_closed", "not_started", "rejected"]
+
+
+def rejected(ask: Ask, reason: str) -> AskRejectedError:
+    """The error for an ask that vLLM refuses."""
+    return AskRejectedError(
+        f"the ask of role {ask.role!r} at step {ask.step_path!r} is refused: {reason}",
+        expected="a prompt, answer schema and sampling settings the engine can serve",
+        remedy="Change the role's inputs, its answer type or its limits.",
+    )
+
+
+def ask_failed(ask: Ask, error: Exception) -> EngineError:
+    """The error for an ask on which the engine broke; `error` is its cause."""
+    failure = EngineError(
+        f"the engine failed on the ask of role {ask.role!r} at step {ask.step_path!r}: {error!r}",
+        expected="a step that runs",
+        remedy="The ask's schema or adapter is the likely cause.",
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def ask_error(ask: Ask, error: Exception) -> MetierError:
+    """What handing an ask to vLLM raised, as an error of ours: one that vLLM's validation found is a refusal."""
+    from vllm.exceptions import VLLMClientError
+
+    if isinstance(error, MetierError):
+        return error
+    if isinstance(error, VLLMClientError | ValueError | TypeError):
+        refusal = rejected(ask, str(error))
+        refusal.__cause__ = error
+        return refusal
+    return ask_failed(ask, error)
+
+
+def adapter_refused(adapter: LoadedAdapter, reason: str) -> AdapterError:
+    """The error for an adapter that vLLM does not load."""
+    return AdapterError(
+        f"the engine refuses adapter {adapter.id!r} in {adapter.path}: {reason}",
+        expected="an adapter made for this base, of a rank the slots have room for",
+        remedy="Verify the variant, or make it again with `metier make`.",
+    )
+
+
+def not_started(weights: Path, error: Exception) -> EngineError:
+    """The error for an engine on the checkpoint folder `weights` that vLLM does not build."""
+    return EngineError(
+        f"the engine on {weights} does not start: {error}",
+        expected="a checkpoint and settings that vLLM accepts",
+        remedy="Check the folder with `metier doctor`, and the engine settings against free memory.",
+    )
+
+
+def engine_closed(name: str) -> EngineError:
+    """The error of whoever asks an engine that was closed."""
+    return EngineError(
+        f"engine {name!r} is closed", expected="an open session", remedy="Ask inside `async with open_session`."
+    )
