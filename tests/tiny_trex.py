@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from metier.agents import TASK_TEXT_RULE
 from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.adapters.trex_shape import K_TASK, TREX, TREX_FORMAT, TrexShape
 from tests.tiny_model import LINEAR_TARGETS, linear_shapes
 
 __all__ = ["TASKS", "write_random_trex"]
@@ -34,7 +36,7 @@ def write_random_trex(
     r1: int = 2,
     r2: int = 4,
     k_tok: float | None = None,
-    k_task: float = 4.0,
+    k_task: float = K_TASK,
     targets: Sequence[str] = LINEAR_TARGETS,
     seed: int = 0,
     weight_std: float = 0.1,
@@ -65,17 +67,14 @@ def write_random_trex(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
-        "peft_type": "TREX",
+        "peft_type": TREX,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base),
         "inference_mode": True,
         "target_modules": sorted(targets),
         "trex": {
-            "format": 1,
-            "r1": r1,
-            "r2": r2,
-            "k_tok": float(r1 * r2) if k_tok is None else k_tok,
-            "k_task": k_task,
+            "format": TREX_FORMAT,
+            **asdict(TrexShape.released(r1, r2, k_tok=k_tok, k_task=k_task)),
             "embed_id": fitted.embed_id,
             "prompt_rule": TASK_TEXT_RULE,
         },

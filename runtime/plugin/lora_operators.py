@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ...agents.errors import PluginError
+from ...specializers.adapters.trex_shape import TrexShape
 from . import lora_torch
 from .native_build import build_library
 from .trex_gate import TrexGate
@@ -60,13 +61,13 @@ def _check_operators(dtype: torch.dtype) -> None:
         return torch.randn(*shape, generator=generator).to(dtype)
 
     # Slot 0 is plain LoRA of rank 8, slot 1 T-REX (r1 = 2, r2 = 3) on the first slice and LoRA on the second.
-    widths, d_in, rank, gate = (40, 24), 64, 8, TrexGate(2, 3, 4.0, 2.0)
+    widths, d_in, rank, gate = (40, 24), 64, 8, TrexGate(TrexShape.released(2, 3), 4.0, 2.0)
     a = [random(2, 1, rank, d_in) / 8 for _ in widths]
     b = [random(2, 1, width, rank) for width in widths]
-    b[0][1, 0, :, gate.outputs :] = 0
+    b[0][1, 0, :, gate.shape.r2 :] = 0
     gates = {1: [gate, None]}
     slots = torch.tensor([1, -1, 0, 1, 0, -1, 1])
-    c, row_of = torch.rand(2, gate.experts, generator=generator), torch.tensor([0, -1, -1, 1, -1, -1, 0])
+    c, row_of = torch.rand(2, gate.shape.experts, generator=generator), torch.tensor([0, -1, -1, 1, -1, -1, 0])
     x, y = random(len(slots), d_in), random(len(slots), sum(widths))
     wanted, got = y.clone(), y.clone()
     groups = lora_torch.rows_by_slot(slots)
@@ -103,9 +104,9 @@ def set_slot(
     torch.ops.metier.lora_layer_set_slot(
         number,
         slot,
-        [(rows[: gate.rows] if gate else rows).contiguous() for rows, _, gate in pairs],
-        [(columns[:, : gate.outputs] if gate else columns).contiguous() for _, columns, gate in pairs],
-        [gate.inputs if gate else 0 for gate in gates],
+        [(rows[: gate.shape.rows] if gate else rows).contiguous() for rows, _, gate in pairs],
+        [(columns[:, : gate.shape.r2] if gate else columns).contiguous() for _, columns, gate in pairs],
+        [gate.shape.r1 if gate else 0 for gate in gates],
         [gate.token_gain if gate else 0.0 for gate in gates],
         [gate.task_gain if gate else 0.0 for gate in gates],
     )

@@ -86,6 +86,6 @@ def add_lora(
 def apply_gate(h: torch.Tensor, rows: torch.Tensor, gate: TrexGate, intuition: torch.Tensor | None) -> None:
     """Replace the lanes of some rows of h, [A x; W_r x], by z and zeros, in place; without c the task term is 0."""
     lanes = h.index_select(0, rows)
-    c = torch.zeros(len(rows), gate.experts) if intuition is None else intuition[rows, : gate.experts]
+    c = torch.zeros(len(rows), gate.shape.experts) if intuition is None else intuition[rows, : gate.shape.experts]
     z = gated_lanes(lanes, gate, c)
-    h[rows] = torch.nn.functional.pad(z, (0, h.shape[1] - gate.outputs))
+    h[rows] = torch.nn.functional.pad(z, (0, h.shape[1] - gate.shape.r2))

@@ -19,46 +19,36 @@ from dataclasses import dataclass
 
 import torch
 
+from ...specializers.adapters.trex_shape import SHARPNESS, TrexShape
+
 __all__ = ["TrexGate", "gated_lanes", "gated_lanes_of_slots", "stacked_gates"]
 
 
 @dataclass(frozen=True)
 class TrexGate:
-    """The gate of one adapted linear layer: r1 inputs (rows of A), r2 outputs (columns of B), and its two gains.
+    """The gate of one adapted linear layer: its adapter's shape, and what its trained scalars make of its two weights.
 
     `token_gain` is σ(100·γ)·k_tok·α, `task_gain` σ(100·γ)·k_task·(1-α).
     """
 
-    inputs: int
-    outputs: int
+    shape: TrexShape
     token_gain: float
     task_gain: float
 
-    @property
-    def experts(self) -> int:
-        """Rank-one experts, and rows of the router: r1·r2."""
-        return self.inputs * self.outputs
-
-    @property
-    def rows(self) -> int:
-        """Rows of a slot that the layer takes: A's and the router's."""
-        return self.inputs + self.experts
-
     @classmethod
-    def from_scalars(
-        cls, inputs: int, outputs: int, *, omega: float, gamma: float, k_tok: float, k_task: float
-    ) -> TrexGate:
+    def from_scalars(cls, shape: TrexShape, *, omega: float, gamma: float) -> TrexGate:
         """The gate of a layer from its trained scalars ω and γ and the adapter's constants."""
-        alpha, strength = _sigmoid(100.0 * omega), _sigmoid(100.0 * gamma)
-        return cls(inputs, outputs, strength * k_tok * alpha, strength * k_task * (1.0 - alpha))
+        alpha, strength = _sigmoid(SHARPNESS * omega), _sigmoid(SHARPNESS * gamma)
+        return cls(shape, strength * shape.k_tok * alpha, strength * shape.k_task * (1.0 - alpha))
 
 
 def gated_lanes(h: torch.Tensor, gate: TrexGate, c: torch.Tensor) -> torch.Tensor:
     """z [tokens, r2] from h [tokens, ≥ r1 + r1·r2] = [A x; W_r x] and c [tokens, r1·r2]; all fp32."""
-    p = torch.softmax(h[:, gate.inputs : gate.rows], dim=-1)
+    shape = gate.shape
+    p = torch.softmax(h[:, shape.r1 : shape.rows], dim=-1)
     g = gate.token_gain * p + gate.task_gain * c
-    by_pair = g.view(-1, gate.inputs, gate.outputs)
-    return torch.einsum("ti,tij->tj", h[:, : gate.inputs], by_pair)
+    by_pair = g.view(-1, shape.r1, shape.r2)
+    return torch.einsum("ti,tij->tj", h[:, : shape.r1], by_pair)
 
 
 def stacked_gates(gates: Sequence[TrexGate | None], rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,9 +62,10 @@ def stacked_gates(gates: Sequence[TrexGate | None], rank: int) -> tuple[torch.Te
     gain = torch.zeros(len(gates) + 1, 2)
     for slot, gate in enumerate(gates):
         if gate is not None:
-            expert = torch.arange(gate.experts)
-            lane[slot, 0, gate.inputs : gate.rows] = expert // gate.outputs
-            lane[slot, 1, gate.inputs : gate.rows] = expert % gate.outputs
+            shape = gate.shape
+            expert = torch.arange(shape.experts)
+            lane[slot, 0, shape.r1 : shape.rows] = expert // shape.r2
+            lane[slot, 1, shape.r1 : shape.rows] = expert % shape.r2
             gain[slot] = torch.tensor([gate.token_gain, gate.task_gain])
     return lane, gain
 

@@ -6,7 +6,6 @@ mapping of tokens to slots need no change, and hangs the gates on the loaded mod
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,11 @@ from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import get_adapter_absolute_path, parse_fine_tuned_lora_name
 from vllm.lora.worker_manager import WorkerLoRAManager
 
-from ...specializers.adapters.trex_shape import TrexShape, read_trex_shape
+from ...specializers.adapters.semantic_map import CENTER_KEY, CENTROIDS_KEY
+from ...specializers.adapters.trex_shape import LAYER_PARTS, TrexShape, read_trex_shape
 from .trex_gate import TrexGate
 
 __all__ = ["TrexGates", "gates_of", "install", "trex_of"]
-
-_MAP_TENSORS = ("trex_centroids", "trex_center")  # the semantic map: asks bring c with them, the worker needs no map
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,6 @@ def load_trex(worker: WorkerLoRAManager, number: int, folder: Path, shape: TrexS
             f"T-REX with r1={shape.r1}, r2={shape.r2} needs r1 + r1*r2 = {shape.rows} rows, "
             f"slots have {config.max_lora_rank}: raise slot_rank"
         )
-    block = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["trex"]
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     layers = _linear_slices(manager)
@@ -88,14 +85,7 @@ def load_trex(worker: WorkerLoRAManager, number: int, folder: Path, shape: TrexS
         _check_layer(module, parts, shape, layers)
         packed[f"{stem}.lora_A.weight"] = torch.cat([parts["lora_A.weight"], parts["lora_router.weight"]])
         packed[f"{stem}.lora_B.weight"] = parts["lora_B.weight"]
-        gates[module] = TrexGate.from_scalars(
-            shape.r1,
-            shape.r2,
-            omega=float(parts["trex_omega"]),
-            gamma=float(parts["trex_gamma"]),
-            k_tok=shape.experts if block.get("k_tok") is None else float(block["k_tok"]),
-            k_task=float(block.get("k_task", 4.0)),
-        )
+        gates[module] = TrexGate.from_scalars(shape, omega=float(parts["trex_omega"]), gamma=float(parts["trex_gamma"]))
     # A rank for vLLM's books; alpha / r = 1, since the gate holds the scale.
     helper = PEFTHelper(r=shape.rows, lora_alpha=shape.rows, target_modules=sorted({m.split(".")[-1] for m in gates}))
     lora = worker._lora_model_cls.from_lora_tensors(
@@ -119,9 +109,9 @@ def _linear_slices(manager: Any) -> dict[str, tuple[BaseLinearLayerWithLoRA, int
 def _by_module(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     modules: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
-        if name in _MAP_TENSORS:
-            continue
-        for part in ("lora_A.weight", "lora_B.weight", "lora_router.weight", "trex_omega", "trex_gamma"):
+        if name in (CENTROIDS_KEY, CENTER_KEY):
+            continue  # the semantic map: asks bring c with them, the worker needs no map
+        for part in LAYER_PARTS:
             if name.endswith(f".{part}"):
                 modules.setdefault(name.removesuffix(f".{part}"), {})[part] = tensor
                 break
@@ -142,14 +132,7 @@ def _check_layer(
     if layer.tp_size > 1:
         raise ValueError(f"{module} is split over {layer.tp_size} processes: the router logits would be partial sums")
     d_in, d_out = layer.lora_a_stacked[index].shape[-1], layer.lora_b_stacked[index].shape[2]
-    wanted = {
-        "lora_A.weight": (shape.r1, d_in),
-        "lora_B.weight": (d_out, shape.r2),
-        "lora_router.weight": (shape.experts, d_in),
-        "trex_omega": (1,),
-        "trex_gamma": (1,),
-    }
-    for part, expected in wanted.items():
+    for part, expected in shape.layer_shapes(d_in, d_out).items():
         found = tuple(parts[part].shape) if part in parts else None
         if found != expected:
             raise ValueError(f"{module}.{part} is {found or 'missing'}, expected {expected}")

@@ -8,7 +8,6 @@ all of c alike; centroids have unit length, so that c is a vector of cosines.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ...agents.errors import AdapterError, RecipeError
 from ...agents.prompts import TASK_TEXT_RULE
 from ..checkpoints.tensor_files import CorruptFileError, read_header
+from .adapter_files import CONFIG, WEIGHTS, read_config
 from .text_embedding import DEFAULT_EMBEDDING, TextEmbedding, find_embedding
 
 if TYPE_CHECKING:
@@ -140,14 +140,20 @@ class SemanticMap:
 
         Raises: AdapterError when the folder holds none, or one for another embedding or rule of task text.
         """
-        block = _trex_block(adapter_folder / "adapter_config.json")
+        block = read_config(adapter_folder).get("trex")
+        if not isinstance(block, dict):
+            raise AdapterError(
+                f"{adapter_folder / CONFIG} has no `trex` block",
+                expected="the settings of a T-REX adapter",
+                remedy="Use a T-REX adapter, or copy it again, whole.",
+            )
         if block.get("prompt_rule") != TASK_TEXT_RULE:
             raise AdapterError(
                 f"adapter {adapter_folder} was trained with task texts by rule {block.get('prompt_rule')!r}",
                 expected=f"rule {TASK_TEXT_RULE!r}",
                 remedy="Make it again from its recipe: its clusters are of other texts.",
             )
-        path = adapter_folder / "adapter_model.safetensors"
+        path = adapter_folder / WEIGHTS
         return cls(_read_floats(path, CENTROIDS_KEY), _read_floats(path, CENTER_KEY), str(block.get("embed_id")), embed)
 
     def _directions(self, texts: Sequence[str]) -> NDArray[numpy.float32]:
@@ -187,23 +193,6 @@ def _normalised(vectors: NDArray[Any]) -> NDArray[Any]:
     lengths = numpy.linalg.norm(vectors, axis=-1, keepdims=True)
     result: NDArray[Any] = vectors / numpy.where(lengths > 0.0, lengths, 1.0)
     return result
-
-
-def _trex_block(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(
-            f"{path} cannot be read: {error}", expected="an adapter's settings", remedy="Copy the adapter again, whole."
-        ) from error
-    block = config.get("trex") if isinstance(config, dict) else None
-    if not isinstance(block, dict):
-        raise AdapterError(
-            f"{path} has no `trex` block",
-            expected="the settings of a T-REX adapter",
-            remedy="Use a T-REX adapter, or copy it again, whole.",
-        )
-    return block
 
 
 def _read_floats(path: Path, key: str) -> NDArray[numpy.float32]:

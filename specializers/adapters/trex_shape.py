@@ -1,69 +1,122 @@
-"""T-REX's sizes and constants: one type for training, checking, export and serving."""
+"""T-REX's sizes, constants and layout on disk: one place for training, checking, export and serving.
+
+The layout: per layer lora_A [r1, d_in], lora_B [d_out, r2], lora_router [r1·r2, d_in], trex_omega [1] and
+trex_gamma [1]; once, the semantic map (`semantic_map.py`). Row i of A and column j of B make expert i·r2 + j.
+"""
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...agents.errors import AdapterError
+from .adapter_files import CONFIG, read_config
 
-__all__ = ["GateShape", "TrexShape", "read_trex_shape"]
+__all__ = [
+    "K_TASK",
+    "LAYER_PARTS",
+    "R1",
+    "R2",
+    "SHARPNESS",
+    "TREX",
+    "TREX_FORMAT",
+    "TrexShape",
+    "check_format",
+    "read_trex_shape",
+    "shape_of_block",
+]
+
+TREX = "TREX"
+"""The `peft_type` of a T-REX adapter."""
+
+TREX_FORMAT = 1
+"""The version of the layout that this code writes and reads."""
+
+SHARPNESS = 100.0
+"""Both learned scalars go through sigmoid(100 x), as released: at 5e-5 an Adam step moves the argument by 0.005."""
+
+R1, R2 = 4, 8
+"""Rows of A and columns of B of a layer, unless a recipe says otherwise."""
+
+K_TASK = 4.0
+"""Weight of the intuition, as released."""
+
+LAYER_PARTS = {
+    "lora_A.weight": ("r1", "d_in"),
+    "lora_B.weight": ("d_out", "r2"),
+    "lora_router.weight": ("r1·r2", "d_in"),
+    "trex_omega": ("1",),
+    "trex_gamma": ("1",),
+}
+"""The tensors of one adapted layer and what their sizes are."""
 
 
 @dataclass(frozen=True)
-class GateShape:
-    """Sizes and constants of one adapter's gates: `experts` = r1·r2, `rows` = what it needs of a slot."""
+class TrexShape:
+    """Sizes and constants of a T-REX adapter: `k_tok` weighs the token router, `k_task` the intuition."""
 
     r1: int
     r2: int
     k_tok: float
     k_task: float
 
+    @classmethod
+    def released(cls, r1: int = R1, r2: int = R2, *, k_tok: float | None = None, k_task: float = K_TASK) -> TrexShape:
+        """A shape with the released code's weights, unless others are given: k_tok is r1·r2 there."""
+        return cls(r1, r2, float(r1 * r2 if k_tok is None else k_tok), float(k_task))
+
     @property
     def experts(self) -> int:
+        """Rank-one experts, and rows of the router: r1·r2."""
         return self.r1 * self.r2
 
     @property
     def rows(self) -> int:
+        """Rows of a slot that a layer takes: A's and the router's."""
         return self.r1 + self.experts
 
-
-@dataclass(frozen=True)
-class TrexShape:
-    """Sizes of a T-REX adapter: r1 rows of A and r2 columns of B per layer."""
-
-    r1: int
-    r2: int
-
-    @property
-    def experts(self) -> int:
-        """Rank-one experts: r1·r2."""
-        return self.r1 * self.r2
-
-    @property
-    def rows(self) -> int:
-        """Rows it takes in a slot: A's and the router's."""
-        return self.r1 + self.experts
+    def layer_shapes(self, d_in: int, d_out: int) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of a layer from `d_in` to `d_out` channels, by the names of `LAYER_PARTS`."""
+        sizes = {"1": 1, "r1": self.r1, "r2": self.r2, "r1·r2": self.experts, "d_in": d_in, "d_out": d_out}
+        return {part: tuple(sizes[size] for size in meaning) for part, meaning in LAYER_PARTS.items()}
 
 
 def read_trex_shape(folder: Path) -> TrexShape | None:
-    """Sizes of the T-REX adapter in `folder`, None where it holds another kind.
+    """Shape of the T-REX adapter in `folder`, None where it holds another kind.
 
-    Raises: AdapterError when its configuration cannot be read.
+    Raises: AdapterError when its configuration cannot be read, or names what no T-REX adapter has.
     """
-    try:
-        config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        if config.get("peft_type") != "TREX":
-            return None
-        shape = TrexShape(int(config["trex"]["r1"]), int(config["trex"]["r2"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    config = read_config(folder)
+    return shape_of_block(folder / CONFIG, config.get("trex")) if config.get("peft_type") == TREX else None
+
+
+def shape_of_block(path: Path, block: object) -> TrexShape:
+    """Shape in the `trex` block of the adapter configuration `path`; raises AdapterError naming what is wrong in it."""
+    if not isinstance(block, dict):
         raise AdapterError(
-            f"{folder / 'adapter_config.json'} cannot be read: {error!r}",
-            expected="the configuration of an adapter, with the block `trex` where it is a T-REX one",
-            remedy="Verify the variant, or make it again with `metier make`.",
-        ) from error
-    if min(shape.r1, shape.r2) < 1:
-        raise AdapterError(f"{folder} says r1={shape.r1}, r2={shape.r2}", expected="r1 and r2 of at least 1")
-    return shape
+            f"{path}: trex is {block!r}",
+            expected="a block with format, r1, r2, k_tok, k_task, embed_id and prompt_rule",
+            remedy="Make the adapter with `method: trex`, or copy its folder again.",
+        )
+    check_format(path, block)
+    for name in ("r1", "r2"):
+        value = block.get(name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise AdapterError(f"{path}: trex.{name} is {value!r}", expected="a whole number of at least 1")
+    for name in ("k_tok", "k_task"):
+        value = block.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise AdapterError(f"{path}: trex.{name} is {value!r}", expected="a number of at least 0")
+    return TrexShape(block["r1"], block["r2"], float(block["k_tok"]), float(block["k_task"]))
+
+
+def check_format(where: object, block: dict[str, Any]) -> None:
+    """Raise AdapterError unless the `trex` block is of the version that this code reads."""
+    if block.get("format") != TREX_FORMAT:
+        raise AdapterError(
+            f"{where}: trex.format is {block.get('format')!r}",
+            expected=f"format {TREX_FORMAT}, the layout this version reads",
+            remedy="Serve it with the version of metier that made it, or make it again from its recipe.",
+        )

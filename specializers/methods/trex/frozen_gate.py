@@ -179,14 +179,14 @@ class _Models:
 
     def frozen(self, batches: Sequence[_Batch], projection: Projection) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """LoRA halves of every layer, its gate frozen for these rows' tokens."""
-        moments = {name: GateMoments(layer.gate_shape["default"]) for name, layer in self._layers.items()}
+        moments = {name: GateMoments(layer.trex_shape["default"]) for name, layer in self._layers.items()}
         mask, c = torch.zeros(()), torch.zeros(())
 
         def watch(name: str) -> Callable[[Any, Any], None]:
             def add(layer: TrexLinear, inputs: tuple[torch.Tensor, ...]) -> None:
-                x, shape = inputs[0][mask].float(), layer.gate_shape["default"]
+                x, shape = inputs[0][mask].float(), layer.trex_shape["default"]
                 logits, omega = layer.lora_router["default"](x), layer.trex_omega["default"]
-                gate = expert_gate(logits, c, omega, k_tok=shape.k_tok, k_task=shape.k_task)
+                gate = expert_gate(logits, c, omega, shape)
                 moments[name].add(layer.lora_A["default"](x), gate)
 
             return add

@@ -12,8 +12,8 @@ from typing import Literal
 
 import torch
 
-from ...adapters.trex_shape import GateShape
-from .layer import SHARPNESS, combine_experts
+from ...adapters.trex_shape import SHARPNESS, TrexShape
+from .layer import combine_experts
 
 __all__ = ["GateMoments", "Projection", "frozen_factors"]
 
@@ -37,7 +37,7 @@ def frozen_factors(
 class GateMoments:
     """Sums over tokens of what a layer's gate does, from which the best fixed gate follows."""
 
-    def __init__(self, shape: GateShape) -> None:
+    def __init__(self, shape: TrexShape) -> None:
         self._shape = shape
         self._tokens = 0
         self._gate = torch.zeros(shape.experts, dtype=torch.float64)

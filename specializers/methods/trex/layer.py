@@ -24,10 +24,9 @@ from torch import nn
 from torch.nn import functional
 
 from ....agents.errors import AdapterError
-from ...adapters.trex_shape import GateShape
+from ...adapters.trex_shape import SHARPNESS, TrexShape
 
 __all__ = [
-    "SHARPNESS",
     "Intuition",
     "TrexLinear",
     "ZeroIntuition",
@@ -37,22 +36,19 @@ __all__ = [
     "intuition_scope",
 ]
 
-SHARPNESS = 100.0
-"""Both learned scalars go through sigmoid(100 x), as released: at 5e-5 an Adam step moves the argument by 0.005."""
-
 
 def expert_gate(
-    logits: torch.Tensor, intuition: torch.Tensor | None, omega: torch.Tensor, *, k_tok: float, k_task: float
+    logits: torch.Tensor, intuition: torch.Tensor | None, omega: torch.Tensor, shape: TrexShape
 ) -> torch.Tensor:
     """The gate G [..., experts] from router logits [..., experts], in float32 whatever the logits are.
 
     `intuition` broadcasts against the logits ([rows, 1, experts] for [rows, tokens, experts]); None counts as zero.
     """
     alpha = torch.sigmoid(SHARPNESS * omega.float())
-    gate = (k_tok * alpha) * torch.softmax(logits.float(), dim=-1)
+    gate = (shape.k_tok * alpha) * torch.softmax(logits.float(), dim=-1)
     if intuition is None:
         return gate
-    return gate + (k_task * (1.0 - alpha)) * intuition.float()
+    return gate + (shape.k_task * (1.0 - alpha)) * intuition.float()
 
 
 def combine_experts(h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
@@ -68,9 +64,7 @@ def gated_update(
     omega: torch.Tensor,
     gamma: torch.Tensor,
     intuition: torch.Tensor | None,
-    *,
-    k_tok: float,
-    k_task: float,
+    shape: TrexShape,
 ) -> torch.Tensor:
     """What the adapter adds to a layer's output, [..., d_out], for x [..., d_in].
 
@@ -78,8 +72,8 @@ def gated_update(
     reads x once, and it is how a serving engine packs them.
     """
     shrunk = functional.linear(x, torch.cat([a, router]))
-    h, logits = shrunk.split([a.shape[0], router.shape[0]], dim=-1)
-    gate = expert_gate(logits, intuition, omega, k_tok=k_tok, k_task=k_task)
+    h, logits = shrunk.split([shape.r1, shape.experts], dim=-1)
+    gate = expert_gate(logits, intuition, omega, shape)
     z = torch.sigmoid(SHARPNESS * gamma.float()) * combine_experts(h.float(), gate)
     return functional.linear(z.to(b.dtype), b)
 
@@ -118,9 +112,9 @@ class TrexLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         "trex_omega",
         "trex_gamma",
     )
-    other_param_names: ClassVar[tuple[str, ...]] = ("gate_shape",)
+    other_param_names: ClassVar[tuple[str, ...]] = ("trex_shape",)
 
-    def __init__(self, base_layer: nn.Linear, adapter_name: str, shape: GateShape, router_init_std: float) -> None:
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, shape: TrexShape, router_init_std: float) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
@@ -129,15 +123,15 @@ class TrexLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.lora_router = nn.ModuleDict()
         self.trex_omega = nn.ParameterDict()
         self.trex_gamma = nn.ParameterDict()
-        self.gate_shape: dict[str, GateShape] = {}
+        self.trex_shape: dict[str, TrexShape] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = [adapter_name]
         self.update_layer(adapter_name, shape, router_init_std)
 
-    def update_layer(self, adapter_name: str, shape: GateShape, router_init_std: float) -> None:
+    def update_layer(self, adapter_name: str, shape: TrexShape, router_init_std: float) -> None:
         """Add an adapter to this layer."""
-        self.gate_shape[adapter_name] = shape
+        self.trex_shape[adapter_name] = shape
         self.lora_A[adapter_name] = nn.Linear(self.in_features, shape.r1, bias=False)
         self.lora_B[adapter_name] = nn.Linear(shape.r2, self.out_features, bias=False)
         self.lora_router[adapter_name] = nn.Linear(self.in_features, shape.experts, bias=False)
@@ -161,9 +155,9 @@ class TrexLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if self.disable_adapters:
             return result
         for name in self.active_adapters:
-            if name not in self.gate_shape:
+            if name not in self.trex_shape:
                 continue
-            shape, a = self.gate_shape[name], self.lora_A[name].weight
+            shape, a = self.trex_shape[name], self.lora_A[name].weight
             update = gated_update(
                 x.to(a.dtype),
                 a,
@@ -172,8 +166,7 @@ class TrexLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
                 self.trex_omega[name],
                 self.trex_gamma[name],
                 _intuition_for(x, shape),
-                k_tok=shape.k_tok,
-                k_task=shape.k_task,
+                shape,
             )
             result = result + update.to(result.dtype)
         return result
@@ -187,7 +180,7 @@ class TrexLinear(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         )
 
 
-def _intuition_for(x: torch.Tensor, shape: GateShape) -> torch.Tensor | None:
+def _intuition_for(x: torch.Tensor, shape: TrexShape) -> torch.Tensor | None:
     """c as [rows, 1, ..., experts], to broadcast over the tokens of x [rows, ..., d_in]."""
     c = _INTUITION.get()
     if isinstance(c, ZeroIntuition) or shape.k_task == 0.0:

@@ -14,6 +14,7 @@ from ....agents.errors import RecipeError
 from ...adapters.adapter_writing import write_adapter
 from ...adapters.semantic_map import SemanticMap
 from ...adapters.text_embedding import DEFAULT_EMBEDDING, find_embedding
+from ...adapters.trex_shape import K_TASK, R1, R2, SHARPNESS, TREX
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
 from ...training.loop import TrainingSettings
@@ -36,16 +37,16 @@ class TrexSettings(TrainingSettings):
 
     method: Literal["trex"] = "trex"
 
-    r1: int = Field(default=4, ge=1, le=64)
+    r1: int = Field(default=R1, ge=1, le=64)
     """Vectors of A."""
 
-    r2: int = Field(default=8, ge=1, le=64)
+    r2: int = Field(default=R2, ge=1, le=64)
     """Vectors of B."""
 
     k_tok: float | None = Field(default=None, gt=0.0)
     """Weight of the token router in the gate. None is r1·r2, as released."""
 
-    k_task: float = Field(default=4.0, gt=0.0)
+    k_task: float = Field(default=K_TASK, gt=0.0)
     """Weight of the intuition (what kind of task it is) in the gate."""
 
     intuition: bool = True
@@ -113,7 +114,7 @@ def make_trex(settings: TrexSettings, job: Job) -> Made:
         for name, tensor in get_peft_model_state_dict(tuned).items()
     }
     block = config.to_dict()["trex"]
-    written = {"peft_type": "TREX", "target_modules": targets, "trex": block}
+    written = {"peft_type": TREX, "target_modules": targets, "trex": block}
     write_adapter(job.out / "adapter", tensors, written, base_name=job.base_name)
     card = {
         **trained,
@@ -122,7 +123,7 @@ def make_trex(settings: TrexSettings, job: Job) -> Made:
         "alpha": _sigmoids(tensors, ".trex_omega"),
         "scale": _sigmoids(tensors, ".trex_gamma"),
     }
-    return Made(ask=AskSpec(adapter="trex", rank=config.gate_shape.rows), card=card, log=log)
+    return Made(ask=AskSpec(adapter="trex", rank=config.shape.rows), card=card, log=log)
 
 
 def _tasks(job: Job) -> list[str]:
@@ -138,10 +139,9 @@ def _tasks(job: Job) -> list[str]:
 
 
 def _semantic_map(settings: TrexSettings, job: Job, config: TrexConfig, tasks: list[str]) -> SemanticMap:
-    experts = settings.r1 * settings.r2
     if job.adapter is None:
-        return SemanticMap.fit(tasks, experts, embed=find_embedding(settings.embed_id), seed=job.seed)
-    wanted, found = config.to_dict()["trex"], parent_config(job, "TREX")["trex"]
+        return SemanticMap.fit(tasks, config.shape.experts, embed=find_embedding(settings.embed_id), seed=job.seed)
+    wanted, found = config.to_dict()["trex"], parent_config(job, TREX)["trex"]
     for name, value in wanted.items():
         if found.get(name) != value:
             raise RecipeError(
@@ -155,8 +155,6 @@ def _semantic_map(settings: TrexSettings, job: Job, config: TrexConfig, tasks: l
 def _sigmoids(tensors: dict[str, Any], ending: str) -> dict[str, float]:
     """Mean, least and greatest of sigmoid(100 x) over the layers' scalars."""
     import torch
-
-    from .layer import SHARPNESS
 
     values = torch.sigmoid(SHARPNESS * torch.cat([t for name, t in tensors.items() if name.endswith(ending)]))
     return {

@@ -31,14 +31,12 @@ from ....agents.errors import AdapterError, RecipeError
 from ....agents.prompts import TASK_TEXT_RULE
 from ...adapters.semantic_map import CENTER_KEY, CENTROIDS_KEY, SemanticMap
 from ...adapters.text_embedding import DEFAULT_EMBEDDING, TextEmbedding
-from ...adapters.trex_shape import GateShape
+from ...adapters.trex_shape import K_TASK, R1, R2, TREX, TREX_FORMAT, TrexShape, check_format
 from .layer import Intuition, TrexLinear, ZeroIntuition, intuition_scope
 from .peft_registration import register_tuner
 
-__all__ = ["TREX_FORMAT", "TrexConfig", "TrexModel", "register_trex"]
+__all__ = ["TrexConfig", "TrexModel", "register_trex"]
 
-TREX_FORMAT = 1
-_TREX = "TREX"
 _BLOCK = ("r1", "r2", "k_tok", "k_task", "embed_id", "prompt_rule")
 
 
@@ -52,10 +50,10 @@ class TrexConfig(PeftConfig):  # type: ignore[misc]
     Raises: RecipeError for sizes below one, or negative weights.
     """
 
-    r1: int = 4
-    r2: int = 8
+    r1: int = R1
+    r2: int = R2
     k_tok: float | None = None
-    k_task: float = 4.0
+    k_task: float = K_TASK
     router_init_std: float = 0.02
     embed_id: str = DEFAULT_EMBEDDING
     prompt_rule: str = TASK_TEXT_RULE
@@ -67,14 +65,9 @@ class TrexConfig(PeftConfig):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType(_TREX)
+        self.peft_type = PeftType(TREX)
         if self.trex is not None:
-            if self.trex.get("format") != TREX_FORMAT:
-                raise AdapterError(
-                    f"the adapter has T-REX format {self.trex.get('format')!r}",
-                    expected=f"format {TREX_FORMAT}",
-                    remedy="Make it again from its recipe with this version.",
-                )
+            check_format("the adapter", self.trex)
             for name in _BLOCK:
                 if name in self.trex:
                     setattr(self, name, self.trex[name])
@@ -84,17 +77,17 @@ class TrexConfig(PeftConfig):  # type: ignore[misc]
                 f"r1={self.r1}, r2={self.r2}, k_tok={self.k_tok}, k_task={self.k_task}",
                 expected="r1 and r2 of at least 1, weights of at least 0",
             )
-        self.k_tok = float(self.r1 * self.r2 if self.k_tok is None else self.k_tok)
-        self.k_task = float(self.k_task)
+        shape = self.shape
+        self.k_tok, self.k_task = shape.k_tok, shape.k_task
         if isinstance(self.target_modules, list):
             self.target_modules = cast(Any, set(self.target_modules))
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = cast(Any, set(self.exclude_modules))
 
     @property
-    def gate_shape(self) -> GateShape:
-        assert self.k_tok is not None
-        return GateShape(self.r1, self.r2, self.k_tok, self.k_task)
+    def shape(self) -> TrexShape:
+        """Sizes and constants of the adapter's layers."""
+        return TrexShape.released(self.r1, self.r2, k_tok=self.k_tok, k_task=self.k_task)
 
     def to_dict(self) -> dict[str, Any]:
         """Settings as they are on disk."""
@@ -160,10 +153,10 @@ class TrexModel(BaseTuner):  # type: ignore[misc]
         """
         name = adapter_name or self._active_name()
         config, clusters = self.peft_config[name], len(semantic_map.centroids)
-        if clusters != config.r1 * config.r2:
+        if clusters != config.shape.experts:
             raise AdapterError(
                 f"the semantic map has {clusters} clusters",
-                expected=f"one per expert, r1·r2 = {config.r1 * config.r2}",
+                expected=f"one per expert, r1·r2 = {config.shape.experts}",
                 remedy="Fit it with k = r1·r2.",
             )
         config.embed_id = semantic_map.embed_id
@@ -199,9 +192,9 @@ class TrexModel(BaseTuner):  # type: ignore[misc]
         **_kwargs: Any,
     ) -> None:
         if isinstance(target, TrexLinear):
-            target.update_layer(adapter_name, config.gate_shape, config.router_init_std)
+            target.update_layer(adapter_name, config.shape, config.router_init_std)
         elif isinstance(target, nn.Linear):
-            layer = TrexLinear(target, adapter_name, config.gate_shape, config.router_init_std)
+            layer = TrexLinear(target, adapter_name, config.shape, config.router_init_std)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
@@ -247,7 +240,7 @@ def register_trex() -> None:
 
     Raises: VariantError when PEFT is not as this was written for.
     """
-    register_tuner(_TREX, TrexConfig, TrexModel)
+    register_tuner(TREX, TrexConfig, TrexModel)
 
 
 def _drop_intuition(_model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -291,14 +284,12 @@ def _check_has_map(tuner: TrexModel, adapter_name: str) -> None:
 
 def _check_tensors(model: nn.Module, config: TrexConfig, adapter_name: str, found: dict[str, torch.Tensor]) -> None:
     """PEFT itself would load what matches and say nothing of the rest."""
-    shape = config.gate_shape
     wanted: dict[str, tuple[int, ...]] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, TrexLinear) and adapter_name in layer.gate_shape:
-            wanted[f"{name}.lora_A.{adapter_name}.weight"] = (shape.r1, layer.in_features)
-            wanted[f"{name}.lora_B.{adapter_name}.weight"] = (layer.out_features, shape.r2)
-            wanted[f"{name}.lora_router.{adapter_name}.weight"] = (shape.experts, layer.in_features)
-            wanted[f"{name}.trex_omega.{adapter_name}"] = wanted[f"{name}.trex_gamma.{adapter_name}"] = (1,)
+        if isinstance(layer, TrexLinear) and adapter_name in layer.trex_shape:
+            for part, expected in config.shape.layer_shapes(layer.in_features, layer.out_features).items():
+                parameter, dot, weight = part.partition(".")
+                wanted[f"{name}.{parameter}.{adapter_name}{dot}{weight}"] = expected
     remedy = "Copy the adapter again, or make it again from its recipe."
     if missing := sorted(wanted.keys() - found.keys()):
         raise AdapterError(f"the adapter lacks {missing[0]}", expected=f"all {len(wanted)} tensors", remedy=remedy)
@@ -311,11 +302,11 @@ def _check_tensors(model: nn.Module, config: TrexConfig, adapter_name: str, foun
             raise AdapterError(f"the adapter has {key}", expected="tensors of layers it targets only", remedy=remedy)
         if tuple(value.shape) != wanted[key]:
             raise AdapterError(f"{key} has shape {list(value.shape)}", expected=str(list(wanted[key])), remedy=remedy)
-    if centroids is None or center is None or centroids.shape != (shape.experts, *center.shape):
+    if centroids is None or center is None or centroids.shape != (config.shape.experts, *center.shape):
         shapes = [None if t is None else list(t.shape) for t in (centroids, center)]
         raise AdapterError(
             f"the adapter has {CENTROIDS_KEY} and {CENTER_KEY} of shapes {shapes[0]} and {shapes[1]}",
-            expected=f"[{shape.experts}, e] and [e]",
+            expected=f"[{config.shape.experts}, e] and [e]",
             remedy=remedy,
         )
 

@@ -27,7 +27,7 @@ from metier.runtime.plugin import wire
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.slots.adapter import LoadedAdapter
 from metier.specializers.adapters.semantic_map import SemanticMap
-from metier.specializers.adapters.trex_shape import TrexShape, read_trex_shape
+from metier.specializers.adapters.trex_shape import TREX, TREX_FORMAT, TrexShape, read_trex_shape
 from tests.tiny_model import write_random_lora
 from tests.tiny_trex import TASKS, write_random_trex
 
@@ -281,15 +281,15 @@ def test_tensor_parallel_engines_refuse(adapters: dict[str, LoadedAdapter], monk
     assert "export" in caught.value.remedy
     split: Any = SimpleNamespace(tp_size=2)
     with pytest.raises(ValueError, match="split over 2 processes"):
-        _check_layer("model.q_proj", {}, TrexShape(2, 4), {"model.q_proj": (split, 0)})
+        _check_layer("model.q_proj", {}, TrexShape.released(2, 4), {"model.q_proj": (split, 0)})
 
 
 def test_shape_and_salt(adapters: dict[str, LoadedAdapter], make_ask: MakeAsk, tmp_path: Path) -> None:
-    assert read_trex_shape(adapters["wide"].path) == TrexShape(4, 8)
+    assert read_trex_shape(adapters["wide"].path) == TrexShape.released(4, 8)
     assert read_trex_shape(adapters["lora"].path) is None
-    config = {"peft_type": "TREX", "trex": {"r1": 0, "r2": 8}}
+    config = {"peft_type": TREX, "trex": {"format": TREX_FORMAT, "r1": 0, "r2": 8}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(AdapterError, match="r1=0, r2=8"):
+    with pytest.raises(AdapterError, match=r"trex\.r1 is 0"):
         read_trex_shape(tmp_path)
     requests = [
         EngineRequest(make_ask(), adapters[name], c)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from metier.runtime.plugin import lora_torch
 from metier.runtime.plugin.trex_gate import TrexGate, gated_lanes, gated_lanes_of_slots, stacked_gates
+from metier.specializers.adapters.trex_shape import K_TASK, SHARPNESS, TrexShape
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
@@ -25,12 +26,12 @@ def operators() -> None:
 
 def loop_oracle(h: torch.Tensor, gate: TrexGate, c: torch.Tensor) -> torch.Tensor:
     """z of one token, expert by expert, in fp64: h [r1 + r1·r2], c [r1·r2]."""
-    logits = [float(v) for v in h[gate.inputs : gate.rows]]
+    logits = [float(v) for v in h[gate.shape.r1 : gate.shape.rows]]
     powers = [math.exp(v - max(logits)) for v in logits]
-    z = torch.zeros(gate.outputs, dtype=torch.float64)
-    for i in range(gate.inputs):
-        for j in range(gate.outputs):
-            expert = i * gate.outputs + j
+    z = torch.zeros(gate.shape.r2, dtype=torch.float64)
+    for i in range(gate.shape.r1):
+        for j in range(gate.shape.r2):
+            expert = i * gate.shape.r2 + j
             weight = gate.token_gain * powers[expert] / sum(powers) + gate.task_gain * float(c[expert])
             z[j] += float(h[i]) * weight
     return z
@@ -38,8 +39,7 @@ def loop_oracle(h: torch.Tensor, gate: TrexGate, c: torch.Tensor) -> torch.Tenso
 
 gates = st.builds(
     TrexGate,
-    st.integers(1, 6),
-    st.sampled_from([1, 2, 3, 4, 8, 16, 17, 20]),
+    st.builds(TrexShape.released, st.integers(1, 6), st.sampled_from([1, 2, 3, 4, 8, 16, 17, 20])),
     st.floats(0, 40),
     st.floats(0, 4),
 )
@@ -49,24 +49,26 @@ gates = st.builds(
 @given(gates, st.integers(0, 2**16))
 def test_gate_is_the_double_loop(gate: TrexGate, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    h, c = torch.randn(5, gate.rows, generator=generator), torch.randn(5, gate.experts, generator=generator)
+    shape = gate.shape
+    h, c = torch.randn(5, shape.rows, generator=generator), torch.randn(5, shape.experts, generator=generator)
     wanted = torch.stack([loop_oracle(row, gate, own) for row, own in zip(h, c, strict=True)])
     torch.testing.assert_close(gated_lanes(h, gate, c).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_gains_come_from_the_trained_scalars() -> None:
-    gate = TrexGate.from_scalars(4, 8, omega=0.01, gamma=-0.02, k_tok=32.0, k_task=4.0)
+    shape = TrexShape.released(4, 8)
+    gate = TrexGate.from_scalars(shape, omega=1.0 / SHARPNESS, gamma=-2.0 / SHARPNESS)
     alpha, strength = 1 / (1 + math.exp(-1.0)), 1 / (1 + math.exp(2.0))
     assert gate.token_gain == pytest.approx(strength * 32 * alpha)
-    assert gate.task_gain == pytest.approx(strength * 4 * (1 - alpha))
-    assert (gate.experts, gate.rows) == (32, 36)
-    saturated = TrexGate.from_scalars(1, 1, omega=-50.0, gamma=50.0, k_tok=1.0, k_task=1.0)
+    assert gate.task_gain == pytest.approx(strength * K_TASK * (1 - alpha))
+    assert (shape.experts, shape.rows) == (32, 36)
+    saturated = TrexGate.from_scalars(TrexShape(1, 1, 1.0, 1.0), omega=-50.0, gamma=50.0)
     assert (saturated.token_gain, saturated.task_gain) == (0.0, 1.0)
 
 
 def test_one_expert_alone_is_a_rank_one_lora_and_pins_the_order() -> None:
     """With r1 != r2 a gate read column by column would pick another pair."""
-    gate, i, j = TrexGate(2, 3, 0.0, 1.0), 1, 0
+    gate, i, j = TrexGate(TrexShape.released(2, 3), 0.0, 1.0), 1, 0
     c = torch.zeros(1, 6)
     c[0, i * 3 + j] = 1.0
     z = gated_lanes(torch.tensor([[5.0, 7.0, *[0.0] * 6]]), gate, c)
@@ -77,7 +79,7 @@ def test_one_expert_alone_is_a_rank_one_lora_and_pins_the_order() -> None:
 @given(st.lists(st.none() | gates, min_size=1, max_size=4), st.integers(0, 2**16))
 def test_all_slots_at_once_is_each_slot_alone(slots: list[TrexGate | None], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    rank = max(8, *(gate.rows for gate in slots if gate), 8)
+    rank = max(8, *(gate.shape.rows for gate in slots if gate), 8)
     slot_of = torch.randint(-1, len(slots), (9,), generator=generator)
     h, c = torch.randn(9, rank, generator=generator), torch.zeros(9, rank)
     c[:, :6] = torch.randn(9, 6, generator=generator)
@@ -88,7 +90,8 @@ def test_all_slots_at_once_is_each_slot_alone(slots: list[TrexGate | None], seed
             assert torch.equal(got[token], h[token])
             continue
         wanted = torch.zeros(rank)
-        wanted[: gate.outputs] = gated_lanes(h[token : token + 1], gate, c[token : token + 1, : gate.experts])[0]
+        lanes = gated_lanes(h[token : token + 1], gate, c[token : token + 1, : gate.shape.experts])
+        wanted[: gate.shape.r2] = lanes[0]
         torch.testing.assert_close(got[token], wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -136,7 +139,7 @@ def test_operator_and_torch_path_agree_with_the_loop(case: Case) -> None:
     for slot, slices in enumerate(case.slices):
         found[slot] = [made if isinstance(made, TrexGate) else None for made in slices]
         for index, made in enumerate(slices):
-            rows, columns = (made.rows, made.outputs) if isinstance(made, TrexGate) else (made, made)
+            rows, columns = (made.shape.rows, made.shape.r2) if isinstance(made, TrexGate) else (made, made)
             a[index][slot, 0, :rows] = random(rows, case.d_in) / case.d_in**0.5
             b[index][slot, 0, :, :columns] = random(case.widths[index], columns) / 4
     x, y = random(tokens, case.d_in), random(tokens, sum(case.widths))
@@ -154,7 +157,7 @@ def test_operator_and_torch_path_agree_with_the_loop(case: Case) -> None:
             h = a[index][slot, 0].double() @ x[token].double()
             lanes = h if gate is None else torch.zeros(rank, dtype=torch.float64)
             if gate is not None:
-                lanes[: gate.outputs] = loop_oracle(h, gate, c[token])
+                lanes[: gate.shape.r2] = loop_oracle(h, gate, c[token])
             wanted[token, start : start + case.widths[index]] += b[index][slot, 0].double() @ lanes
 
     by_torch, by_operator = y.clone(), y.clone()

@@ -22,6 +22,7 @@ from metier.runtime.engines.vllm_environment import import_vllm
 from metier.runtime.plugin.wire import INTUITION_KEY
 from metier.runtime.slots.adapter import LoadedAdapter
 from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.adapters.trex_shape import SHARPNESS
 from tests.tiny_model import LINEAR_TARGETS, write_random_lora, write_tiny_llama
 from tests.tiny_trex import TASKS, write_random_trex
 
@@ -184,7 +185,7 @@ class TrexReference(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         own, block = self.own, self.block
-        alpha, strength = torch.sigmoid(100 * own["trex_omega"]), torch.sigmoid(100 * own["trex_gamma"])
+        alpha, strength = torch.sigmoid(SHARPNESS * own["trex_omega"]), torch.sigmoid(SHARPNESS * own["trex_gamma"])
         h = x @ own["lora_A.weight"].T
         p = torch.softmax(x @ own["lora_router.weight"].T, -1)
         g = block["k_tok"] * alpha * p + block["k_task"] * (1 - alpha) * self.c

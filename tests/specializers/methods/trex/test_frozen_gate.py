@@ -10,10 +10,10 @@ import torch
 from metier.agents import Message, RecipeError, TrafficRow
 from metier.specializers import check_adapter
 from metier.specializers.adapters.semantic_map import SemanticMap
-from metier.specializers.adapters.trex_shape import GateShape
+from metier.specializers.adapters.trex_shape import SHARPNESS, TrexShape
 from metier.specializers.methods.trex.frozen_gate import FrozenGateSettings, cluster_rows, freeze_gate
 from metier.specializers.methods.trex.gate_projection import GateMoments, frozen_factors
-from metier.specializers.methods.trex.layer import SHARPNESS, combine_experts
+from metier.specializers.methods.trex.layer import combine_experts
 from tests.tiny_trex import TASKS, write_random_trex
 
 
@@ -51,7 +51,7 @@ def test_the_fixed_gate_is_the_mean_or_the_best_in_what_it_does() -> None:
     generator = torch.Generator().manual_seed(0)
     h, gate = torch.randn(50, 3, generator=generator).double(), torch.rand(50, 15, generator=generator).double()
     h[:, 0] += gate[:, 0] * 3  # what a gate does depends on the h it meets, which its mean does not see
-    moments = GateMoments(GateShape(3, 5, 15.0, 4.0))
+    moments = GateMoments(TrexShape.released(3, 5))
     moments.add(h[:20], gate[:20])
     moments.add(h[20:], gate[20:])
     torch.testing.assert_close(moments.gate("mean"), gate.mean(dim=0))
@@ -66,12 +66,12 @@ def test_the_fixed_gate_is_the_mean_or_the_best_in_what_it_does() -> None:
 
 
 def test_a_direction_that_never_occurs_leaves_the_gate_finite() -> None:
-    moments = GateMoments(GateShape(2, 2, 4.0, 4.0))
+    moments = GateMoments(TrexShape.released(2, 2))
     h = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
     moments.add(h, torch.ones(2, 4))
     torch.testing.assert_close(moments.gate("least_squares").view(2, 2)[0], torch.ones(2).double())
     assert moments.gate("least_squares").isfinite().all()
-    nothing = GateMoments(GateShape(2, 2, 4.0, 4.0))
+    nothing = GateMoments(TrexShape.released(2, 2))
     nothing.add(torch.zeros(2, 2), torch.ones(2, 4))
     assert nothing.gate("least_squares").isfinite().all()
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metier.agents import AdapterError
-from metier.specializers.adapters.trex_shape import GateShape
+from metier.specializers.adapters.trex_shape import K_TASK, SHARPNESS, TrexShape
 from metier.specializers.methods.trex.layer import (
     TrexLinear,
     ZeroIntuition,
@@ -23,6 +23,7 @@ from metier.specializers.methods.trex.layer import (
 
 R1, R2, D_IN, D_OUT = 3, 5, 12, 9  # r1 and r2 differ, or a transposed gate would pass
 EXPERTS = R1 * R2
+SHAPE = TrexShape.released(R1, R2)
 NEUTRAL, ALL_TOKEN, ALL_TASK = 0.0, 1.0, -1.0  # omega: alpha is 0.5, 1 and 0
 
 
@@ -32,11 +33,11 @@ def parts(seed: int = 0) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
-def layer(seed: int = 0, *, k_tok: float = float(EXPERTS), k_task: float = 4.0, router_init_std: float = 0.02) -> Any:
+def layer(seed: int = 0, *, k_tok: float = EXPERTS, k_task: float = K_TASK, router_init_std: float = 0.02) -> Any:
     torch.manual_seed(seed)
     base = torch.nn.Linear(D_IN, D_OUT)
     base.requires_grad_(False)
-    return TrexLinear(base, "default", GateShape(R1, R2, k_tok, k_task), router_init_std)
+    return TrexLinear(base, "default", TrexShape(R1, R2, k_tok, k_task), router_init_std)
 
 
 def trained(seed: int = 0, **changes: Any) -> Any:
@@ -51,7 +52,7 @@ def by_hand(p: dict[str, torch.Tensor], omega: float, gamma: float, k_tok: float
     """The formulas, expert by expert, in Python floats."""
 
     def sigmoid(value: float) -> float:
-        return 1.0 / (1.0 + math.exp(-100.0 * value))
+        return 1.0 / (1.0 + math.exp(-SHARPNESS * value))
 
     rows, tokens, _ = p["x"].shape
     update = torch.zeros(rows, tokens, D_OUT)
@@ -76,7 +77,7 @@ def test_the_update_is_the_double_loop_over_experts(
     p = parts(seed)
     scalars = [torch.tensor([value]) for value in (omega, gamma)]
     update = gated_update(
-        p["x"], p["a"], p["router"], p["b"], *scalars, p["c"].unsqueeze(1), k_tok=k_tok, k_task=k_task
+        p["x"], p["a"], p["router"], p["b"], *scalars, p["c"].unsqueeze(1), TrexShape(R1, R2, k_tok, k_task)
     )
     torch.testing.assert_close(update, by_hand(p, omega, gamma, k_tok, k_task), rtol=1e-4, atol=1e-4)
 
@@ -113,7 +114,7 @@ def test_a_gate_of_ones_adds_up_to_rank_one() -> None:
 def test_one_token_has_rank_min_r1_r2_and_the_tokens_together_span_all_experts() -> None:
     p = parts()
     x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(1))
-    gates = expert_gate(x @ p["router"].T, None, torch.tensor([ALL_TOKEN]), k_tok=float(EXPERTS), k_task=4.0)
+    gates = expert_gate(x @ p["router"].T, None, torch.tensor([ALL_TOKEN]), SHAPE)
     updates = torch.stack([p["b"] @ gate.view(R1, R2).T @ p["a"] for gate in gates])
     assert {int(torch.linalg.matrix_rank(update)) for update in updates} == {min(R1, R2)}
     assert int(torch.linalg.matrix_rank(updates.flatten(1))) == EXPERTS
@@ -123,21 +124,21 @@ def test_the_router_is_per_token_and_the_intuition_per_sequence() -> None:
     p, order = parts(), [2, 0, 3, 1]
     logits, c = p["x"] @ p["router"].T, p["c"].unsqueeze(1)
     omega = torch.tensor([NEUTRAL])
-    gate = expert_gate(logits, c, omega, k_tok=15.0, k_task=4.0)
-    assert torch.equal(expert_gate(logits[:, order], c, omega, k_tok=15.0, k_task=4.0), gate[:, order])
-    only_task = gate - expert_gate(logits, None, omega, k_tok=15.0, k_task=4.0)
-    torch.testing.assert_close(only_task, (2.0 * c).expand_as(only_task))
+    gate = expert_gate(logits, c, omega, SHAPE)
+    assert torch.equal(expert_gate(logits[:, order], c, omega, SHAPE), gate[:, order])
+    only_task = gate - expert_gate(logits, None, omega, SHAPE)
+    torch.testing.assert_close(only_task, (K_TASK / 2 * c).expand_as(only_task))
 
 
 def test_a_router_at_zero_and_the_two_ends_of_alpha() -> None:
     p = parts()
     logits, c = p["x"] @ p["router"].T, p["c"].unsqueeze(1)
-    uniform = expert_gate(torch.zeros_like(logits), c, torch.tensor([NEUTRAL]), k_tok=float(EXPERTS), k_task=4.0)
-    torch.testing.assert_close(uniform, (0.5 + 2.0 * c).expand_as(uniform))
-    token = expert_gate(logits, c, torch.tensor([ALL_TOKEN]), k_tok=float(EXPERTS), k_task=4.0)
+    uniform = expert_gate(torch.zeros_like(logits), c, torch.tensor([NEUTRAL]), SHAPE)
+    torch.testing.assert_close(uniform, (0.5 + K_TASK / 2 * c).expand_as(uniform))
+    token = expert_gate(logits, c, torch.tensor([ALL_TOKEN]), SHAPE)
     torch.testing.assert_close(token, EXPERTS * torch.softmax(logits, -1))
-    task = expert_gate(logits, c, torch.tensor([ALL_TASK]), k_tok=float(EXPERTS), k_task=4.0)
-    torch.testing.assert_close(task, (4.0 * c).expand_as(task))
+    task = expert_gate(logits, c, torch.tensor([ALL_TASK]), SHAPE)
+    torch.testing.assert_close(task, (K_TASK * c).expand_as(task))
 
 
 def test_a_new_layer_is_its_base_and_gradients_reach_the_five_parts_only() -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from metier.agents import Message, RecipeError, TrafficRow, TrainingError, write_traffic
 from metier.specializers import AskSpec, Recipe, Shelf, load_recipe, produce
 from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.adapters.trex_shape import SHARPNESS
 from metier.specializers.methods.trex.tuner import TrexConfig
 from metier.specializers.training.batches import EncodedRow, shared_start
 from metier.specializers.training.loop import TrainingSettings, train
@@ -70,7 +71,7 @@ def test_a_recipe_becomes_an_adapter_that_peft_loads(tmp_path: Path, folder: Pat
     assert card["parameters"] == sum(t.numel() for name, t in tensors.items() if "layers" in name)
     assert card["intuition"]["clusters"] == R1 * R2 and -1.0 <= card["intuition"]["min"] <= card["intuition"]["max"]
     for name, key in (("alpha", "trex_omega"), ("scale", "trex_gamma")):
-        values = [float(torch.sigmoid(100 * t)) for n, t in tensors.items() if n.endswith(key)]
+        values = [float(torch.sigmoid(SHARPNESS * t)) for n, t in tensors.items() if n.endswith(key)]
         assert card[name] == pytest.approx(
             {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}, abs=1e-4
         )

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from metier.agents import AdapterError, RecipeError, VariantError
 from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.adapters.trex_shape import K_TASK, TREX_FORMAT
 from metier.specializers.methods.trex.peft_registration import register_tuner
 from metier.specializers.methods.trex.tuner import TrexConfig, TrexModel
 from tests.tiny_model import LINEAR_TARGETS, linear_shapes
@@ -85,11 +86,11 @@ def test_saved_and_loaded_it_gives_the_same_logits(tiny_base: Path, tmp_path: Pa
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == "TREX"
     assert config["trex"] == {
-        "format": 1,
+        "format": TREX_FORMAT,
         "r1": R1,
         "r2": R2,
         "k_tok": 6.0,
-        "k_task": 4.0,
+        "k_task": K_TASK,
         "embed_id": MAP.embed_id,
         "prompt_rule": "task-input/1",
     }
@@ -251,9 +252,9 @@ def test_files_that_do_not_fit_are_named(tiny_base: Path, tmp_path: Path) -> Non
     refused(r"shapes \[6, 256\] and None", **{center: None})
     refused(r"shapes \[6, 256\] and \[255\]", **{center: whole[center][1:].contiguous()})
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    config["trex"]["format"] = 2
+    config["trex"]["format"] = TREX_FORMAT + 1
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match="format 2.*format 1"):
+    with pytest.raises(AdapterError, match="trex.format is 2.*format 1"):
         PeftConfig.from_pretrained(tmp_path)
 
 
