@@ -53,7 +53,7 @@ def export_variant(
 ) -> None:
     """Copy a variant's folder out of the shelf, T-REX as LoRA if asked; see `metier variants export --help`."""
     variant = shelf.get(name)
-    if as_kind is None or variant.ask.adapter == "lora":
+    if as_kind is None or variant.ask.adapter == as_kind:
         shelf.export(variant, out)
         say(f"variant {variant.name} ({variant.id}) is in {out}")
         return

@@ -130,7 +130,7 @@ class VariantTargets:
         if variant.ask.adapter is None:
             return VariantTarget(start, variant)
         adapter = self.adapter_paths[variant.id] = folder / "adapter"
-        if variant.ask.adapter == "trex":
+        if variant.ask.kind is not None and variant.ask.kind.needs_intuition:
             return VariantTarget(start, variant, adapter, await anyio.to_thread.run_sync(_load_semantic_map, adapter))
         return VariantTarget(start, variant, adapter)
 

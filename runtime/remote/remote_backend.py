@@ -247,8 +247,10 @@ class RemoteBackend:
                 expected="a variant with stock attention",
                 remedy="Serve it with `metier serve`, which starts engines with our plugin.",
             )
-        if variant.engine.weights != "base" or variant.ask.adapter == "trex" or variant.ask.thinking is not None:
-            what = {"trex": "a T-REX adapter"}.get(variant.ask.adapter or "", "weights or thinking of its own")
+        kind = variant.ask.kind
+        needs_plugin = kind is not None and not kind.served_elsewhere
+        if variant.engine.weights != "base" or needs_plugin or variant.ask.thinking is not None:
+            what = f"a {kind.title}" if kind is not None and needs_plugin else "weights or thinking of its own"
             raise EngineError(
                 f"variant {variant.name!r} has {what}, which {self.url} cannot serve beside its base",
                 expected="a LoRA adapter on the base",

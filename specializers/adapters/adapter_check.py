@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from ...agents.errors import AdapterError
 from ...agents.prompts import PROMPT_LAYOUT
 from ..checkpoints.tensor_files import base_tensors
+from ..shelf.adapter_kinds import ADAPTER_KINDS, AdapterKind, kind_of_peft_type
 from ..shelf.base_model import base_fingerprint
 from ..shelf.variant import Variant
 from .adapter_files import CONFIG, WEIGHTS, AdapterFacts, check_finite, read_config, read_tensors
-from .lora_check import check_lora
-from .trex_check import check_trex
 
 __all__ = ["SLOT_RANKS", "AdapterFacts", "check_adapter", "check_variant"]
 
 SLOT_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The slot sizes an engine may be started with, in rows (vLLM's own list)."""
-
-_CHECKS = {"LORA": check_lora, "TREX": check_trex}
 
 
 def check_adapter(folder: Path, base: Path, *, slot_rank: int) -> AdapterFacts:
@@ -30,16 +29,16 @@ def check_adapter(folder: Path, base: Path, *, slot_rank: int) -> AdapterFacts:
     Raises: AdapterError that names the file, key or value that is wrong.
     """
     config = read_config(folder)
-    check = _CHECKS.get(str(config.get("peft_type")))
-    if check is None:
+    kind = kind_of_peft_type(config.get("peft_type"))
+    if kind is None:
         raise AdapterError(
             f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}",
-            expected=" or ".join(map(repr, _CHECKS)),
+            expected=" or ".join(repr(kind.peft_type) for kind in ADAPTER_KINDS.values()),
             remedy=f"`metier variants add {folder} --name NAME` converts it, where that is possible.",
         )
     tensors = read_tensors(folder)
-    facts = check(folder, config, tensors, base_tensors(base), base)
-    _check_slot(folder, config, facts, slot_rank)
+    facts = _check_of(kind)(folder, config, tensors, base_tensors(base), base)
+    _check_slot(folder, kind, facts, slot_rank)
     check_finite(folder / WEIGHTS, tensors)
     return facts
 
@@ -74,22 +73,19 @@ def check_variant(variant: Variant, folder: Path, base: Path, *, slot_rank: int)
     return facts
 
 
-def _check_slot(folder: Path, config: dict[str, object], facts: AdapterFacts, slot_rank: int) -> None:
+def _check_of(kind: AdapterKind) -> Callable[..., AdapterFacts]:
+    module, _, function = kind.check.partition(":")
+    check: Callable[..., AdapterFacts] = getattr(import_module(f".{module}", __package__), function)
+    return check
+
+
+def _check_slot(folder: Path, kind: AdapterKind, facts: AdapterFacts, slot_rank: int) -> None:
     if facts.rank <= slot_rank:
         return
     enough = next((rank for rank in SLOT_RANKS if rank >= facts.rank), None)
     remedy = f"Start the engine with slot_rank={enough}" if enough else f"No engine has more than {SLOT_RANKS[-1]}"
-    if facts.kind == "trex":
-        block = config["trex"]
-        assert isinstance(block, dict)  # checked by check_trex
-        raise AdapterError(
-            f"T-REX adapter {folder} needs r1 + r1·r2 = {block['r1']} + {block['r1'] * block['r2']} = {facts.rank} "
-            f"rows of a slot",
-            expected=f"at most the engine's slot_rank={slot_rank}",
-            remedy=f"{remedy}, or make the adapter with smaller r1 and r2.",
-        )
     raise AdapterError(
-        f"adapter {folder} has rank {facts.rank}",
+        f"{kind.title} {folder} needs {facts.rank} rows of a slot ({kind.slot_rows})",
         expected=f"at most the engine's slot_rank={slot_rank}",
-        remedy=f"{remedy}, or make the adapter with a lower rank.",
+        remedy=f"{remedy}, or make the adapter with {kind.fewer_rows}.",
     )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ...agents.errors import AdapterError
 from ..checkpoints.tensor_files import CorruptFileError, TensorInfo, is_finite, read_header
+from ..shelf.adapter_kinds import AdapterName
 
 __all__ = [
     "CONFIG",
@@ -35,7 +36,7 @@ class AdapterFacts:
     router rides in the slot. `scaling` multiplies B A x (T-REX has none, so 1).
     """
 
-    kind: Literal["lora", "trex"]
+    kind: AdapterName
     rank: int
     alpha: float
     scaling: float

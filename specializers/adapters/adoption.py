@@ -12,6 +12,7 @@ from typing import Any
 
 from ...agents.errors import VariantError
 from ...agents.prompts import PROMPT_LAYOUT
+from ..shelf.adapter_kinds import kind_of_peft_type
 from ..shelf.base_model import base_fingerprint, check_weights, find_base
 from ..shelf.shelf import RECORD, Shelf, hash_file, hash_files, read_variant
 from ..shelf.variant import AskSpec, EngineSpec, Variant
@@ -50,10 +51,10 @@ def adopt_adapter(
         if (folder / RECORD).is_file():
             return shelf.add(staging, name=name, record=_copy_variant(folder, staging, shelf, place))
         fingerprint = base_fingerprint(place)
-        kind = str(read_config(folder).get("peft_type"))
-        method: dict[str, Any] = {"peft_type": kind}
+        peft_type = str(read_config(folder).get("peft_type"))
+        method: dict[str, Any] = {"peft_type": peft_type}
         card: dict[str, Any] = {}
-        if kind in ("LORA", "TREX"):
+        if kind_of_peft_type(peft_type) is not None:
             facts = check_adapter(folder, place, slot_rank=SLOT_RANKS[-1])
             (staging / "adapter").mkdir()
             for file in (CONFIG, WEIGHTS):

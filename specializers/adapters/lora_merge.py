@@ -11,6 +11,7 @@ import torch
 
 from ...agents.errors import RecipeError
 from ..checkpoints.checkpoint_files import CheckpointReader
+from ..shelf.adapter_kinds import ADAPTER_KINDS
 from .adapter_check import SLOT_RANKS, check_adapter
 from .adapter_files import PEFT_PREFIX, read_config
 
@@ -26,8 +27,9 @@ class LoraDeltas:
 
     def __init__(self, adapter: Path, model: Path) -> None:
         facts = check_adapter(adapter, model, slot_rank=SLOT_RANKS[-1])
-        if facts.kind != "lora" or read_config(adapter).get("alpha_pattern"):
-            problem = "scales its layers differently" if facts.kind == "lora" else f"is of kind {facts.kind}"
+        mergeable = ADAPTER_KINDS[facts.kind].mergeable
+        if not mergeable or read_config(adapter).get("alpha_pattern"):
+            problem = "scales its layers differently" if mergeable else f"is of kind {facts.kind}"
             raise RecipeError(
                 f"the adapter to merge {problem}",
                 expected="a LoRA with one scaling: no fixed weights do what another adapter does",

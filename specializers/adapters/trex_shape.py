@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.errors import AdapterError
+from ..shelf.adapter_kinds import ADAPTER_KINDS
 from .adapter_files import CONFIG, read_config
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
     "shape_of_block",
 ]
 
-TREX = "TREX"
+TREX = ADAPTER_KINDS["trex"].peft_type
 """The `peft_type` of a T-REX adapter."""
 
 TREX_FORMAT = 1

@@ -25,7 +25,7 @@ def check_tunable(job: Job) -> None:
             expected="a checkpoint of plain weights",
             remedy="Put the method that quantises last, or name a parent from before it.",
         )
-    if job.ask.adapter not in (None, "lora"):
+    if job.ask.kind is not None and not job.ask.kind.mergeable:
         raise RecipeError(
             f"the parent has an adapter of kind {job.ask.adapter}",
             expected="a LoRA adapter, which new weights can take in, or none",
@@ -61,7 +61,7 @@ def load_folded(job: Job, *, device: str = "cpu") -> Any:
     model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).to(device)
     if job.adapter is None:
         return model
-    if job.ask.adapter != "lora":
+    if job.ask.kind is None or not job.ask.kind.mergeable:
         raise RecipeError(
             f"what comes before has an adapter of kind {job.ask.adapter!r}, which no dense weights are equal to",
             expected="a LoRA, or no adapter",

@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from ...agents.content_hash import content_hash
 from ...agents.frozen_model import FrozenModel
 from ...agents.thinking import ThinkingProfile
+from .adapter_kinds import ADAPTER_KINDS, AdapterKind, AdapterName
 from .fier_settings import FierSettings
 
 __all__ = ["AskSpec", "EngineSpec", "Variant", "content_id", "served_by"]
@@ -46,7 +47,7 @@ class EngineSpec(FrozenModel):
 class AskSpec(FrozenModel):
     """The ask half: chosen for each ask, so changing it is the hot swap."""
 
-    adapter: Literal["lora", "trex"] | None = None
+    adapter: AdapterName | None = None
     """Kind of adapter in the variant's `adapter/` folder. None for none."""
 
     rank: int = Field(default=0, ge=0)
@@ -55,6 +56,11 @@ class AskSpec(FrozenModel):
 
     thinking: ThinkingProfile | None = None
     """How long the variant thinks, where neither the assignment nor the role says."""
+
+    @property
+    def kind(self) -> AdapterKind | None:
+        """What its kind of adapter means to those who use it, None without one."""
+        return None if self.adapter is None else ADAPTER_KINDS[self.adapter]
 
     @model_serializer(mode="wrap")
     def _leave_out_what_is_not_said(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def export_as_lora(
     Raises: VariantError for a variant that is not T-REX, and what `freeze_gate` raises for the rows.
     """
     parent = shelf.get(name_or_id)
-    if parent.ask.adapter != "trex":
+    if parent.ask.kind is None or not parent.ask.kind.needs_intuition:
         raise VariantError(
             f"variant {parent.name!r} has {parent.ask.adapter or 'no'} adapter",
             expected="a T-REX adapter, whose gate can be frozen",
