@@ -1,7 +1,7 @@
 """Retrieval in the real engine: stock where it has to be, and the same answers however the engine batches the work.
 
-The engines compute in float32. In bfloat16 stock attention and ours add up in different orders, each as the processor's
-instructions have it, and where the two best tokens are a step of bfloat16 apart that decides which of them is written.
+The engines compute in float32 (`TINY`). In bfloat16 stock attention and ours add up in different orders, each as the
+processor's instructions have it; where the two best tokens are a step of bfloat16 apart, that decides which is written.
 Tokens are compared as far as they are determined: see `assert_same`.
 """
 
@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("fier") / "base", head_dim=64, layers=3)
 
 
-def start(base: Path, settings: EngineSettings, dtype: str = "float32") -> InProcessEngine:
+def start(base: Path, settings: EngineSettings, dtype: str = "auto") -> InProcessEngine:
     return anyio.run(partial(InProcessEngine.start, base, settings, adapters=True, name="fier", dtype=dtype))
 
 

@@ -35,7 +35,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def test_units_of_different_widths_serve_together(weights: Path) -> None:
-    engine = await InProcessEngine.start(weights, TINY, adapters=True, name="msq")
+    engine = await InProcessEngine.start(weights, TINY, adapters=True, dtype="bfloat16", name="msq")
     try:
         served = await engine._in_thread(partial(served_logprobs, engine, TOKENS))
     finally:

@@ -61,7 +61,8 @@ def weights(request: pytest.FixtureRequest, bfloat16_base: Path, tmp_path_factor
 
 @pytest.fixture(scope="module")
 def engine(weights: Path) -> Iterator[InProcessEngine]:
-    started = anyio.run(partial(InProcessEngine.start, weights, TINY, adapters=True, name="quantised"))
+    start = partial(InProcessEngine.start, weights, TINY, adapters=True, dtype="bfloat16", name="quantised")
+    started = anyio.run(start)
     yield started
     anyio.run(started.close)
 
