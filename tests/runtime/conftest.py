@@ -17,9 +17,9 @@ from metier.specializers.shelf.base_model import base_fingerprint
 from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
 from tests.tiny_model import write_random_lora, write_tiny_llama
 
-# One thread: on a busy machine OpenMP barriers between two threads cost more than the arithmetic. float32: answers given
-# alone are compared with answers given in a batch, and in bfloat16 another order of sums is another token now and then,
-# on some processors and not on others.
+# One thread: on a busy machine OpenMP barriers between two threads cost more than the arithmetic.
+# float32: answers given alone are compared with answers given in a batch, and in bfloat16 another order of sums is
+# another token now and then, on some processors and not on others.
 TINY = EngineSettings(
     eager=True,
     dtype="float32",

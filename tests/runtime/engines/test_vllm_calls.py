@@ -1,0 +1,94 @@
+"""An ask as vLLM gets it and the reply made of what comes out, without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from metier.agents.errors import AskRejectedError, EngineError
+from metier.agents.messages import Ask
+from metier.agents.thinking import ThinkingProfile
+from metier.runtime.engines import thinking_asks
+from metier.runtime.engines.engine import EngineRequest
+from metier.runtime.engines.engine_errors import ask_error
+from metier.runtime.engines.vllm_calls import VllmAsks
+from metier.runtime.settings.engine import EngineSettings
+from metier.runtime.slots.adapter import LoadedAdapter
+from tests.tiny_model import write_tiny_llama
+
+MakeAsk = Callable[..., Ask]
+THINKING = ThinkingProfile(max_tokens=8)
+SCHEMA = {"type": "object", "properties": {"value": {"type": "integer"}}}
+
+
+@pytest.fixture(scope="module")
+def asks(tmp_path_factory: pytest.TempPathFactory) -> VllmAsks:
+    from transformers import AutoTokenizer
+
+    folder = write_tiny_llama(tmp_path_factory.mktemp("calls") / "base")
+    return VllmAsks(AutoTokenizer.from_pretrained(folder), EngineSettings(), context_tokens=200)
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thinking_asks, "plugin_status", lambda: {"thinking": "active"})
+
+
+def output(text: str, ids: list[int], *, finished: str | None = None) -> Any:
+    """One of vLLM's outputs: queued for 1 s, prefilled in 2, decoded in 3."""
+    return SimpleNamespace(
+        outputs=[SimpleNamespace(text=text, token_ids=ids, cumulative_logprob=-0.5 * len(ids), finish_reason=finished)],
+        finished=finished is not None,
+        prompt_token_ids=[1, 2, 3],
+        num_cached_tokens=2,
+        metrics=SimpleNamespace(scheduled_ts=11.0, first_token_ts=13.0, last_token_ts=16.0),
+    )
+
+
+def test_a_call_carries_the_adapter_and_says_where_its_grammar_begins(asks: VllmAsks, make_ask: MakeAsk) -> None:
+    adapter = LoadedAdapter(3, "abc", Path("/nowhere"))
+    plain = asks.prepare(EngineRequest(make_ask(), adapter), stream=False)
+    assert (plain.lora.lora_int_id, plain.lora.lora_name) == (3, "abc")
+    assert plain.prompt["prompt_token_ids"] == plain.prompt_ids and plain.rules is None
+    assert plain.grammar == {"reasoning_ended": None, "reasoning_parser_kwargs": None}
+    strict = asks.prepare(EngineRequest(make_ask(answer_schema=SCHEMA)), stream=False)
+    assert strict.lora is None and strict.grammar == {"reasoning_ended": True, "reasoning_parser_kwargs": None}
+    thinks = asks.prepare(EngineRequest(make_ask(answer_schema=SCHEMA, thinking=THINKING)), stream=False)
+    assert thinks.grammar == {"reasoning_ended": False, "reasoning_parser_kwargs": {"close": "</think>"}}
+    assert len(thinks.prompt_ids) > len(strict.prompt_ids)  # thinking is opened behind the prompt
+
+
+def test_the_reply_is_what_was_read_and_what_the_clocks_say(asks: VllmAsks, make_ask: MakeAsk) -> None:
+    call = asks.prepare(EngineRequest(make_ask(), LoadedAdapter(3, "abc", Path("/nowhere"))), stream=True)
+    assert [call.read(output("nine", [7])), call.read(output("teen", [7, 8]))] == ["nine", "teen"]
+    last = output("", [9], finished="stop")
+    call.read(last)
+    reply = call.reply(last, call.finish_reason(last), submitted_s=10.0, cpu_s=0.25, engine="e")
+    assert (reply.text, reply.variant, reply.engine, reply.finish_reason) == ("nineteen", "abc", "e", "stop")
+    usage = reply.usage
+    assert (usage.prompt_tokens, usage.cached_tokens, usage.answer_tokens, usage.cpu_s) == (3, 2, 4, 0.25)
+    assert (usage.queue_s, usage.prefill_s, usage.decode_s) == (1.0, 2.0, 3.0)
+
+
+def test_an_answer_that_was_cut_off_ends_by_length_and_a_broken_one_is_an_error(
+    asks: VllmAsks, make_ask: MakeAsk
+) -> None:
+    call = asks.prepare(EngineRequest(make_ask()), stream=False)
+    assert call.finish_reason(output("nine", [7])) == "length"
+    with pytest.raises(EngineError, match="with 'abort'"):
+        call.finish_reason(output("nine", [7], finished="abort"))
+
+
+def test_what_vllm_finds_wrong_with_an_ask_is_a_refusal(asks: VllmAsks, make_ask: MakeAsk) -> None:
+    ask = make_ask()
+    with pytest.raises(AskRejectedError, match="fewer than 200") as caught:
+        asks.prepare(EngineRequest(make_ask("seven " * 400)), stream=False)
+    assert ask_error(ask, caught.value) is caught.value
+    refusal = ask_error(ask, ValueError("bad grammar"))
+    assert isinstance(refusal, AskRejectedError) and "bad grammar" in refusal.problem
+    broken = ask_error(ask, RuntimeError("out of memory"))
+    assert type(broken) is EngineError and "out of memory" in broken.problem
