@@ -10,7 +10,9 @@ from typing import Any, Generic, TypeVar, cast
 import anyio
 from anyio.lowlevel import current_token
 
-__all__ = ["LoopMailbox", "Promise"]
+from ...agents.backend import OnText
+
+__all__ = ["LoopMailbox", "Mailboxes", "Promise", "tell"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,21 @@ class LoopMailbox:
                 _log.exception("a callback of an engine reply failed")
 
 
+class Mailboxes:
+    """One mailbox per event loop: a test suite, or a program with two loops, may use one engine from both."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, LoopMailbox] = {}
+
+    def here(self) -> LoopMailbox:
+        """The mailbox of the loop this is called in."""
+        mailbox = LoopMailbox()
+        kept = self._kept.get(id(mailbox.loop))
+        if kept is None or kept.loop is not mailbox.loop:  # ids are used again
+            self._kept[id(mailbox.loop)] = kept = mailbox
+        return kept
+
+
 class Promise(Generic[T]):
     """A value or an error that the event loop waits for; set inside the loop, once."""
 
@@ -78,3 +95,11 @@ class Promise(Generic[T]):
         if self._error is not None:
             raise self._error
         return cast(T, self._value)
+
+
+def tell(on_text: OnText, piece: str, promise: Promise[Any]) -> None:
+    """Give the asker a piece of the answer; what the asker's callback raises ends the asker's ask, not the delivery."""
+    try:
+        on_text(piece)
+    except Exception as error:
+        promise.fail(error)

@@ -22,7 +22,7 @@ from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
 from ..engine_errors import engine_closed, not_started
-from ..loop_mailbox import LoopMailbox, Promise
+from ..loop_mailbox import Mailboxes, Promise
 from .pending_ask import PendingAsk
 from .stepped_llm import SteppedLLM
 from .stepping_thread import SteppingThread
@@ -44,7 +44,7 @@ class InProcessEngine:
         self.name = name
         self._thread = SteppingThread.acquire()
         self._llm = SteppedLLM(name, settings, self._thread)
-        self._mailboxes: dict[int, LoopMailbox] = {}
+        self._mailboxes = Mailboxes()
         self._keys = itertools.count(1)
         self._closed = False
 
@@ -72,7 +72,7 @@ class InProcessEngine:
         self._check_open()
         streamed = on_text if on_text is None or isinstance(on_text, ResumedText) else ResumedText(on_text)
         key = f"{request.ask.role}-{next(self._keys)}"
-        pending = PendingAsk(key, request, self._mailbox(), Promise(), streamed)
+        pending = PendingAsk(key, request, self._mailboxes.here(), Promise(), streamed)
         self._thread.submit(partial(self._llm.admit, pending))
         try:
             return await pending.promise.wait()
@@ -137,17 +137,9 @@ class InProcessEngine:
         if self._closed:
             raise engine_closed(self.name)
 
-    def _mailbox(self) -> LoopMailbox:
-        mailbox = LoopMailbox()
-        # One per loop: a test suite, or a program with two loops, may use one engine from both.
-        kept = self._mailboxes.get(id(mailbox.loop))
-        if kept is None or kept.loop is not mailbox.loop:
-            self._mailboxes[id(mailbox.loop)] = kept = mailbox
-        return kept
-
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Run `work` in the stepping thread and wait for what it returns or raises."""
-        mailbox, promise = self._mailbox(), Promise[T]()
+        mailbox, promise = self._mailboxes.here(), Promise[T]()
 
         def job() -> None:
             try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 from ....agents.backend import ResumedText
 from ....agents.messages import Reply, Usage
 from ..engine import EngineRequest
-from ..loop_mailbox import LoopMailbox, Promise
+from ..loop_mailbox import LoopMailbox, Promise, tell
 from ..vllm_calls import VllmCall
 
 __all__ = ["PendingAsk"]
@@ -43,11 +44,4 @@ class PendingAsk:
     def stream(self, piece: str) -> None:
         """Pass on a piece of the answer, if the asker wants it as it comes."""
         if piece and self.on_text is not None:
-            self.mailbox.post(lambda: self._stream(piece))
-
-    def _stream(self, piece: str) -> None:
-        assert self.on_text is not None
-        try:
-            self.on_text(piece)
-        except Exception as error:  # the asker's own callback: it ends the asker's ask, not the delivery
-            self.promise.fail(error)
+            self.mailbox.post(partial(tell, self.on_text, piece, self.promise))

@@ -20,7 +20,7 @@ from ....agents.messages import Reply, Usage
 from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
-from ..loop_mailbox import LoopMailbox, Promise
+from ..loop_mailbox import LoopMailbox, Mailboxes, Promise, tell
 from .host_process import HostProcess
 from .host_protocol import (
     Abandoned,
@@ -73,7 +73,7 @@ class SupervisedEngine:
         self._death: EngineDeadError | None = None
         self._counters = EngineCounters(name)
         self._written_off: dict[str, float] = {}
-        self._mailboxes: dict[int, LoopMailbox] = {}
+        self._mailboxes = Mailboxes()
         self._closed = False
         self._ended_by = "its host process ended"
         self.pids: tuple[int, ...] = ()
@@ -183,7 +183,7 @@ class SupervisedEngine:
     # -- event loop side ---------------------------------------------------------------------------------
 
     def _wait_for(self, key: int, request: EngineRequest | None = None, on_text: OnText | None = None) -> _Waiting:
-        waiting = _Waiting(self._mailbox(), Promise(), request, on_text)
+        waiting = _Waiting(self._mailboxes.here(), Promise(), request, on_text)
         with self._lock:
             if self._death is not None:
                 raise _copy(self._death)
@@ -191,13 +191,6 @@ class SupervisedEngine:
                 raise EngineError(f"engine {self.name!r} is closed", expected="an open session")
             self._waiting[key] = waiting
         return waiting
-
-    def _mailbox(self) -> LoopMailbox:
-        mailbox = LoopMailbox()
-        kept = self._mailboxes.get(id(mailbox.loop))
-        if kept is None or kept.loop is not mailbox.loop:
-            self._mailboxes[id(mailbox.loop)] = kept = mailbox
-        return kept
 
     def _send(self, message: ToHost) -> None:
         self._host.send(to_line(message))
@@ -229,7 +222,8 @@ class SupervisedEngine:
                 self.pids = pids
                 post(partial(promise.succeed, None))
             case Text(piece=piece):
-                post(partial(_stream, waiting, piece))
+                assert waiting.on_text is not None
+                post(partial(tell, waiting.on_text, piece, promise))
             case Answered(reply=reply):
                 if waiting.gone and waiting.request is not None:  # the reply crossed the cancellation
                     self.write_off(waiting.request.ask.role, reply.usage.cpu_s)
@@ -275,11 +269,3 @@ class SupervisedEngine:
 def _copy(error: EngineDeadError) -> EngineDeadError:
     # One object raised in many tasks would gather all their tracebacks.
     return EngineDeadError(error.problem, expected=error.expected, remedy=error.remedy)
-
-
-def _stream(waiting: _Waiting, piece: str) -> None:
-    assert waiting.on_text is not None
-    try:
-        waiting.on_text(piece)
-    except Exception as error:  # the asker's own callback: it ends the asker's ask, not the delivery
-        waiting.promise.fail(error)
