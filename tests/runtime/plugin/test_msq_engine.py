@@ -13,6 +13,7 @@ from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from metier.specializers import Recipe, Shelf, produce
 from tests.runtime.conftest import TINY
 from tests.runtime.plugin.test_quantised_engine import TOKENS, TOLERANCE, expected_logprobs, served_logprobs
+from tests.runtime.processor import skip_without_int4_kernels
 from tests.tiny_model import write_tiny_llama
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    skip_without_int4_kernels()
     place = tmp_path_factory.mktemp("msq")
     base = write_tiny_llama(place / "base", dtype="bfloat16")
     row = TrafficRow(role="solver", messages=(Message(role="user", content="12 plus 7"),), reply="19", score=1.0)
