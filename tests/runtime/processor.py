@@ -5,10 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-__all__ = ["skip_without_int4_kernels"]
+__all__ = ["skip_without_int4_kernels", "skip_without_int8_kernels"]
 
 
 def skip_without_int4_kernels() -> None:
     """Skip the test where vLLM has no kernel for four-bit weights: its library for AVX2 is built without one."""
     if not torch.cpu._is_avx512_supported():
         pytest.skip("four-bit weights need AVX-512: vLLM has no kernel for them below it")
+
+
+def skip_without_int8_kernels() -> None:
+    """Skip the test where products of int8 are not exact.
+
+    Without VNNI oneDNN adds pairs of products in 16 bits, which overflow: logits of W8A8 layers are off by a nat.
+    """
+    if not (torch.cpu._is_vnni_supported() or torch.cpu.get_capabilities().get("avx_vnni")):
+        pytest.skip("W8A8 layers need VNNI: without it oneDNN's int8 products saturate")

@@ -26,7 +26,7 @@ from metier.specializers.checkpoints.compressed_tensors import rounds_inputs
 from metier.specializers.checkpoints.layer_stream import load_dense_model
 from metier.specializers.checkpoints.quantisers import round_activations
 from tests.runtime.conftest import TINY
-from tests.runtime.processor import skip_without_int4_kernels
+from tests.runtime.processor import skip_without_int4_kernels, skip_without_int8_kernels
 from tests.tiny_model import write_random_lora, write_tiny_llama
 from tests.tiny_trex import TASKS, write_random_trex
 
@@ -57,6 +57,8 @@ def weights(request: pytest.FixtureRequest, bfloat16_base: Path, tmp_path_factor
     method = {"method": "ptq", "perplexity_windows": 0, **METHODS[request.param]}
     if method["scheme"] == "w4a16":
         skip_without_int4_kernels()
+    if request.param != "w4a16":
+        skip_without_int8_kernels()
     shelf = Shelf(tmp_path_factory.mktemp("shelf"))
     recipe = Recipe.model_validate({"name": request.param, "methods": [method]})
     return shelf.path(produce(recipe, shelf=shelf, base=bfloat16_base)) / "weights"

@@ -27,7 +27,7 @@ from metier.specializers import Recipe, produce
 from metier.specializers.shelf.base_model import base_fingerprint
 from metier.specializers.shelf.shelf import Shelf
 from metier.specializers.shelf.variant import AskSpec, EngineSpec
-from tests.runtime.processor import skip_without_int4_kernels
+from tests.runtime.processor import skip_without_int4_kernels, skip_without_int8_kernels
 from tests.tiny_model import write_random_lora
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]
@@ -141,6 +141,7 @@ async def test_two_checkpoints_serve_beside_an_adapter_of_the_base(
 ) -> None:
     """Quantised variants and adapters in one assignment: an engine for each checkpoint, LoRA where it is needed."""
     skip_without_int4_kernels()
+    skip_without_int8_kernels()
     for scheme in ("w8a8", "w4a16"):
         method = {"method": "ptq", "scheme": scheme, "perplexity_windows": 0}
         produce(Recipe.model_validate({"name": scheme, "methods": [method]}), shelf=Shelf(shelf), base=tiny_base)
