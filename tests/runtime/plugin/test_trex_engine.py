@@ -211,7 +211,7 @@ async def test_too_many_rows_for_the_slots_and_folders_that_are_gone(
         unchecked.setattr(TrexAdapters, "admit", lambda self, adapter: None)
         with pytest.raises(AdapterError, match=r"r1 \+ r1\*r2 = 68 rows, slots have 64"):
             await engine.add_adapter(large)
-    with pytest.raises(AdapterError, match=r"adapter_config.json cannot be read"):
+    with pytest.raises(AdapterError, match=r"lacks adapter_config.json"):
         await engine.add_adapter(LoadedAdapter(71, "gone", tmp_path / "gone"))
     wide = adapters["wide"]
     assert (await engine.generate(EngineRequest(make_ask(), wide, intuition(wide, 0)))).text
@@ -232,7 +232,7 @@ async def test_the_supervised_engine_answers_the_same(
         assert cached == [False, False, True]
         with pytest.raises(AskRejectedError, match="semantic vector of 3 numbers"):
             await supervised.generate(EngineRequest(ask, wide, (0.1, 0.2, 0.3)))
-        with pytest.raises(AdapterError, match="cannot be read"):
+        with pytest.raises(AdapterError, match="lacks adapter_config.json"):
             await supervised.add_adapter(LoadedAdapter(9, "gone", tiny_base / "gone"))
         assert (await supervised.generate(EngineRequest(ask))).text
 
