@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import networkx as nx
@@ -148,6 +149,11 @@ class BuiltBody:
 
     nodes: tuple[BuiltNode, ...]
     digraph: nx.DiGraph = field(repr=False, compare=False)
+
+    @cached_property
+    def followers(self) -> Mapping[str, tuple[BuiltNode, ...]]:
+        """The steps that wait for each step."""
+        return {n.name: tuple(after for after in self.nodes if n.name in after.after) for n in self.nodes}
 
     def __getitem__(self, name: str) -> BuiltNode:
         for node in self.nodes:

@@ -42,11 +42,6 @@ class StepAsk:
     first_attempt: int = 0
     """Number of the first ask; a resumed run counts on from those it had."""
 
-    @property
-    def path(self) -> str:
-        """Where the step is in the run."""
-        return self.record.path
-
 
 class Asker:
     """Asks for the steps of one run; every ask is routed, counted, recorded and sent to listeners.
@@ -78,7 +73,7 @@ class Asker:
                 return answer
             failures = failures._replace(unsure=failures.unsure + 1, logprob=logprob)
             reason = f"mean log-probability {logprob:.2f} below {threshold:g}"
-            self._events.tell("ask_retried", step.path, step.role.name, reason=reason)
+            self._events.tell("ask_retried", step.record.path, step.role.name, reason=reason)
 
     async def _parsed(self, step: StepAsk, failures: Failures) -> tuple[Any, float | None, float | None]:
         """Ask, and correct once; returns (answer, threshold, mean log-probability)."""
@@ -87,7 +82,7 @@ class Asker:
             return parse_answer(reply.text, step.role.gives), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
-            self._events.tell("ask_retried", step.path, step.role.name, reason=str(error))
+            self._events.tell("ask_retried", step.record.path, step.role.name, reason=str(error))
             corrected = correction_messages(step.messages, reply.text, error)
         reply, threshold = await self._ask(step, corrected, failures)
         try:
@@ -100,7 +95,7 @@ class Asker:
         self, step: StepAsk, messages: tuple[Message, ...], failures: Failures
     ) -> tuple[Reply, float | None]:
         """One ask; returns (reply, log-probability below which its answer is unsure)."""
-        self._check_tokens(step.path)
+        self._check_tokens(step.record.path)
         ask = self._new_ask(step, messages)
         route = self._route(ask, failures)
         ask = route.send(ask)
@@ -123,7 +118,7 @@ class Asker:
         attempt = step.first_attempt + len(step.record.asks)
         return Ask(
             run_id=self._plan.run_id,
-            step_path=step.path,
+            step_path=step.record.path,
             role=role.name,
             messages=messages,
             attempt=attempt,
@@ -133,9 +128,9 @@ class Asker:
             thinking=role.thinking,
             temperature=role.temperature,
             top_p=role.top_p,
-            seed=self._ask_seed(step.path, attempt) if role.temperature > 0 else None,
-            priority=0 if outlook.priority is None else outlook.priority.of(step.path),
-            remaining_s=outlook.remaining.at(step.path),
+            seed=self._ask_seed(step.record.path, attempt) if role.temperature > 0 else None,
+            priority=0 if outlook.priority is None else outlook.priority.of(step.record.path),
+            remaining_s=outlook.remaining.at(step.record.path),
             prompt_layout=PROMPT_LAYOUT,
             task=self._task,
         )
@@ -172,7 +167,7 @@ class Asker:
             data["priority"] = ask.priority
         if route.climbs:
             data["climbs"] = route.climbs
-        self._events.tell("ask_finished", step.path, step.role.name, **data)
+        self._events.tell("ask_finished", step.record.path, step.role.name, **data)
 
     def _tell_text(self, step: StepAsk, text: str) -> None:
-        self._events.tell("text", step.path, step.role.name, text=text)
+        self._events.tell("text", step.record.path, step.role.name, text=text)

@@ -108,10 +108,6 @@ class Executor:
 
     async def _run_body(self, body: BuiltBody, scope: Scope) -> None:
         waiting = {node.name: len(node.after) for node in body.nodes}
-        followers: dict[str, list[BuiltNode]] = {node.name: [] for node in body.nodes}
-        for node in body.nodes:
-            for before in node.after:
-                followers[before].append(node)
 
         async def run_chain(node: BuiltNode) -> None:
             """Run a node, then those that became ready: the first in this task, the others in tasks of their own."""
@@ -123,7 +119,7 @@ class Executor:
                     scope.blocked = True
                     return
                 scope.outputs[done.name] = output
-                for follower in followers[done.name]:
+                for follower in body.followers[done.name]:
                     waiting[follower.name] -= 1
                     if waiting[follower.name]:
                         continue

@@ -59,7 +59,6 @@ class Foresight:
         self._graph = graph
         self._variant_of = variant_of
         self._asks = asks
-        self._followers: dict[int, dict[str, list[BuiltNode]]] = {}
         self._known: dict[tuple[StepPath, bool], Upcoming] = {}
 
     def upcoming(self, path: str, *, again: bool = False) -> Upcoming:
@@ -100,7 +99,7 @@ class Foresight:
     def _next(self, place: _Place) -> Iterator[_Place]:
         """Where a run may go from a place: the steps after it, or out of its body when it is a last one."""
         level, node = place
-        followers = self._followers_of(level.body)[node.name]
+        followers = level.body.followers[node.name]
         if followers:
             yield from (_Place(level, follower) for follower in followers)
         elif level.around is None or level.outer is None:
@@ -112,15 +111,6 @@ class Foresight:
                 if work.until is None:
                     return
             yield from self._next(_Place(level.outer, level.around))
-
-    def _followers_of(self, body: BuiltBody) -> dict[str, list[BuiltNode]]:
-        known = self._followers.get(id(body))
-        if known is None:
-            known = self._followers[id(body)] = {node.name: [] for node in body.nodes}
-            for node in body.nodes:
-                for before in node.after:
-                    known[before].append(node)
-        return known
 
     def _locate(self, at: StepPath) -> _Place:
         level = _Level(self._graph.body)

@@ -54,15 +54,13 @@ class RemainingPath:
         known = self._bodies.get(id(body))
         if known is not None:
             return known
-        followers: dict[str, list[BuiltNode]] = {node.name: [] for node in body.nodes}
-        for node in body.nodes:
-            for before in node.after:
-                followers[before].append(node)
         found: dict[str, float] = {}
 
         def look(node: BuiltNode) -> float:
             if node.name not in found:
-                found[node.name] = self._of(node) + max((look(after) for after in followers[node.name]), default=0.0)
+                found[node.name] = self._of(node) + max(
+                    (look(after) for after in body.followers[node.name]), default=0.0
+                )
             return found[node.name]
 
         for node in body.nodes:
