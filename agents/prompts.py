@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
@@ -22,6 +23,9 @@ PROMPT_LAYOUT = 1
 TASK_TEXT_RULE = "task-input/1"
 """Name of `task_text`'s rule. An adapter stores the rule it was trained with; another rule gets another name."""
 SYSTEM = "You are one specialist in a team. Do only your own step."
+HINTS_KEPT = 1000
+"""Answer types whose format hint is kept written; every ask of a role has the same."""
+
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
@@ -34,7 +38,7 @@ def render_prompt(role: Role, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
     """
     parts = [f"# {name}\n{render_value(value)}" for name, value in inputs.items() if value is not None]
     task = role.render_instructions(inputs)
-    parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, _format_hint(role)) if line))
+    parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, _format_hint(role.gives)) if line))
     ask = Message(role="user", content="\n\n".join(parts))
     return (Message(role="system", content=SYSTEM), *role.examples, ask)
 
@@ -53,10 +57,11 @@ def render_value(value: Any) -> str:
     return _ANYTHING.dump_json(value).decode()
 
 
-def _format_hint(role: Role) -> str:
-    if role.gives is str:
+@lru_cache(HINTS_KEPT)
+def _format_hint(gives: type[Any]) -> str:
+    if gives is str:
         return ""
-    fields = ", ".join(f'"{n}": {_json_word(f.annotation)}' for n, f in role.gives.model_fields.items())
+    fields = ", ".join(f'"{n}": {_json_word(f.annotation)}' for n, f in gives.model_fields.items())
     return f"Reply as JSON: {{{fields}}}"
 
 
