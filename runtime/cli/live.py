@@ -145,7 +145,7 @@ class LiveView:
         """In a thread of its own, since what is waited for may hold the loop: an engine that starts, a long answer."""
         while not self._ended.wait(max(self._last_line + WAITING_LINE_AFTER_S - time.monotonic(), 0.1)):
             if time.monotonic() - self._last_line >= WAITING_LINE_AFTER_S:
-                waited = f"still waiting after {time.monotonic() - self._began:.0f} s: {self.last}"
+                waited = f"{time.monotonic() - self._began:.0f} s so far, {self.last.partition(': ')[0]}"
                 self._say(str(self.headline()) if self.active else f"{self.title}: {waited}")
 
     def headline(self) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...agents.content_hash import content_hash
 from ...agents.whole_files import write_whole
@@ -15,6 +15,8 @@ __all__ = ["note_start", "start_note"]
 
 FILE = "engine_starts.json"
 ENGINES_KEPT = 64
+ALIKE = 2.0
+"""Models whose weights differ by no more than this factor take about as long to compile."""
 
 
 def start_note(start: EngineStart) -> str:
@@ -23,37 +25,56 @@ def start_note(start: EngineStart) -> str:
     A model is compiled when it is first started, which takes far longer than any later start.
     """
     known = _read()
-    seconds = known.get(_key(start))
-    if seconds is not None:
-        return f"loads the model, which took {seconds[1]:.0f} s the last time here"
+    own = known.get(_key(start))
+    if own is not None:
+        return f"loads the model, which took {own.last_s:.0f} s the last time here"
     if start.settings.runs_eagerly:
         return "loads the model"
-    firsts = sorted(first for first, _ in known.values())
-    if not firsts:
-        return "loads the model and compiles it, once; on machines we know that took one to two minutes"
-    least, most = f"{firsts[0]:.0f}", f"{firsts[-1]:.0f}"
-    took = least if least == most else f"{least} to {most}"
-    return f"loads the model and compiles it if that is its first time; first starts took {took} s here"
+    size = _bytes(start)
+    alike = [one.first_s for one in known.values() if one.compiled and size / ALIKE <= one.bytes <= size * ALIKE]
+    if not alike:
+        return "loads the model and compiles it, once; for 135M parameters that took one to two minutes on our machines"
+    return (
+        "loads the model and compiles it if that is its first time; "
+        f"a first start with as large a model took up to {max(alike):.0f} s here"
+    )
 
 
 def note_start(start: EngineStart, seconds: float) -> None:
     """Remember a start; a cache that cannot be written remembers nothing."""
     known = _read()
-    first, _ = known.pop(_key(start), (seconds, seconds))
-    known[_key(start)] = (first, seconds)
+    before = known.pop(_key(start), None)
+    first_s = seconds if before is None else before.first_s
+    known[_key(start)] = _Starts(first_s, seconds, _bytes(start), not start.settings.runs_eagerly)
     newest = dict(list(known.items())[-ENGINES_KEPT:])
     with suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_whole(cache_folder() / FILE, json.dumps(newest))
 
 
-def _read() -> dict[str, tuple[float, float]]:
-    """Engine → seconds of its first start here and of its last, the newest last; what cannot be read is nothing."""
+class _Starts(NamedTuple):
+    """One engine's first start here and its last, the size of its weights, and whether it was compiled."""
+
+    first_s: float
+    last_s: float
+    bytes: int
+    compiled: bool
+
+
+def _read() -> dict[str, _Starts]:
+    """By engine, the newest last; what cannot be read is nothing."""
     try:
         found: dict[str, Any] = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
-        return {str(key): (float(first), float(last)) for key, (first, last) in found.items()}
+        return {
+            key: _Starts(float(first), float(last), int(size), bool(compiled))
+            for key, (first, last, size, compiled) in found.items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def _bytes(start: EngineStart) -> int:
+    return sum(file.stat().st_size for file in start.weights.glob("*.safetensors"))
 
 
 def _key(start: EngineStart) -> str:

@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_machine_that_has_started_nothing_promises_nothing() -> None:
-    assert "on machines we know that took one to two minutes" in start_note(START)
+    assert "one to two minutes on our machines" in start_note(START)
     assert start_note(replace(START, settings=EngineSettings(eager=True))) == "loads the model"
 
 
@@ -33,13 +33,20 @@ def test_a_start_is_expected_to_take_what_it_took() -> None:
     assert start_note(START) == "loads the model, which took 6 s the last time here"
 
 
-def test_another_engine_is_told_what_first_starts_took() -> None:
-    other = replace(START, weights=Path("other"))
-    note_start(START, 74.0)
-    note_start(START, 5.0)
-    assert start_note(other).endswith("first starts took 74 s here")
-    note_start(other, 9.0)
-    assert start_note(replace(START, dtype="bfloat16")).endswith("first starts took 9 to 74 s here")
+def test_another_engine_is_told_what_first_starts_of_such_models_took(tmp_path: Path) -> None:
+    def sized(name: str, size: int) -> EngineStart:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
+        return replace(START, weights=tmp_path / name)
+
+    base, alike, tiny = sized("base", 1000), sized("alike", 1200), sized("tiny", 10)
+    note_start(tiny, 3.0)
+    note_start(replace(base, settings=EngineSettings(eager=True)), 4.0)
+    assert "one to two minutes" in start_note(base)
+    note_start(base, 147.0)
+    note_start(base, 5.0)
+    assert start_note(alike).endswith("a first start with as large a model took up to 147 s here")
+    assert start_note(replace(tiny, dtype="bfloat16")).endswith("up to 3 s here")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"a": 1}', '{"a": ["x", 2]}'])
