@@ -23,7 +23,7 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm.platforms.cpu import CpuPlatform
 
-from . import lora_torch
+from . import lora_torch, trex_loader, trex_step
 from .lora_operators import PACKED_DTYPES, load_operators, operators_trusted, set_slot
 from .trex_gate import TrexGate
 from .trex_loader import gates_of
@@ -285,10 +285,13 @@ def _patched_check_config(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def install() -> str:
-    """Put our LoRA arithmetic into vLLM's CPU platform; returns "active" or what is missing.
+    """Put our LoRA arithmetic into vLLM's CPU platform, with the loaders of what it computes beside LoRA.
 
-    The caller has checked that the methods replaced here have the signatures this file was written for.
+    Returns "active" or what is missing. The caller has checked that the methods replaced here have the signatures
+    that this file was written for.
     """
+    trex_loader.install()
+    trex_step.install()
     reason = load_operators()
     wrapper = f"{GroupedPunicaCPU.__module__}.{GroupedPunicaCPU.__qualname__}"
     CpuPlatform.get_punica_wrapper = classmethod(lambda cls: wrapper)

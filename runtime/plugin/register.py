@@ -47,12 +47,9 @@ def register() -> None:
         STATUS["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
-    from . import compile_cache, fier_attention, lora_cpu, quantised_lora, trex_loader, trex_step
+    from . import compile_cache, fier_attention, lora_cpu, quantised_lora
 
-    STATUS["lora"] = lora_cpu.install()
-    trex_loader.install()
-    trex_step.install()
-    STATUS["trex"] = STATUS["lora"]
+    STATUS["lora"] = STATUS["trex"] = lora_cpu.install()
     STATUS["lora on int8"] = quantised_lora.install()
     STATUS["compile cache"] = compile_cache.install()
     STATUS["fier"] = fier_attention.install()
@@ -71,10 +68,6 @@ def _register_thinking() -> str:
 def _register_gpu() -> str:
     """T-REX on CUDA; not run by us."""
     check_signatures(GPU_LORA_METHODS | TREX_METHODS)
-    from . import trex_gpu, trex_loader, trex_step
+    from . import trex_gpu
 
-    status = trex_gpu.install()
-    if status.startswith("active"):
-        trex_loader.install()
-        trex_step.install()
-    return status
+    return trex_gpu.install()

@@ -17,6 +17,7 @@ from vllm.lora.model_manager import LoRAModelManager
 from vllm.lora.punica_wrapper.punica_gpu import PunicaWrapperGPU
 from vllm.platforms import current_platform
 
+from . import trex_loader, trex_step
 from .trex_gate import gated_lanes_of_slots, stacked_gates
 from .trex_loader import gates_of
 
@@ -64,6 +65,8 @@ def install() -> str:
     BaseLayerWithLoRA.set_mapping = _patched_set_mapping(BaseLayerWithLoRA.set_mapping)
     LoRAModelManager.activate_adapter = _patched_activate_adapter(LoRAModelManager.activate_adapter)
     BaseLinearLayerWithLoRA._apply_lora_to_output = _apply_lora_to_output
+    trex_loader.install()
+    trex_step.install()
     return "active (not run by us)"
 
 
