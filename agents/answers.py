@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from .errors import AnswerError
 from .messages import Message
@@ -14,6 +15,9 @@ from .roles import type_name
 __all__ = ["answer_schema", "correction_messages", "parse_answer", "split_thinking"]
 
 _SHOWN_CHARACTERS = 200
+_OBJECT_BEGINS = re.compile(r'\{\s*["}]')
+# A string that is not closed runs to the end of the text: braces after it are part of it.
+_BRACE_OR_STRING = re.compile(r'[{}]|"(?:[^"\\]|\\(?:.|\Z))*+(?:"|\Z)', re.DOTALL)
 
 
 def answer_schema(gives: Any) -> dict[str, Any] | None:
@@ -24,9 +28,18 @@ def answer_schema(gives: Any) -> dict[str, Any] | None:
 def parse_answer(text: str, gives: Any) -> Any:
     """Turn a reply's text into the type a role gives.
 
-    Free text is returned stripped. JSON may be surrounded by other text or a code fence: the first complete
-    object counts. Raises AnswerError that quotes the text and says what did not fit.
+    Free text is returned stripped. JSON may be surrounded by other text or a code fence: the first complete object
+    counts, and no object inside one that is cut off or malformed. Takes time linear in the text.
+    Raises: AnswerError that quotes the text and says what did not fit.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise AnswerError(
+            f"reply {_shorten(text)!r} holds half of a surrogate pair at character {error.start}",
+            expected="text that can be written as UTF-8",
+            remedy="Look at the server's log: its tokenizer or its JSON is at fault.",
+        ) from error
     if gives is str:
         return text.strip()
     model: type[BaseModel] = gives
@@ -37,9 +50,9 @@ def parse_answer(text: str, gives: Any) -> Any:
     if found is None:
         raise _misfit(text, model, "it holds no complete JSON object")
     try:
-        return model.model_validate(found)
+        return model.model_validate_json(found)
     except ValidationError as error:
-        reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:3])
         raise _misfit(text, model, "; ".join(reasons)) from error
 
 
@@ -69,14 +82,34 @@ def _misfit(text: str, model: type[BaseModel], reason: str) -> AnswerError:
     )
 
 
-def _first_object(text: str) -> Any | None:
-    decoder = json.JSONDecoder()
-    at = text.find("{")
-    while at >= 0:
+def _first_object(text: str) -> str | None:
+    """The first complete JSON object of a text, as text; None when it holds none, or one begins and never ends.
+
+    What begins like an object (a brace, then a name or a closing brace) and is none hides all that is inside it: an
+    object inside an answer is not the answer.
+    """
+    at = 0
+    while begins := _OBJECT_BEGINS.search(text, at):
+        end = _end_of_object(text, begins.start())
+        if end is None:
+            return None
+        found = text[begins.start() : end]
         try:
-            return decoder.raw_decode(text, at)[0]
-        except json.JSONDecodeError:
-            at = text.find("{", at + 1)
+            from_json(found)
+        except ValueError:
+            at = end
+        else:
+            return found
+    return None
+
+
+def _end_of_object(text: str, start: int) -> int | None:
+    """Where the braces that open at `start` are closed, those in strings not counted; None when they never are."""
+    depth = 0
+    for token in _BRACE_OR_STRING.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth == 0:
+            return token.end()
     return None
 
 

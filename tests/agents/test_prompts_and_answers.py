@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from metier.agents import PROMPT_LAYOUT, AnswerError, GraphError, Message, Role, parse_answer, render_prompt
 from metier.agents.answers import correction_messages, split_thinking
@@ -67,6 +69,45 @@ def test_misfits_quote_the_reply(text: str) -> None:
         parse_answer(text, Answer)
     assert repr(text) in str(caught.value)
     assert "JSON with the fields value" in str(caught.value)
+
+
+class Tree(BaseModel):
+    label: str
+    children: list[Tree] = []
+    note: Any = None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"label":"root","children":[{"label":"leaf","children":[]},{"la',  # cut off
+        'Here: {"label":"root","children":[{"label":"leaf"}',
+        '{"label":"root", oops {"label":"leaf"}}',  # malformed around a whole one
+        '{"label": "root", "note": "\\ud800"}',  # half of a surrogate pair, as JSON and as text
+        '{"label": "\ud800"}',
+        '{"label": "root", "note": ' + "9" * 4301 + "}",
+        '{"label": "root", "note": ' + '{"a":' * 1000 + "1" + "}" * 1001,
+        "{" * 200_000,
+        '{"' * 200_000,
+        '{"a":' * 200_000,
+        '{"a"}' * 200_000,
+        '"' + '\\"' * 200_000 + "\\",
+    ],
+    ids=range(12),
+)
+def test_what_is_no_whole_answer_is_never_taken_for_one(text: str) -> None:
+    with pytest.raises(AnswerError, match="reply"):
+        parse_answer(text, Tree)
+
+
+def test_a_string_may_hold_braces_and_quotes() -> None:
+    text = 'So: {"label": "a } in \\" { a string", "children": []} and that is all'
+    assert parse_answer(text, Tree).label == 'a } in " { a string'
+
+
+def test_free_text_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(AnswerError, match="surrogate pair at character 4"):
+        parse_answer("a b \ud83d", str)
 
 
 def test_correction_says_what_was_wrong() -> None:
