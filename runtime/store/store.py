@@ -28,6 +28,9 @@ USAGE_COLUMNS = tuple(Usage.model_fields)
 OPENING_S, AGAIN_S = 10.0, 0.01
 """How long a store that others are just opening is asked for, and how often."""
 
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What SQLite raises on a damaged file: its own errors, or a message that quotes bytes which are no text."""
+
 
 class RunStore:
     """One SQLite file of runs; `":memory:"` keeps them for the session only.
@@ -50,11 +53,11 @@ class RunStore:
             self._write_ahead()
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._migrate()
-        except (sqlite3.Error, OSError) as error:
+        except (*UNREADABLE, OSError) as error:
             raise StoreError(
                 f"the run store {self.path} cannot be opened: {error}",
                 expected="a SQLite file of this program, in a folder that can be written",
-                remedy="Name another file with --store.",
+                remedy=f"Name another file with --store, or see what is damaged with `metier store check {self.path}`.",
             ) from error
 
     def __enter__(self) -> Self:
@@ -108,9 +111,11 @@ class RunStore:
                     self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(str(error)) from error
             raise StoreError(
                 f"the run store {self.path} cannot be written: {error}",
                 expected="a writable file on a disk with room",
@@ -156,10 +161,10 @@ class RunStore:
 
         Raises: ResumeError when another process has it, StoreError when the file of claims cannot be written.
         """
-        row = self._db.execute("SELECT rowid FROM runs WHERE id = ?", (run_id,)).fetchone()
+        rows = self.query("SELECT rowid FROM runs WHERE id = ?", run_id)
         with ExitStack() as stack:
             try:
-                mine = row is None or stack.enter_context(self._claims.claim(row["rowid"]))
+                mine = not rows or stack.enter_context(self._claims.claim(rows[0]["rowid"]))
             except OSError as error:
                 raise StoreError(f"{self.path}-claims cannot be locked: {error}", expected="a local disk") from error
             if not mine:
@@ -181,20 +186,22 @@ class RunStore:
 
     def run(self, run_id: str) -> RunRecord:
         """One run; raises ResumeError naming the runs that exist when there is none of that id."""
-        row = self._db.execute("SELECT * FROM runs WHERE id = ?", (run_id,)).fetchone()
-        if row is None:
-            known = [r["id"] for r in self._db.execute("SELECT id FROM runs ORDER BY rowid DESC LIMIT 5")]
+        rows = self.query("SELECT * FROM runs WHERE id = ?", run_id)
+        if not rows:
+            known = [r["id"] for r in self.query("SELECT id FROM runs ORDER BY rowid DESC LIMIT 5")]
             raise ResumeError(
                 f"no run {run_id!r} in {self.path}",
                 expected=f"one of {', '.join(known) or 'none yet'}, …",
                 remedy="Name the store it is in with --store.",
             )
-        return RunRecord(**dict(row))
+        with self.decoding():
+            return RunRecord(**dict(rows[0]))
 
     def runs(self, batch: str) -> list[RunRecord]:
         """All runs of a batch, in the order of their inputs."""
-        rows = self._db.execute("SELECT * FROM runs WHERE batch = ? ORDER BY rowid", (batch,))
-        return [RunRecord(**dict(row)) for row in rows]
+        rows = self.query("SELECT * FROM runs WHERE batch = ? ORDER BY rowid", batch)
+        with self.decoding():
+            return [RunRecord(**dict(row)) for row in rows]
 
     def batch(self, batch_id: str) -> BatchRecord:
         """One batch; raises ResumeError naming the batches that exist when there is none of that id."""
@@ -210,8 +217,9 @@ class RunStore:
 
     def batches(self) -> list[BatchRecord]:
         """All batches, oldest first."""
-        rows = self._db.execute("SELECT * FROM batches ORDER BY rowid")
-        return [BatchRecord(**{**dict(row), "options": json.loads(row["options"])}) for row in rows]
+        rows = self.query("SELECT * FROM batches ORDER BY rowid")
+        with self.decoding():
+            return [BatchRecord(**{**dict(row), "options": json.loads(row["options"])}) for row in rows]
 
     # --- steps --------------------------------------------------------------------------------------------
 
@@ -233,14 +241,12 @@ class RunStore:
 
     def finished_steps(self, run_id: str) -> dict[str, tuple[str | None, str]]:
         """Path → (output as JSON, content key) of every finished step of a run."""
-        rows = self._db.execute(
-            "SELECT path, output, content_key FROM steps WHERE run = ? AND state = 'done'", (run_id,)
-        )
+        rows = self.query("SELECT path, output, content_key FROM steps WHERE run = ? AND state = 'done'", run_id)
         return {row["path"]: (row["output"], row["content_key"]) for row in rows}
 
     def next_attempts(self, run_id: str) -> dict[str, int]:
         """Path → first unused attempt number, for steps that a resumed run asks again."""
-        rows = self._db.execute("SELECT path, max(attempt) + 1 AS n FROM asks WHERE run = ? GROUP BY path", (run_id,))
+        rows = self.query("SELECT path, max(attempt) + 1 AS n FROM asks WHERE run = ? GROUP BY path", run_id)
         return {row["path"]: row["n"] for row in rows}
 
     def record_abandoned(self, ask: Ask, usage: Usage) -> None:
@@ -264,7 +270,7 @@ class RunStore:
 
     def questions(self, run_id: str) -> dict[str, tuple[str, str | None]]:
         """Path → (question, answer as JSON or None) of a run."""
-        rows = self._db.execute("SELECT path, question, answer FROM questions WHERE run = ?", (run_id,))
+        rows = self.query("SELECT path, question, answer FROM questions WHERE run = ?", run_id)
         return {row["path"]: (row["question"], row["answer"]) for row in rows}
 
     def answer_question(self, run_id: str, path: str, answer: str) -> None:
@@ -286,8 +292,9 @@ class RunStore:
 
     def engine_totals(self, batch: str) -> dict[str, dict[str, Any]]:
         """Engine name → its totals of one batch."""
-        rows = self._db.execute("SELECT engine, data FROM engine_totals WHERE batch = ?", (batch,))
-        return {row["engine"]: json.loads(row["data"]) for row in rows}
+        rows = self.query("SELECT engine, data FROM engine_totals WHERE batch = ?", batch)
+        with self.decoding():
+            return {row["engine"]: json.loads(row["data"]) for row in rows}
 
     def record_energy(self, batch: str, energy: Energy) -> None:
         """Keep what the machine drew while a batch ran; a resumed batch has several such spans, which add up."""
@@ -296,30 +303,62 @@ class RunStore:
             db.execute("INSERT INTO energy VALUES (?, ?, ?, ?)", row)
 
     def query(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        """Read rows for a report; never used to write."""
-        return self._db.execute(sql, values).fetchall()
+        """Read rows for a report; never used to write. Raises: StoreError when the file is damaged."""
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except UNREADABLE as error:
+            raise self._damaged(str(error)) from error
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Where rows become records: what does not fit them is damage. Raises: StoreError."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._damaged(f"a record holds {error}") from error
+
+    def _damaged(self, how: str) -> StoreError:
+        return StoreError(
+            f"the run store {self.path} cannot be read: {how}",
+            expected="the SQLite file as metier wrote it",
+            remedy=f"See what is damaged with `metier store check {self.path}`, "
+            f"and save what can be read with `metier store recover {self.path} --out NEW.db`.",
+        )
 
     def traffic(self, batch: str | None = None) -> Iterator[TrafficRow]:
         """What the runs asked and were answered, with the score of their run."""
         where, values = ("AND runs.batch = ?", (batch,)) if batch else ("", ())
-        rows = self._db.execute(
+        rows = self._in_pieces(
             "SELECT asks.*, runs.score AS score, runs.input AS input FROM asks JOIN runs ON runs.id = asks.run "
             f"WHERE asks.error IS NULL {where} ORDER BY asks.asked_at, asks.rowid",
-            values,
+            *values,
         )
         for row in rows:
-            yield TrafficRow(
-                role=row["role"],
-                messages=tuple(Message.model_validate(m) for m in json.loads(row["messages"])),
-                reply=row["reply"],
-                thinking=None if row["thinking_profile"] is None else row["thinking"],
-                score=row["score"],
-                run_id=row["run"],
-                step_path=row["path"],
-                variant=row["variant"],
-                prompt_layout=row["prompt_layout"],
-                task=task_text_of_json(row["input"]),
-            )
+            with self.decoding():
+                known = _traffic_row(row)
+            yield known
+
+    def _in_pieces(self, sql: str, *values: Any) -> Iterator[sqlite3.Row]:
+        """As `query`, for what may be too much to hold at once."""
+        try:
+            yield from self._db.execute(sql, values)
+        except UNREADABLE as error:
+            raise self._damaged(str(error)) from error
+
+
+def _traffic_row(row: sqlite3.Row) -> TrafficRow:
+    return TrafficRow(
+        role=row["role"],
+        messages=tuple(Message.model_validate(m) for m in json.loads(row["messages"])),
+        reply=row["reply"],
+        thinking=None if row["thinking_profile"] is None else row["thinking"],
+        score=row["score"],
+        run_id=row["run"],
+        step_path=row["path"],
+        variant=row["variant"],
+        prompt_layout=row["prompt_layout"],
+        task=task_text_of_json(row["input"]),
+    )
 
 
 _ASK_COLUMNS = [
