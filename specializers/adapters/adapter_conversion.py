@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...agents.chat_tokens import chat_tokens
 from ...agents.errors import AdapterError
 from ...agents.whole_files import whole_folder
 from .adapter_check import SLOT_RANKS, check_adapter
@@ -168,11 +169,7 @@ def _prompt_tokens(base: Path) -> list[torch.Tensor]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    return [
-        torch.tensor([tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)])
-        for chat in chats
-    ]
+    return [torch.tensor([chat_tokens(tokenizer, [{"role": "user", "content": prompt}])]) for prompt in PROMPTS]
 
 
 def _load_base(base: Path) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...agents.chat_tokens import chat_tokens
 from ...agents.errors import RecipeError
 
 __all__ = ["PROMPTS", "make_self_check", "read_self_check"]
@@ -38,12 +39,7 @@ def make_self_check(weights: Path) -> list[dict[str, str]]:
     from .layer_stream import LayerStream
 
     tokenizer = AutoTokenizer.from_pretrained(weights)
-    rows = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        for prompt in PROMPTS
-    ]
+    rows = [chat_tokens(tokenizer, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
     try:
         stream = LayerStream(weights)
     except RecipeError:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...agents.chat_tokens import chat_tokens, text_tokens
 from ...agents.errors import TrainingError
 from ...agents.thinking import ThinkingTags, open_thinking
 from ...agents.traffic import TrafficRow
@@ -79,19 +80,14 @@ def encode_rows(
 
 
 def _tokens_of(row: TrafficRow, tokenizer: Any, tags: ThinkingTags) -> tuple[list[int], list[int]]:
-    def ids(text: str) -> list[int]:
-        found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    def ids(tag: str) -> list[int]:
+        found: list[int] = tokenizer(tag, add_special_tokens=False).input_ids
         return found
 
-    reply = ids(row.reply)
+    reply = text_tokens(tokenizer, row.reply)
     if not row.messages:
         return reply[:1], reply[1:]
-    prompt = tokenizer.apply_chat_template(
-        [message.model_dump() for message in row.messages],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=False,
-    )
+    prompt = chat_tokens(tokenizer, [{"role": m.role, "content": m.content} for m in row.messages])
     reply.append(tokenizer.eos_token_id)
     if row.thinking is None:
         return prompt, reply
@@ -99,7 +95,7 @@ def _tokens_of(row: TrafficRow, tokenizer: Any, tags: ThinkingTags) -> tuple[lis
     opened = ids(tags.open)
     if not row.thinking:
         return open_thinking(prompt, opened, ids(tags.empty)), reply
-    return open_thinking(prompt, opened, opened), [*ids(row.thinking), *ids(tags.close), *reply]
+    return open_thinking(prompt, opened, opened), [*text_tokens(tokenizer, row.thinking), *ids(tags.close), *reply]
 
 
 def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import anyio
 
 from ....agents.backend import Backend
+from ....agents.chat_tokens import chat_tokens
 from ....agents.errors import QualityError, RecipeError
 from ....agents.traffic import TrafficRow
 from ...shelf.fier_settings import FierSettings
@@ -45,8 +46,7 @@ def prompt_tokens(model: Path, rows: Sequence[TrafficRow]) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    chats = ([{"role": m.role, "content": m.content} for m in row.messages] for row in rows)
-    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats]
+    return [chat_tokens(tokenizer, [{"role": m.role, "content": m.content} for m in row.messages]) for row in rows]
 
 
 def smallest_budget(points: Sequence[BudgetPoint], margin: float) -> BudgetPoint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -66,19 +67,9 @@ def test_without_thinking_only_the_answer_is_learned(tokenizer: Any) -> None:
 
 
 def test_a_template_that_opens_thinking_is_not_made_to_do_so_twice(tokenizer: Any) -> None:
-    class Opening:
-        """The tokenizer of a model whose template opens thinking by itself."""
-
-        eos_token_id = tokenizer.eos_token_id
-
-        def __call__(self, text: str, add_special_tokens: bool) -> Any:
-            return tokenizer(text, add_special_tokens=add_special_tokens)
-
-        def apply_chat_template(self, messages: Any, **options: Any) -> list[int]:
-            ids: list[int] = tokenizer.apply_chat_template(messages, **options)
-            return ids + tokenizer.encode(TAGS.open, add_special_tokens=False)
-
+    opening = copy.deepcopy(tokenizer)
+    opening.chat_template += "{% if add_generation_prompt %}" + TAGS.open + "{% endif %}"
     rows = [TrafficRow(role="solver", messages=MESSAGES, reply="19", thinking=thinking) for thinking in ("", "hm")]
-    assert [row.tokens for row in encode_rows(rows, Opening(), max_row_tokens=200)] == [
+    assert [row.tokens for row in encode_rows(rows, opening, max_row_tokens=200)] == [
         row.tokens for row in encode_rows(rows, tokenizer, max_row_tokens=200)
     ]
