@@ -24,6 +24,7 @@ MetierError
 ├── EngineError            an engine cannot do what it was asked
 │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
 │   │   └── NotServedError a server has no model of that name
+│   ├── NotFiniteError     what this ask computes is not finite, so that it has no answer
 │   ├── EngineDeadError    the engine is gone; the pool restarts it
 │   └── PluginError        vLLM is not the version the plugin was written for
 ├── ServerError            `metier serve` cannot start, or refuses a request
@@ -49,6 +50,7 @@ __all__ = [
     "LimitError",
     "LoopLimitError",
     "MetierError",
+    "NotFiniteError",
     "NotServedError",
     "PluginError",
     "ProfileError",
@@ -194,6 +196,10 @@ class AskRejectedError(EngineError):
 
 class NotServedError(AskRejectedError):
     """The server has no model of the name the ask was sent to."""
+
+
+class NotFiniteError(EngineError):
+    """What the model computes for this ask is not finite, so that it has no answer; other asks are not affected."""
 
 
 class EngineDeadError(EngineError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...agents.errors import AdapterError, AskRejectedError, EngineError, MetierError
+from ...agents.errors import AdapterError, AskRejectedError, EngineError, MetierError, NotFiniteError
 from ...agents.messages import Ask
 from ..slots.adapter import LoadedAdapter
 
-__all__ = ["adapter_refused", "ask_error", "ask_failed", "engine_closed", "not_started", "rejected"]
+__all__ = ["adapter_refused", "ask_error", "ask_failed", "engine_closed", "not_finite", "not_started", "rejected"]
 
 
 def rejected(ask: Ask, reason: str) -> AskRejectedError:
@@ -59,6 +59,18 @@ def not_started(weights: Path, error: Exception) -> EngineError:
         f"the engine on {weights} does not start: {error}",
         expected="a checkpoint and settings that vLLM accepts",
         remedy="Check the folder with `metier doctor`, and the engine settings against free memory.",
+    )
+
+
+def not_finite(ask: Ask, adapter: LoadedAdapter | None) -> NotFiniteError:
+    """The error for an ask whose logits hold a value that is not finite."""
+    served_by = "the model" if adapter is None else f"adapter {adapter.id!r}"
+    return NotFiniteError(
+        f"what {served_by} computes for the ask of role {ask.role!r} at step {ask.step_path!r} is not finite",
+        expected="weights whose products stay within the range of the engine's dtype",
+        remedy="Make the variant again with a lower learning_rate."
+        if adapter
+        else "Set engine.dtype=float32, or use another checkpoint.",
     )
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ...agents.backend import Prefetch, ResumedText
-from ...agents.errors import AdapterError
+from ...agents.errors import AdapterError, NotFiniteError
 from ...agents.messages import Ask, Reply, Usage, add_usage
 from ..settings.engine import EngineSettings
 from ..slots.adapter import LoadedAdapter, SwapCost
@@ -52,6 +52,7 @@ class RunningEngine:
             prefetch_asks=settings.prefetch_asks,
             sure_asks=settings.foresight_asks,
         )
+        self._quarantined: dict[str, str] = {}
         self._slots = AdapterSlots(table, load=self._load, unload=engine.remove_adapter, on_move=on_move, on_use=on_use)
 
     @property
@@ -81,17 +82,28 @@ class RunningEngine:
     ) -> Reply:
         """Ask the engine, with the target's adapter in a slot; waiting for room (`waited_s`) and slot is queueing.
 
-        Raises: what `Engine.generate` and `Engine.add_adapter` raise.
+        Raises: what `Engine.generate` and `Engine.add_adapter` raise; AdapterError for an adapter in quarantine, since
+        an earlier ask of it was not finite.
         """
         engine, on_abandoned = self.engine, self._on_abandoned
         if target.adapter is None or target.variant is None:
             reply = await engine.generate(EngineRequest(ask, on_abandoned=on_abandoned), on_text)
             return reply.model_copy(update={"usage": add_usage(reply.usage, queue_s=waited_s)})
+        if target.variant.id in self._quarantined:
+            raise AdapterError(
+                f"variant {target.variant.name!r} is not asked any more: {self._quarantined[target.variant.id]}",
+                expected="a variant whose values are finite",
+                remedy="Make it again with a lower learning_rate, or assign another variant.",
+            )
         began_s = time.monotonic()
         async with self.lease(target.variant.id, target.adapter, ask) as lease:
             slot_wait_s = max(time.monotonic() - began_s - lease.swap_s, 0.0)
             request = EngineRequest(ask, lease.adapter, target.intuition(ask), on_abandoned)
-            reply = await engine.generate(request, on_text)
+            try:
+                reply = await engine.generate(request, on_text)
+            except NotFiniteError as error:
+                self._quarantined[target.variant.id] = error.problem
+                raise
             swap = {"swaps": lease.swaps, "swap_s": lease.swap_s, "cpu_s": lease.cpu_s}
             lease.swaps, lease.cpu_s = 0, 0.0  # charged
             wait = {"queue_s": waited_s + slot_wait_s, "slot_wait_s": slot_wait_s}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...agents.chat_tokens import chat_tokens
 from ...agents.errors import AskRejectedError, EngineError
 from ...agents.messages import Ask, Reply, Usage
 from ..plugin.budget_forcing import ThinkingRules
@@ -12,7 +13,7 @@ from ..plugin.wire import INTUITION_KEY, THINKING_KEY
 from ..settings.engine import EngineSettings
 from ..slots.adapter import LoadedAdapter
 from .engine import EngineRequest
-from .engine_errors import rejected
+from .engine_errors import not_finite, rejected
 from .thinking_asks import ReplyReader, ThinkingAsks
 from .trex_asks import TrexAdapters, cache_salt
 
@@ -87,10 +88,14 @@ class VllmCall:
         return piece
 
     def finish_reason(self, output: Any) -> Any:
-        """Why the reply ended with `output`; raises EngineError for anything but a natural end.
+        """Why the reply ended with `output`.
 
         An output that vLLM has not finished is the last one because the answer has all the tokens it may have.
+        Raises: NotFiniteError when a value that decided a token was not finite, EngineError for any other end that is
+        not a natural one.
         """
+        if output.metrics.is_corrupted:
+            raise not_finite(self.request.ask, self.request.adapter)
         return finish_reason(self.request.ask, output.outputs[0].finish_reason if output.finished else "length")
 
     def reply(self, output: Any, reason: Any, *, submitted_s: float, cpu_s: float, engine: str) -> Reply:
@@ -164,9 +169,8 @@ def prompt_token_ids(tokenizer: Any, ask: Ask, *, context_tokens: int) -> list[i
 
     Raises: AskRejectedError when the template refuses the messages or the prompt leaves no room for an answer.
     """
-    messages = [{"role": m.role, "content": m.content} for m in ask.messages]
     try:
-        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ids = chat_tokens(tokenizer, [{"role": m.role, "content": m.content} for m in ask.messages])
     except Exception as error:  # templates raise whatever their author wrote
         raise rejected(ask, f"its messages do not fit the model's chat template: {error}") from error
     if len(ids) >= context_tokens:

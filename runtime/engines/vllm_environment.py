@@ -16,6 +16,8 @@ _FIXED = {
     "VLLM_NO_USAGE_STATS": "1",
     # The V2 model runner has no LoRA hook for our plugin.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
+    # An ask whose logits are not finite has no answer: it must not pass for one that says nothing.
+    "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
 }
 _DEFAULTS = {
     "VLLM_LOGGING_LEVEL": "ERROR",

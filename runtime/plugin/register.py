@@ -11,6 +11,7 @@ from .signatures import (
     COMPILE_CACHE_METHODS,
     CPU_LORA_METHODS,
     FIER_METHODS,
+    FINITE_VALUES_METHODS,
     GPU_LORA_METHODS,
     QUANTISED_LORA_METHODS,
     THINKING_METHODS,
@@ -47,12 +48,14 @@ def register() -> None:
         STATUS["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
-    from . import compile_cache, fier_attention, lora_cpu, quantised_lora
+    check_signatures(FINITE_VALUES_METHODS)
+    from . import compile_cache, fier_attention, finite_values, lora_cpu, quantised_lora
 
     STATUS["lora"] = STATUS["trex"] = lora_cpu.install()
     STATUS["lora on int8"] = quantised_lora.install()
     STATUS["compile cache"] = compile_cache.install()
     STATUS["fier"] = fier_attention.install()
+    STATUS["finite values"] = finite_values.install()
 
 
 def _register_thinking() -> str:

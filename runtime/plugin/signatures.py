@@ -206,6 +206,13 @@ FIER_METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
+# How blocks are cleared, and where values that are not finite are counted.
+FINITE_VALUES_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.kv_cache_interface:KVCacheConfig.needs_kv_cache_zeroing": ("self",),
+    "vllm.v1.worker.cpu_model_runner:CPUModelRunner._zero_block_ids": ("self", "block_ids"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits": ("self", "logits"),
+}
+
 COMPILE_CACHE_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.compilation.decorators:_try_load_aot_compiled_fn": ("model", "aot_compilation_path"),
 }
@@ -242,6 +249,7 @@ def _parameters(path: str) -> tuple[str, ...] | None:
         found: Any = __import__(module_name, fromlist=["_"])
         for name in qualified.split("."):
             found = getattr(found, name)
+        found = getattr(found, "fget", found)  # a property is what reads it
     except (ImportError, AttributeError):
         return None
     return tuple(inspect.signature(found).parameters)
