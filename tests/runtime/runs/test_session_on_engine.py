@@ -136,6 +136,25 @@ async def test_three_roles_on_three_variants_add_up(session: Session) -> None:
     assert "| planner | planner | 12 | 12 |" in report and "CPU-s" in report
 
 
+async def test_a_graph_that_holds_a_loop_is_mapped_over_a_list(session: Session) -> None:
+    """The pool foresees: it hears of the steps inside each item, and fetches their adapters ahead."""
+
+    def twice(puzzle: Puzzle) -> list[Puzzle]:
+        return [puzzle, Puzzle(text=f"{puzzle.text} again")]
+
+    def last(answers: list[Answer]) -> Verdict:
+        return Verdict(correct=len(answers) == 2)
+
+    mapped = TaskGraph("mapped", takes=Puzzle, gives=Verdict)
+    mapped.step(last, after=mapped.map(inner, over=mapped.step(twice)))
+    assert await session.run(mapped, Puzzle(text="number 1")) == Verdict(correct=True)
+    rows = session.store.query("SELECT * FROM asks")
+    paths = {f"inner#{item}/attempt[{n}]/{role}" for item in (0, 1) for n in (1, 2) for role in ROLES}
+    assert {row["path"] for row in rows} == paths and {(row["role"], row["variant"]) for row in rows} == {
+        (role, role) for role in ROLES
+    }
+
+
 async def test_two_checkpoints_serve_beside_an_adapter_of_the_base(
     tiny_base: Path, shelf: Path, tmp_path: Path
 ) -> None:
