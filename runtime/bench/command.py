@@ -20,7 +20,7 @@ from ..console import StepBar, say, show
 from ..opening import open_session
 from ..runs.session import Session
 from ..settings.session import load_settings
-from ..store.store import RunStore
+from ..store.reading import store_for_reading
 from .load import LoadLevel, apply_load
 from .records import RequestRecord
 from .summary import summary_table
@@ -83,7 +83,7 @@ def read_workload(options: BenchOptions) -> list[Conversation]:
         if path.suffix == ".jsonl":
             conversations = from_traffic(path, options.max_tokens)
         else:
-            with RunStore(path) as store:
+            with store_for_reading(path) as store:
                 batches = store.batches()
                 if not batches:
                     raise SettingsError(f"no batch in {path}", expected="a store with runs")

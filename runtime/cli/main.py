@@ -40,6 +40,7 @@ from .report import add_report_command
 from .run import RunOptions, resume_run, run_workflow
 from .serve import add_serve_command
 from .simulate import add_simulate_command
+from .store import add_store_commands
 
 __all__ = ["main"]
 
@@ -232,6 +233,7 @@ def variants_draw(
 
 add_router_commands(app)
 add_serve_command(app)
+add_store_commands(app)
 
 
 @app.command(epilog="Example: `metier doctor`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from ...agents.errors import ResumeError, SettingsError
 from ...specializers.shelf.shelf import Shelf as VariantShelf
 from ..backends import engine_help
 from ..settings.session import load_settings
+from ..store.reading import store_for_reading
 from ..store.store import RunStore
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "open_store",
     "overrides",
     "read_json",
+    "stored_runs",
 ]
 
 DEFAULT_STORE = Path("runs/runs.db")
@@ -115,9 +118,19 @@ def read_json(text: str, option: str) -> Any:
 
 def open_store(store: Path) -> RunStore:
     """A store that is there; raises ResumeError when it is not."""
+    _check_there(store)
+    return RunStore(store)
+
+
+def stored_runs(store: Path) -> AbstractContextManager[RunStore]:
+    """A store that is only read, from wherever it lies; raises ResumeError when it is not there."""
+    _check_there(store)
+    return store_for_reading(store)
+
+
+def _check_there(store: Path) -> None:
     if not store.exists():
         raise ResumeError(f"no run store {store}", expected="the --store of the run", remedy="Name it with --store.")
-    return RunStore(store)
 
 
 def absolute(reference: str) -> str:

@@ -13,7 +13,7 @@ from ...agents.whole_files import write_whole
 from ..console import say, show_markdown
 from ..report import render_html, render_markdown, render_report
 from ..store.store import RunStore
-from .options import DEFAULT_STORE, Sets, Shelf, Store, open_shelf, open_store
+from .options import DEFAULT_STORE, Sets, Shelf, Store, open_shelf, stored_runs
 from .run import list_batches
 
 __all__ = ["add_report_command"]
@@ -55,7 +55,7 @@ def report(
         for option, given in (("--probe", probe), ("--curves", curves)):
             if given:
                 raise SettingsError(f"{option} shows in the full report", expected="--html or --markdown beside it")
-    with open_store(store) as runs:
+    with stored_runs(store) as runs:
         wanted = batches or [batch.id for batch in runs.batches()[-1:]]
         if html is None and markdown is None:
             show_markdown(render_report(runs, _batches(runs, wanted) if wanted else []))

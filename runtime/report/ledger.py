@@ -15,6 +15,7 @@ from ..store.store import RunStore
 __all__ = ["AskEntry", "Ledger", "SlotEvent", "StepEntry", "read_ledger"]
 
 BASE = "base"
+SLOT_EVENTS = ("adapter_loaded", "adapter_evicted")
 
 USED = (
     "run", "path", "attempt", "role", "prompt_tokens", "cached_tokens", "thinking_tokens", "answer_tokens", "queue_s",
@@ -138,19 +139,20 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
     events = store.query("SELECT at, kind, data FROM engine_events WHERE batch = ? ORDER BY at", batch)
     drawn = store.query("SELECT seconds, joules, zones FROM energy WHERE batch = ?", batch)
     waiting = store.query(f"SELECT count(*) AS n FROM questions {mine.format('questions')} AND answer IS NULL", batch)
-    return Ledger(
-        batch=record,
-        shape=read_shape(record.shape),
-        runs=tuple(store.runs(batch)),
-        steps=tuple(StepEntry(**dict(row)) for row in steps),
-        asks=tuple(_ask(row) for row in asks),
-        abandoned=tuple(AskEntry(**dict(row), abandoned=True) for row in abandoned),
-        slot_events=tuple(_slot_event(row) for row in events if row["kind"] in ("adapter_loaded", "adapter_evicted")),
-        restarts=sum(row["kind"] == "engine_restarted" for row in events),
-        totals=store.engine_totals(batch),
-        energy=_sum_energy([dict(row) for row in drawn]),
-        questions=waiting[0]["n"],
-    )
+    with store.decoding():
+        return Ledger(
+            batch=record,
+            shape=read_shape(record.shape),
+            runs=tuple(store.runs(batch)),
+            steps=tuple(StepEntry(**dict(row)) for row in steps),
+            asks=tuple(_ask(row) for row in asks),
+            abandoned=tuple(AskEntry(**dict(row), abandoned=True) for row in abandoned),
+            slot_events=tuple(_slot_event(row) for row in events if row["kind"] in SLOT_EVENTS),
+            restarts=sum(row["kind"] == "engine_restarted" for row in events),
+            totals=store.engine_totals(batch),
+            energy=_sum_energy([dict(row) for row in drawn]),
+            questions=waiting[0]["n"],
+        )
 
 
 def _of(table: str) -> str:

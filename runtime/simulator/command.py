@@ -17,7 +17,7 @@ from ...agents.errors import SettingsError, TaskSetError
 from ...agents.frozen_model import FrozenModel
 from ..console import say, show
 from ..meters.percentiles import percentile
-from ..store.store import RunStore
+from ..store.reading import store_for_reading
 from .recorded_programs import RecordedBatch, read_programs
 from .service_model import FEWEST_ASKS, ServiceModel, fit_service
 from .serving_plan import ServingPlan
@@ -156,7 +156,7 @@ def _validations(
     found = []
     for path in options.against:
         read_programs(path)  # so that what is wrong with the store is said
-        with RunStore(path) as store:
+        with store_for_reading(path) as store:
             names = [record.id for record in store.batches() if record.id not in used]
         for name in names:
             try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from ..report.ledger import AskEntry, Ledger, read_ledger
 from ..report.step_order import step_order
 from ..settings.engine import EngineSettings
 from ..settings.session import load_settings
+from ..store.reading import store_for_reading
 from ..store.store import RunStore
 
 __all__ = ["Program", "ProgramAsk", "ProgramStep", "RecordedBatch", "prompt_blocks", "read_programs"]
@@ -95,16 +95,13 @@ def read_programs(path: Path, batch: str | None = None) -> RecordedBatch:
     """
     if not path.exists():
         raise ResumeError(f"no run store {path}", expected="the --store of a run", remedy="Record one: metier run.")
-    with RunStore(path) as store:
-        try:
-            known = store.batches()
-            if not known:
-                raise TaskSetError(f"{path} holds no batch", expected="a store that runs were recorded in")
-            labelled = {record.label: record.id for record in known}
-            ledger = read_ledger(store, known[-1].id if batch is None else labelled.get(batch, batch))
-            texts = _prompts(store, ledger)
-        except (sqlite3.Error, json.JSONDecodeError) as error:
-            raise StoreError(f"the run store {path} cannot be read: {error}", expected="one that is whole") from error
+    with store_for_reading(path) as store, store.decoding():
+        known = store.batches()
+        if not known:
+            raise TaskSetError(f"{path} holds no batch", expected="a store that runs were recorded in")
+        labelled = {record.label: record.id for record in known}
+        ledger = read_ledger(store, known[-1].id if batch is None else labelled.get(batch, batch))
+        texts = _prompts(store, ledger)
     return recorded_batch(ledger, texts)
 
 
