@@ -33,7 +33,7 @@ def start_note(start: EngineStart) -> str:
     size = _bytes(start)
     alike = [one.first_s for one in known.values() if one.compiled and size / ALIKE <= one.bytes <= size * ALIKE]
     if not alike:
-        return "loads the model and compiles it, once; for 135M parameters that took one to three minutes on our machines"
+        return "loads the model and compiles it, once; with 135M parameters that took one to three minutes for us"
     return (
         "loads the model and compiles it if that is its first time; "
         f"a first start with as large a model took up to {max(alike):.0f} s here"

@@ -22,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_machine_that_has_started_nothing_promises_nothing() -> None:
-    assert "one to three minutes on our machines" in start_note(START)
+    assert "one to three minutes for us" in start_note(START)
     assert start_note(replace(START, settings=EngineSettings(eager=True))) == "loads the model"
 
 
