@@ -59,7 +59,8 @@ class BackendRequest:
     """What is to be served: a base, and variants of a shelf.
 
     `names` are the variants that may be asked for, None for the base: they are checked, and engines have room for
-    their adapters. Of those `ready` are served from the start. `scripted` makes the fake that `scripted` stands for.
+    their adapters. Those in `ready` are loaded at the start. `scripted` makes the fake backend of the engine name
+    `scripted`.
     """
 
     shelf: Shelf
@@ -74,13 +75,13 @@ class BackendRequest:
 
 @dataclass(frozen=True)
 class OpenBackend:
-    """A backend that answers, and what is known of what stands behind it.
+    """An opened backend, and what is known of the engines or servers behind it.
 
-    `base` is the fingerprint of the base's weights, "" where servers have them; `model` says which base answers as
-    exactly as is known, so that replies of different ones are told apart; `base_folder` is the base's checkpoint where
-    engines of this process and its children hold it, each checkpoint once: only then is the memory they take known.
-    `settings` are those engines were started with, `totals` and `checkpoint_totals` their counters, by engine and by
-    checkpoint.
+    `base` is the fingerprint of the base's weights, "" where servers have them; `model` identifies the base as exactly
+    as is known, so that replies of different bases are kept apart; `base_folder` is the base's checkpoint where this
+    process or its children hold the engines, with each checkpoint loaded once: only then is their memory known.
+    `settings` are those that engines were started with, `totals` and `checkpoint_totals` their counters, by engine and
+    by checkpoint.
     """
 
     backend: Backend

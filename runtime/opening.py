@@ -50,8 +50,8 @@ async def open_session(
     `settings.ray` says (asyncio only). `scripted` is the backend that the function of that name makes. A `backend` of
     your own replaces base, shelf and engines. `store` is the file of runs.
 
-    `variants` names those that will be asked for beside the assignment's, `other_roles` roles of workflows yet to come
-    that the assignment may name.
+    `variants` names variants that will be asked for beside the assignment's; `other_roles` names roles of later
+    workflows, which the assignment may name too.
 
     Raises: BaseModelError, UnknownVariantError, AdapterError, AssignmentError, SettingsError, StoreError.
 

@@ -1,4 +1,4 @@
-"""What `metier bench` does: every level of load after the other, a line for each request, a table at the end."""
+"""What `metier bench` does: applies the levels of load in turn, writes a line for each request, and prints a table."""
 
 from __future__ import annotations
 
@@ -97,8 +97,7 @@ async def measure(
 ) -> dict[str, list[RequestRecord]]:
     """Apply every level of load in turn; level → its records, each written to `out` as soon as its request has ended.
 
-    Stopped in the middle, what was measured so far is written, the table printed, and said which levels are missing,
-    before the stop goes on.
+    When it is cancelled, it still writes what was measured, prints the table and says which levels are missing.
     """
     levels: dict[str, list[RequestRecord]] = {}
     turns = sum(len(one.asks) for one in conversations)
@@ -158,7 +157,7 @@ async def run_bench(options: BenchOptions, out: Path | None) -> None:
 
 
 class _Asking:
-    """A session's way to ask outside runs, as a backend."""
+    """A session's asks outside runs, as a backend."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -185,7 +184,7 @@ async def _opened_backend(options: BenchOptions, conversations: Sequence[Convers
 def _what_is_missing(
     options: BenchOptions, levels: dict[str, list[RequestRecord]], finished: list[str], out: Path | None
 ) -> str:
-    """What to say when it was stopped: which levels are whole, and how to measure the others."""
+    """The message after a stop: which levels are complete, and how to measure the others."""
     missing = [
         f"{level} ({sum(not record.metadata.was_cancelled for record in levels.get(str(level), []))} requests ended)"
         for level in options.levels

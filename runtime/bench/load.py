@@ -52,7 +52,7 @@ class LoadLevel(FrozenModel):
 
 @dataclass(frozen=True)
 class _Asked:
-    """A request on its way: who asks, and as which turn."""
+    """A request under way: its conversation, and the turn it is there."""
 
     session_num: int
     run_id: str
@@ -66,7 +66,7 @@ async def apply_load(
 ) -> float:
     """Ask all conversations at a level of load; returns the seconds it took. The turns of each follow one another.
 
-    `on_record` hears of every request as it ends, failed and cancelled ones included; a failed turn ends its
+    `on_record` is called with every request as it ends, failed and cancelled ones included; a failed turn ends its
     conversation. In a `warm` level all is asked once before, as phase `warmup`.
     """
     if level.cache == "warm":

@@ -1,7 +1,7 @@
 """One line per request, with the field names of AIPerf's `profile_export.jsonl`, so that its tools read it.
 
-https://github.com/ai-dynamo/aiperf, docs/tutorials/working-with-profile-exports.md. What only we know (what was cached,
-queueing, CPU time, adapter swaps) stands beside it under names AIPerf does not use.
+https://github.com/ai-dynamo/aiperf, docs/tutorials/working-with-profile-exports.md. What AIPerf has no names for
+(cached tokens, queueing, CPU time, adapter swaps) stands beside it under names of ours.
 """
 
 from __future__ import annotations
@@ -82,8 +82,9 @@ def request_metrics(
 ) -> dict[str, MetricValue]:
     """AIPerf's metrics of a request: `pieces_s` are the moments at which text came, on the clock of start and end.
 
-    Thinking is not streamed, so where there was some the first token's time is the engine's word: queue, swap and
-    prefill. The pause between tokens is what is left after the first one, over the tokens that came then.
+    Thinking is not streamed: where there was some, the time to the first token is what the engine reports (queue, swap
+    and prefill). The latency between tokens is the time after the first token, divided by the number of tokens after
+    it.
     """
     latency = end_s - start_s
     engine_first = usage.queue_s + usage.swap_s + usage.prefill_s

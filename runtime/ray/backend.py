@@ -1,4 +1,5 @@
-"""Engines on Ray Serve as one backend: replicas of each engine half, and asks where they are answered first."""
+"""Engines on Ray Serve as one backend: replicas of each engine half; each ask goes where it is predicted to finish
+first."""
 
 from __future__ import annotations
 
@@ -43,8 +44,8 @@ class RayBackend:
 
     Every engine half has a deployment, and every ask goes to the replica that `place` chooses from this driver's own
     account. Adapters are moved within each replica's slots by the driver too, so that none is taken out while an
-    ask uses it. What failed because its replica died is asked again elsewhere; Serve starts another in its place.
-    The reply says where it was placed and why.
+    ask uses it. An ask that failed because its replica died is asked again on another; Serve starts a new one in its
+    place. The reply says where it was placed and why.
 
     `base`, `resolve`, `adapters` and `on_abandoned` are those of `EnginePool`. On a cluster every node has to see the
     same folders.
@@ -244,7 +245,7 @@ class RayBackend:
         )
 
     async def _watch(self) -> None:
-        """Look after membership for ever: Serve has nothing to await."""
+        """Poll membership in a loop that never ends: Serve offers nothing to await."""
         while True:
             await anyio.sleep(self._settings.membership_every_s)
             for start in list(self._ready):

@@ -1,4 +1,4 @@
-"""A Ray to run on: one of our own on this machine, or a cluster that is there already."""
+"""The Ray to run on: one started on this machine, or an existing cluster."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def import_ray() -> Any:
 
 @asynccontextmanager
 async def open_ray(settings: RaySettings, *, cores: int) -> AsyncGenerator[Any]:
-    """Ray, started here with `cores` or joined, and left or ended again; Serve's controller without any proxy.
+    """Start Ray with `cores`, or join a cluster; end or leave it at the end. Serve's controller runs without a proxy.
 
     A program that has called `ray.init` itself keeps its own.
 
@@ -89,7 +89,7 @@ async def _connect(ray: Any, settings: RaySettings, cores: int) -> None:
 
 
 async def _check_answers(settings: RaySettings) -> None:
-    """Whether anybody listens at all: Ray itself would end the process after a minute."""
+    """Whether the address accepts connections: Ray itself would end the process after a minute."""
     assert settings.address is not None
     if settings.address == "auto":
         return

@@ -1,4 +1,4 @@
-"""The Serve deployment of one engine half, and the replicas that it has now."""
+"""The Serve deployment of one engine half, and its running replicas."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class EngineDeployment:
         self._changed = anyio.Event()
 
     def remove(self, name: str, replica: LiveReplica, why: str) -> None:
-        """Drop a replica that has ended, once, however many asks report it."""
+        """Remove a replica that has ended, once, however many asks report it."""
         if self.replicas.get(name) is replica:
             del self.replicas[name]
             self.trouble = f"{name}: {why}"
@@ -175,7 +175,7 @@ class EngineDeployment:
             )
 
     def pids(self) -> list[int]:
-        """The processes of all replicas that are there."""
+        """The processes of all running replicas."""
         return [pid for replica in self.replicas.values() for pid in replica.engine.pids]
 
     def counters(self) -> list[EngineCounters]:
@@ -183,7 +183,7 @@ class EngineDeployment:
         return [*self.past, *(replica.running.counters() for replica in self.replicas.values())]
 
     async def close(self) -> None:
-        """Take the application away; its replicas end in good order."""
+        """Delete the application; its replicas shut down in order."""
         from ray import serve
 
         for name, replica in list(self.replicas.items()):

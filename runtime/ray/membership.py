@@ -1,4 +1,4 @@
-"""Which replicas Serve says are running, as this process last heard."""
+"""The running replicas of each application, as Serve last reported them to this process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _members: dict[str, frozenset[str]] = {}
 
 
 def members(application: str) -> frozenset[str]:
-    """The ids of an application's replicas; none before the first call there."""
+    """The ids of an application's replicas; empty before the first call to it."""
     return _members.get(application, frozenset())
 
 

@@ -61,13 +61,14 @@ class EngineReplica:
         )
 
     async def hello(self, *, on: str) -> bytes:
-        """Who answers, with which processes: a `Ready` line, and the engine's name."""
+        """The replica's processes as a `Ready` line, and the engine's name."""
         if on != self._id:
             return self._not_me(0, on)
         return to_line(Ready(pids=(os.getpid(), *self._engine.pids), counters=self._engine.counters()))
 
     async def take(self, line: bytes, *, on: str) -> bytes:
-        """Carry out one message; the lines of what it gave, after those of asks that were abandoned since."""
+        """Carry out one message; returns its result as lines, after those of asks that were abandoned since the last
+        call."""
         message: Any = to_host(line)
         if on != self._id:
             return self._not_me(message.key, on)
@@ -92,7 +93,7 @@ class EngineReplica:
             task.cancel()
 
     def check_health(self) -> None:
-        """Serve's question; raises EngineDeadError once the engine is gone."""
+        """Serve's health check; raises EngineDeadError once the engine is gone."""
         if self._engine.dead:
             raise EngineDeadError(f"engine {self._engine.name!r} is gone", expected="a living engine")
 
@@ -121,7 +122,7 @@ class EngineReplica:
         return b"".join(to_line(line) for line in (*said, result))
 
     def _owe(self, key: int, ask: Ask, usage: Usage) -> None:
-        """An ask has ended without a reply; the driver hears of it with the next one."""
+        """Record an ask that ended without a reply; the driver gets it with the next reply."""
         self._owed[key] = usage
 
     def _not_me(self, key: int, on: str) -> bytes:

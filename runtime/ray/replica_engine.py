@@ -49,7 +49,7 @@ class ReplicaEngine:
 
     @classmethod
     async def meet(cls, handle: Any, replica: str, timeout_s: float) -> Self:
-        """Learn what a replica is; raises EngineDeadError when it does not say within `timeout_s`."""
+        """Ask a replica what it is; raises EngineDeadError when it does not answer within `timeout_s`."""
         try:
             with anyio.fail_after(timeout_s):
                 message = from_host(await _answer(handle.hello.remote(on=replica)))
@@ -107,7 +107,7 @@ class ReplicaEngine:
         return replace(self._counters, abandoned_cpu_s=abandoned)
 
     async def close(self) -> None:
-        """The replica is Serve's to end."""
+        """Does nothing: Serve ends the replica."""
 
     async def _send(self, message: Generate | Load | Unload, request: EngineRequest | None = None) -> FromHost:
         return self._take(await _answer(self._handle.take.remote(to_line(message), on=self.replica)), request)
@@ -143,7 +143,7 @@ class ReplicaEngine:
 
 
 async def _answer(response: Any) -> bytes:
-    """What a call gives; cancelled with the one who waits.
+    """The result of a call, which is cancelled together with the task that waits for it.
 
     Raises: EngineDeadError when the replica is gone, EngineError when it could not carry out the call.
     """

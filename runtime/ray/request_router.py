@@ -20,7 +20,7 @@ class AddressedRouter(RequestRouter):
     """
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        """Note who is there, for the driver to read, beside what Serve does."""
+        """Record which replicas are running, for the driver to read, beside what Serve does."""
         super().update_replicas(replicas)
         note_members(self._deployment_id.app_name, [replica.replica_id.unique_id for replica in replicas])
 

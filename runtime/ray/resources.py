@@ -14,7 +14,7 @@ __all__ = ["Available", "ReplicaNeed", "check_resources", "free_mib", "weights_m
 
 @dataclass(frozen=True)
 class Available:
-    """What there is: cores, GPUs, and memory in MiB; `where` says of what."""
+    """What is available: cores, GPUs, and memory in MiB; `where` names the machine or cluster."""
 
     where: str
     cores: float

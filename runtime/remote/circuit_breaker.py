@@ -1,4 +1,4 @@
-"""A circuit breaker: what keeps failing is left alone for a while, then tried once."""
+"""A circuit breaker: after repeated failures no calls are made for a while, then one trial."""
 
 from __future__ import annotations
 

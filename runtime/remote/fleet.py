@@ -1,4 +1,5 @@
-"""Several vLLM servers as one backend: adapters where they are needed, asks where they are answered first."""
+"""Several vLLM servers as one backend: adapters are loaded where asks need them, and each ask goes where it is
+predicted to finish first."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ class Fleet:
 
     Every ask goes to one healthy server that may hold its adapter, chosen by `place` from this driver's own account
     of what is where. On vLLM's servers the adapters are loaded and unloaded within each one's slots; `metier serve`
-    moves them by itself. What failed because the server did is asked again elsewhere; what was refused as wrong
-    is not. The reply says where it was placed and why. `resolve` finds variants as for `RemoteBackend`.
+    moves them by itself. An ask that failed because its server failed is asked again on another; an ask that was
+    rejected is not. The reply says where it was placed and why. `resolve` finds variants as for `RemoteBackend`.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Fleet:
             tasks.cancel_scope.cancel()
         try:
             if tasks is not None:
-                # Without the error of the block, which would come out wrapped in a group.
+                # Without the error of the block, which the task group would wrap in an exception group.
                 await tasks.__aexit__(None, None, None)
         finally:
             for member in self._members.values():
@@ -176,7 +177,7 @@ class Fleet:
                 reply = await member.ask(ask, placed, streamed)
             except ServerBusyError as error:
                 failed[member.url] = error
-                continue  # it is well: waiting for room has bounds of its own
+                continue  # it is healthy: waiting for room has bounds of its own
             except EngineDeadError as error:
                 member.failed(error)
                 failed[member.url] = error
@@ -200,9 +201,8 @@ class Fleet:
         )
 
     async def drain(self, url: str) -> None:
-        """Send nothing more to a server, and wait for what is under way there; raises SettingsError if it is not ours.
-
-        Others take over, and `admit` lets it have asks again.
+        """Send no more asks to a server, and wait for those under way there; raises SettingsError if it is not in the
+        fleet. `admit` lets it have asks again.
         """
         await self._member(url).drain()
 
@@ -212,7 +212,7 @@ class Fleet:
 
     @property
     def model(self) -> str:
-        """Which base answers (see `RemoteBackend.model`), as far as the servers that were looked at say."""
+        """Which base answers (see `RemoteBackend.model`), from the servers that have been reached."""
         ours, others = self._bases.get(True), self._bases.get(False)
         named = [ours[0]] if ours else []
         return " and ".join([*named, f"{others[0]} at {', '.join(sorted(self._members))}"] if others else named)

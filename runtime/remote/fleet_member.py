@@ -26,12 +26,12 @@ from .remote_backend import RemoteBackend, Resolve
 __all__ = ["FleetMember", "ServerCounters"]
 
 CheckBase = Callable[[RemoteBackend], None]
-"""Raises EngineError for a server that stands on another base than the fleet."""
+"""Raises EngineError for a server that has another base than the fleet."""
 
 
 @dataclass
 class ServerCounters:
-    """What a server has done for this driver, and how often it failed it."""
+    """What a server has done for this driver, and how often its requests failed."""
 
     asks: int = 0
     prefill_tokens: int = 0
@@ -92,20 +92,20 @@ class FleetMember:
             raise EngineDeadError(problem, expected="a running server") from error
 
     def join(self) -> None:
-        """Take asks from now on; raises EngineError when the server stands on another base than the fleet."""
+        """Take asks from now on; raises EngineError when the server has another base than the fleet."""
         self._check_base(self.remote)
         self._joined, self.trouble = True, ""
         self._breaker.succeeded()
         self._refresh()
 
     async def watch(self) -> None:
-        """Ask after its health for ever."""
+        """Check the server's health in a loop that never ends."""
         while True:
             await anyio.sleep(self._settings.health_every_s)
             await self.look_after()
 
     async def look_after(self) -> None:
-        """Ask after its health once, unless it is to be left alone; raises nothing."""
+        """Check the server's health once, unless its breaker is open; raises nothing."""
         if not self._breaker.closed and not self._breaker.trial_due:
             return
         try:
@@ -121,7 +121,7 @@ class FleetMember:
         self._refresh()
 
     def failed(self, error: EngineError, *, whole: bool = False) -> None:
-        """Note a failure, of an ask or of the `whole` server, which with its breaker open loses what is under way."""
+        """Record a failure of an ask, or of the `whole` server: its asks under way fail when its breaker opens."""
         self.trouble = error.problem
         if self._breaker.failed() and self._joined:
             self.lose(error)

@@ -33,7 +33,7 @@ class RemoteBackend:
     thinking, priority and everything an ask carries. Of any other, the first model is the base, and `resolve` gives
     the folder of a variant's adapter, which the server has to see under the same path: it is loaded once, by
     `/v1/load_lora_adapter`, under its content id (a name used again would answer from an older adapter's cache).
-    What such a server cannot do (thinking, T-REX, checkpoints of their own) is an error that says so.
+    What such a server cannot do (thinking, T-REX, variants with checkpoints of their own) raises an error that says so.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RemoteBackend:
         """See `Backend.reply`.
 
         Raises: AskRejectedError (this ask cannot be served there), EngineError (the server lacks a capability, or
-        refuses us), EngineDeadError (it cannot be reached, or keeps failing).
+        refuses the key), EngineDeadError (it cannot be reached, or keeps failing).
         """
         model = await self._model(ask.variant)
         try:
@@ -86,7 +86,7 @@ class RemoteBackend:
         except NotServedError:
             if self.ours or model not in self._loaded:
                 raise
-        # It was there: the server has started anew since, or somebody else has taken the adapter out.
+        # It was loaded before: the server has restarted since, or another client has unloaded the adapter.
         self._drop(model)
         return await self._complete(ask, await self._model(ask.variant), on_text)
 
@@ -101,7 +101,7 @@ class RemoteBackend:
 
     @property
     def ours(self) -> bool:
-        """Whether it is `metier serve`, which moves adapters by itself; False before anybody has looked."""
+        """Whether it is `metier serve`, which moves adapters by itself; False before the first call to it."""
         return bool(self._ours)
 
     @property
@@ -111,13 +111,12 @@ class RemoteBackend:
 
     @property
     def model(self) -> str:
-        """Which base answers: its fingerprint from a server of ours, else its name there and whose name that is."""
+        """Which base answers: its fingerprint from `metier serve`, else the server's name for it and its address."""
         return self._base if self.ours and self._base else f"{self._base or 'base'} at {self.url}"
 
     async def ready(self, timeout_s: float) -> bool:
-        """Whether it takes asks: False while it is about to stop.
-
-        Raises: EngineDeadError when it does not say within `timeout_s`, or says that it is not well.
+        """Whether it takes asks: False while it drains. Raises: EngineDeadError when it does not answer within
+        `timeout_s`, or reports that it is not healthy.
         """
         path = "/ready" if self.ours else "/health"
         status = await self._calls.probe(path, timeout_s)
@@ -146,7 +145,8 @@ class RemoteBackend:
             self._check_servable(self._resolve(variant)[0])
 
     async def unload(self, id: str) -> None:
-        """Take an adapter out that was loaded here, by its content id; one that is not there is none to take out."""
+        """Unload an adapter that was loaded by this backend, by its content id; harmless when the server does not have
+        it."""
         self._drop(id)
         try:
             await self._calls.call("POST", "/v1/unload_lora_adapter", {"lora_name": id})
@@ -154,7 +154,7 @@ class RemoteBackend:
             return  # the server has started anew since
 
     def forget(self) -> None:
-        """Look again at what the server is and serves before the next ask: it may have started anew."""
+        """Read again what the server is and serves before the next ask: it may have restarted."""
         self._ours = None
         self._models.clear()
         self._served.clear()
@@ -337,7 +337,7 @@ class RemoteBackend:
 
 
 def _usage(usage: dict[str, Any]) -> Usage:
-    """What the server says an ask has cost; one of ours says all, others tokens."""
+    """The cost of an ask as the server reports it; `metier serve` reports all of it, other servers tokens only."""
     if "metier" in usage:
         return Usage.model_validate(usage["metier"])
     thinking = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0

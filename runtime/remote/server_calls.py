@@ -1,4 +1,4 @@
-"""Calls to a server over HTTP: tried again within bounds, and what goes wrong as an error that says so."""
+"""Calls to a server over HTTP, with bounded retries, and failures as errors of the project's tree."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class ServerCalls:
 
     @asynccontextmanager
     async def answered(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
-        """A response that is no error, its body still to be read; what failed on the way is tried again."""
+        """A response without an error status, its body not yet read; calls that failed on the way are tried again."""
         left = self._settings.retries
         wait_s = self._settings.retry_wait_s
         while True:

@@ -38,9 +38,8 @@ def footprints(
 
 
 def footprints_elsewhere(names: Iterable[str], variants: Mapping[str, Variant]) -> dict[str, Footprint]:
-    """As `footprints`, where engines are not ours to look into: who shares a checkpoint is known, no memory is.
-
-    A name that `variants` lack is served as an adapter on the base, for all that is known.
+    """As `footprints`, for engines on other machines: which variants share a checkpoint is known, their memory is not.
+    A name that `variants` lack is taken for an adapter on the base.
     """
     found = {BASE: Footprint(memory_known=False)}
     for name in names:
@@ -59,7 +58,7 @@ def checkpoint_mib(folder: Path) -> float:
 def slot_mib(folder: Path, settings: EngineSettings) -> float:
     """What the adapter slots of one engine hold: `slot_rank` rows and columns of every linear layer, for each slot.
 
-    Reckoned for Llama-like checkpoints; 0 where the configuration does not say what it takes.
+    Computed for Llama-like checkpoints; 0 where the configuration lacks a shape that it needs.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:

@@ -1,4 +1,4 @@
-"""A backend that asks nothing twice: equal asks get the reply that was recorded, and what every run cost is kept."""
+"""A backend that never repeats an ask: equal asks get the recorded reply. It keeps what every run cost."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class AskedInRun:
 class ReplayedBackend:
     """Passes asks on to a backend and records the replies in a journal; an ask that equals a recorded one is not asked.
 
-    Equal is what a model gets to see: messages, schema, variant (by the content ids in `variants`), sampling with its
-    seed, and the task. So runs that differ in one role share every step before it, and every step after it that is
-    asked the same all the same. What a reused reply had cost is what it is said to cost. `identity` names whatever
-    else decides about replies (the base model, its precision).
+    Asks are equal when the model sees the same: messages, schema, variant (by the content ids in `variants`), sampling
+    with its seed, and the task. So runs that differ in one role share every step before it, and those after it whose
+    asks are equal. A reused reply has the cost that was recorded with it. `identity` names what else determines replies
+    (the base model, its precision).
 
     Prompt tokens that two asks share are estimated from their common text, in blocks of `block_tokens`.
     """
@@ -77,7 +77,7 @@ class ReplayedBackend:
         return reply
 
     def take(self, run_id: str) -> AskedInRun:
-        """What a run has asked, which is forgotten here."""
+        """Return what a run has asked, and forget it."""
         return self._runs.pop(run_id, AskedInRun())
 
     def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
@@ -95,7 +95,7 @@ class ReplayedBackend:
         unseen = {"run_id", "step_path", "attempt", "round", "priority", "remaining_s", "variant"}
         seen = ask.model_dump(mode="json", exclude=unseen)
         if not ask.confidence:
-            del seen["confidence"]  # replies were recorded before asks could wish for it
+            del seen["confidence"]  # replies were recorded before asks had this field
         variant = ask.variant or BASE
         return record_key(ask=seen, variant=self._variants.get(variant, variant), identity=self._identity)
 

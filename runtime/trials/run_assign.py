@@ -1,4 +1,5 @@
-"""What `metier assign` does: solves for an assignment, checks it on held-out tasks, prints why, writes the file."""
+"""What `metier assign` does: solves for an assignment, checks it on held-out tasks, prints the reasons, writes the
+file."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ async def run_assign(
 
 
 def _check_measured(profiles: Sequence[Profile], settings: AssignSettings, options: ProbeOptions) -> None:
-    """Servers other than ours report tokens alone, so nothing can be chosen by seconds there."""
+    """Refuse limits in seconds for servers other than `metier serve`, which report tokens only."""
     given = settings.limits.given()
     wanted = {"cpu_s": settings.minimise in ("cpu_s", "cost_of_pass") or "cpu_s" in given}
     wanted["seconds"] = settings.minimise == "latency_s" or "latency_s" in given
@@ -82,7 +83,8 @@ def _check_measured(profiles: Sequence[Profile], settings: AssignSettings, optio
 
 
 def held_out(trials: Trials, options: ProbeOptions, check: str | None) -> TaskSet:
-    """The tasks to check on, none of which was probed; by default as many, of the seed after the probe's.
+    """The tasks to check on, none of which was probed; by default as many as were probed, with the seed after the
+    probe's.
 
     Raises: SettingsError when none is left.
     """
@@ -144,7 +146,7 @@ def _print(result: Assigned, problem: Problem, settings: AssignSettings) -> None
 
 
 def _contenders(table: Sequence[Contender]) -> Table:
-    """Predicted beside measured, so that a prediction which is off is seen at once."""
+    """A table of the predicted values beside the measured ones."""
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     for head in (
         "assignment",
@@ -201,7 +203,7 @@ def _points(front: Sequence[Solution], problem: Problem) -> Table:
 
 
 def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings: AssignSettings, tasks: int) -> None:
-    """The assignment file, whole or not at all, with what it was chosen by as comments."""
+    """Write the assignment file at once or not at all, with the reasons for the choice as comments."""
     predicted, measured = result.solution.prediction, result.measured
     limits = ", ".join(f"{name} {value:g}" for name, value in settings.limits.given().items()) or "none"
     lines = [

@@ -54,7 +54,7 @@ WORK = "engine_work.jsonl"
 
 
 class ProbeOptions(BaseModel):
-    """What a probe was started with; kept in its folder, so that `metier assign` runs the workflow the same way."""
+    """What a probe was started with, kept in its folder so that `metier assign` runs the workflow in the same way."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,7 +91,7 @@ def read_options(folder: Path) -> ProbeOptions:
 
 @dataclass(frozen=True)
 class Trials:
-    """Everything one needs to run a workflow under any assignment of the candidates, and to know what that took."""
+    """What is needed to run a workflow under any assignment of the candidates, and to measure what the runs cost."""
 
     file: WorkflowFile
     space: Space
@@ -169,7 +169,7 @@ class SessionRunner:
             try:
                 total += float(verifier(task, parse_answer(text, work.role.gives)))
             except AnswerError:
-                continue  # an answer that is none scores 0
+                continue  # a run without an answer scores 0
             except Exception as error:
                 raise ProfileError(
                     f"the verifier of role {role!r} raised {type(error).__name__}: {error}",
@@ -212,7 +212,7 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
 
 
 async def run_probe(options: ProbeOptions, folder: Path) -> None:
-    """Probe a workflow and print what came of it; see `metier probe --help`."""
+    """Probe a workflow and print the profiles; see `metier probe --help`."""
     incumbent = None if options.incumbent is None else load_assignment(options.incumbent)
     async with open_trials(options, folder) as trials:
         tasks = trials.file.tasks(options.tasks)
@@ -239,7 +239,7 @@ async def run_probe(options: ProbeOptions, folder: Path) -> None:
 
 
 def _space(file: WorkflowFile, options: ProbeOptions) -> Space:
-    """The candidates named, and those of the incumbent at its own parts."""
+    """The candidates named, and those that the incumbent has at its parts."""
     space = space_of(file.graph, [Candidate.read(name) for name in options.variants], split_rounds=options.split_rounds)
     if options.incumbent is None:
         return space
@@ -275,7 +275,7 @@ def _candidates_on(
 
 
 def _tell(event: Event) -> None:
-    """Say what is waited for."""
+    """Show what the probe waits for."""
     if event.kind in STARTUP:
         say(in_words(event))
 
@@ -290,7 +290,7 @@ def _serving(trials: Trials) -> dict[str, Any]:
 
 
 class _Counts:
-    """What the runs of a probe came to so far, beside its bar."""
+    """The results of a probe's runs so far, beside its progress bar."""
 
     def __init__(self, bar: StepBar, total: int) -> None:
         self._bar, self._total = bar, total

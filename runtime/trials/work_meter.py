@@ -1,4 +1,4 @@
-"""What each engine of a pool did in every stretch of runs, kept in a journal, so that its costs can be fitted."""
+"""Work of each engine of a pool between readings, kept in a journal so that its costs can be fitted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNTED = ("steps", "prefill_tokens", "decode_tokens", "cpu_s", "busy_s")
 
 
 class WorkMeter:
-    """Notes in a journal what engines did since it was last asked.
+    """Writes to a journal what engines have done since the last call.
 
     `totals` maps each engine's checkpoint to its counters so far.
     """
@@ -26,7 +26,7 @@ class WorkMeter:
         self._before = self._counted()
 
     def note(self) -> None:
-        """Add what was done since the last call, a record for each engine that made a step."""
+        """Add a record of the work since the last call for each engine that made a step."""
         now = self._counted()
         for checkpoint, counters in now.items():
             before = self._before.get(checkpoint, {})
@@ -37,7 +37,8 @@ class WorkMeter:
         self._before = now
 
     def costs(self) -> dict[str, TokenCost]:
-        """What a prompt token, a written one and a step cost on each checkpoint that has worked enough."""
+        """The cost of a prompt token, of a written token and of a step, for each checkpoint with enough work to fit
+        them."""
         by_checkpoint: dict[str, list[EngineWork]] = {}
         for _, work in self._work.items():
             by_checkpoint.setdefault(work.checkpoint, []).append(work)
