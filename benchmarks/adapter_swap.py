@@ -1,4 +1,4 @@
-"""Eight adapters over four slots, against all eight resident, and against slots that do not know who runs next.
+"""Eight adapters over four slots, against all eight resident, and against slots without foresight.
 
     python benchmarks/adapter_swap.py --rounds 5
 

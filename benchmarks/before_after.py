@@ -85,7 +85,7 @@ def workflow_of(name: str, arm: str) -> Path:
 
 
 def assignment_of(name: str, arm: str, assigned: Path | None = None) -> Assignment | None:
-    """Who plays what in an arm; None where that is not there (yet). `assigned` stands in for the committed file."""
+    """The assignment of an arm; None where it does not exist (yet). `assigned` replaces the committed file."""
     study, folder = STUDIES[name], ROOT / "examples"
     roles = load_workflow(str(folder / f"{name}.py")).graph.roles()
     if arm == FEW_SHOT:
@@ -105,7 +105,7 @@ def assignment_of(name: str, arm: str, assigned: Path | None = None) -> Assignme
     assignment = load_assignment(path)
     if arm != EQUAL:
         return assignment
-    if study.single_thinking_tokens is None:  # nobody thinks: the arm would be the assigned one again
+    if study.single_thinking_tokens is None:  # no role thinks: the arm would be the assigned one again
         return None
     thinks = {"thinking": study.single_thinking_tokens, "thinking_rounds": {}}
     given = {

@@ -84,7 +84,7 @@ def paired(one: Arm, other: Arm) -> tuple[Arm, Arm]:
 def ratio_interval(one: Arm, other: Arm, seed: int = 0) -> tuple[float, float, float]:
     """Cost of pass of `one` over that of `other`, with its 95 % interval, tasks resampled for both together.
 
-    Resamples in which `one` solves nothing count as infinitely dear.
+    In a resample where `one` solves nothing its cost is infinite.
     """
     one, other = paired(one, other)
     draws = resamples(len(one.tasks), seed)

@@ -62,7 +62,7 @@ Compared = Samples[tuple[str, str], Sample]
 
 
 class Worker:
-    """A process with one engine; it measures what it is told to on its standard input."""
+    """A process with one engine; it measures what its standard input says."""
 
     def __init__(self, arguments: Sequence[str], *, threads: int, plugin: bool = True) -> None:
         environment = os.environ | {

@@ -28,7 +28,7 @@ ANSWER_TOKENS = 8
 
 
 def needle(context: int, depth: int, told: str) -> tuple[str, str, str]:
-    """The thing, its code, and the sentence that says so, `told` once or twice; the same for the same cell."""
+    """The thing, its code, and the sentence with both, once or twice (`told`); the same for the same cell."""
     rng = random.Random(context * 1000 + depth)
     thing = f"{rng.choice(COLOURS)} {rng.choice(THINGS)}"
     code = "".join(rng.choice("123456789") for _ in range(5))

@@ -1,4 +1,4 @@
-"""Placement on two vLLM servers: the predicted finish against rules that know less, on loads and on the slow asks.
+"""Placement on two vLLM servers: the predicted finish against simpler rules, by loads and by the slowest asks.
 
     python benchmarks/fleet_placement.py --rounds 5
 

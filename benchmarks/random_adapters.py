@@ -30,7 +30,7 @@ def shelve_random_adapters(
 
 
 def random_variants(folder: Path, weights: Path, names: Sequence[str], *, rank: int) -> dict[str, tuple[Variant, Path]]:
-    """Adapters beside any shelf, for whoever places asks on servers himself: name → record and folder."""
+    """Adapters outside any shelf, for code that places asks on servers itself: name → record and folder."""
     found = {}
     for seed, name in enumerate(names):
         _write(folder / name, weights, rank, seed, "float32")

@@ -80,7 +80,7 @@ async def embedded(session: Session, count: int, stream: bool, tokens: int) -> f
 
 
 class Client:
-    """A client in a process of its own that asks `count` times whenever it is told to."""
+    """A client in a process of its own that asks `count` times at each command."""
 
     def __init__(self, url: str, count: int, stream: bool, tokens: int) -> None:
         arguments = [url, TEXT, str(count), str(AT_ONCE), str(int(stream)), str(tokens)]

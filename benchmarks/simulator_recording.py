@@ -39,7 +39,7 @@ WARM_UP_RUNS = 3
 
 @dataclass(frozen=True)
 class Recording:
-    """One session: who plays which role, how many slots, and at which concurrencies it is recorded."""
+    """One session: the assignment, how many slots, and at which concurrencies it is recorded."""
 
     label: str
     variants: dict[str, str]

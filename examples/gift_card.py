@@ -142,7 +142,8 @@ OFF_SHARE = 0.2
 def think_about(puzzle: Puzzle, rng: random.Random) -> str:
     """For every price what is missing to the card, a third of the time at length.
 
-    It does not stop at the one that is on the list: whoever stops there learns that what is missing is always listed.
+    It does not stop at the one that is on the list: a model trained to stop there learns that what is missing is always
+    listed.
     """
     card = sum(puzzle.pair)
     at_length = rng.random() < 1 / 3

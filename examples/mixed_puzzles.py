@@ -1,7 +1,7 @@
 """Puzzles of several kinds for one solver: what a mixture of experts is for, and a hard mixture for one LoRA.
 
 Every kind is a reasoning-gym dataset at a small setting: short questions, short answers, exact scores. The
-solver's prompt does not name the kind: the puzzle's own words are all that tells kinds apart.
+solver's prompt does not name the kind: the kind shows in the puzzle's own words only.
 """
 
 from __future__ import annotations

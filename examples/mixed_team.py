@@ -5,7 +5,7 @@
 
 The solver is a T-REX variant: one adapter of rank-one experts, mixed per token and by what kind of puzzle the run
 is about. The checker is a LoRA variant. Both are in one batch of one engine. The answer comes with whether the two
-agreed: nobody tries again, because a puzzle that a small model got wrong it gets wrong again. Do not expect much of
+agreed: there is no second try, because a puzzle that a small model got wrong it gets wrong again. Do not expect much of
 that word: on 96 test puzzles the checker trusted 75 answers, of which 26 were right, and 6 of the 21 others were.
 """
 

@@ -44,7 +44,7 @@ INSTALLED = {
     "pydantic-ai": ("pydantic-ai-slim", "openai"),
     "openai": ("openai",),
 }
-"""What somebody installs to have each client."""
+"""What a user installs for each client."""
 
 WARM_UP_PROGRAMS = 2
 

@@ -41,7 +41,7 @@ async def clean(puzzle: Puzzle) -> Clean:
 
 
 def show(answer: Answer) -> Shown:
-    """A function of somebody's, as it was."""
+    """A function of the user's own, unchanged."""
     return Shown(text=f"{answer.value} legs")
 
 

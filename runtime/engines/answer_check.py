@@ -1,4 +1,4 @@
-"""An engine on new weights has to say what they are sure to say before it may serve."""
+"""The self-check of an engine on new weights before it may serve."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from .engine import Engine, EngineRequest
 __all__ = ["check_answers"]
 
 ROLE = "self-check"
-"""On whose account the check's CPU seconds go."""
+"""The role that the check's CPU seconds are charged to."""
 
 
 async def check_answers(engine: Engine, known: Sequence[tuple[str, str]]) -> None:
     """Ask for the first token after each prompt of `known` and compare; most have to be right.
 
-    One may be wrong where numbers of few bits tip a near tie; an engine that is fed wrongly gets none right.
+    One may be wrong where numbers of few bits tip a near tie; an engine that loaded its weights wrongly gets none
+    right.
     Raises: EngineError, with the engine closed.
     """
     wrong: list[tuple[str, str, str]] = []

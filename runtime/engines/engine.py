@@ -18,7 +18,7 @@ OnAbandoned = Callable[[Ask, Usage], None]
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """One ask as an engine gets it. `on_abandoned` hears what an ask that never got its reply has used.
+    """One ask as an engine gets it. `on_abandoned` is called with the usage of an ask that never got its reply.
 
     `intuition` is the run's semantic vector c [r1·r2] where the adapter is a T-REX one, None elsewhere.
     """
@@ -34,8 +34,8 @@ class EngineCounters:
     """What an engine has done since it was ready.
 
     `cpu_s` is all CPU time of the engine: the sum over replies, plus `abandoned_cpu_s` (per role, asks that
-    were cancelled or failed), plus `overhead_cpu_s` (idle spinning, nobody's work). `start_cpu_s` came before.
-    `busy_s` is the time that its steps took, 0 where it cannot be told.
+    were cancelled or failed), plus `overhead_cpu_s` (idle spinning, charged to no ask). `start_cpu_s` came before.
+    `busy_s` is the time that its steps took, 0 where it is not known.
     """
 
     name: str
@@ -71,11 +71,11 @@ class Engine(Protocol):
         ...
 
     async def remove_adapter(self, adapter: LoadedAdapter) -> SwapCost:
-        """Take an adapter out; no ask may be using it."""
+        """Unload an adapter; no ask may be using it."""
         ...
 
     def write_off(self, role: str, cpu_s: float) -> None:
-        """Put a swap's CPU seconds, which no reply came to bear, on the role's abandoned account."""
+        """Charge a swap's CPU seconds, which no reply took, to the role's abandoned account."""
         ...
 
     def counters(self) -> EngineCounters:

@@ -1,4 +1,4 @@
-"""What one of our engines is started with: vLLM's own arguments, from our settings and the checkpoint."""
+"""vLLM's arguments for one of our engines, from our settings and the checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
 
     lora: dict[str, Any] = {}
     if adapters:
-        # As many on the CPU side as in slots: eviction is decided in AdapterSlots, never behind its back.
+        # As many on the CPU side as in slots: only AdapterSlots decides on eviction.
         lora = {
             "enable_lora": True,
             "max_loras": settings.adapter_slots,
@@ -52,7 +52,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         data_parallel_size=settings.data_parallel,
         disable_log_stats=False,
         use_tqdm_on_load=False,
-        # Small models pad JSON with newlines for ever if the grammar lets them.
+        # Small models pad JSON with newlines without end if the grammar allows it.
         structured_outputs_config=StructuredOutputsConfig(
             backend="xgrammar", disable_any_whitespace=True, reasoning_parser=REASONING_PARSER if ours else ""
         ),
@@ -73,7 +73,7 @@ def _beside_cache(weights: Path, dtype: str, settings: EngineSettings) -> float:
 
 
 def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:
-    """Raise EngineError where an engine is to retrieve and cannot, or has nothing to retrieve from."""
+    """Raise EngineError where attention by retrieval is set and cannot work with these settings or checkpoint."""
     if settings.fier is None:
         return
     if not plugin_wanted():
@@ -105,12 +105,12 @@ def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:
 
 
 def _context_tokens(weights: Path) -> int | None:
-    """The context the model was made for, None where its configuration does not say."""
+    """The model's longest context, None where its configuration does not have it."""
     value = _text_config(weights).get("max_position_embeddings")
     return None if value is None else int(value)
 
 
 def _text_config(weights: Path) -> dict[str, Any]:
-    """A checkpoint's configuration; what multimodal ones say of their language model stands for the whole."""
+    """A checkpoint's configuration; of multimodal ones, the part for the language model."""
     config: dict[str, Any] = json.loads((weights / "config.json").read_text(encoding="utf-8"))
     return {**config.get("text_config", {}), **config}

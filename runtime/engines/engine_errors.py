@@ -1,4 +1,4 @@
-"""What an engine says when vLLM refuses an ask, an adapter or a checkpoint, or breaks on it."""
+"""The errors of an engine when vLLM refuses an ask, an adapter or a checkpoint, or fails on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rejected(ask: Ask, reason: str) -> AskRejectedError:
 
 
 def ask_failed(ask: Ask, error: Exception) -> EngineError:
-    """The error for an ask on which the engine broke; `error` is its cause."""
+    """The error for an ask on which the engine failed; `error` is its cause."""
     failure = EngineError(
         f"the engine failed on the ask of role {ask.role!r} at step {ask.step_path!r}: {error!r}",
         expected="a step that runs",
@@ -32,7 +32,7 @@ def ask_failed(ask: Ask, error: Exception) -> EngineError:
 
 
 def ask_error(ask: Ask, error: Exception) -> MetierError:
-    """What handing an ask to vLLM raised, as an error of ours: one that vLLM's validation found is a refusal."""
+    """An exception of vLLM's intake as an error of ours: AskRejectedError where vLLM's validation raised it."""
     from vllm.exceptions import VLLMClientError
 
     if isinstance(error, MetierError):
@@ -75,7 +75,7 @@ def not_finite(ask: Ask, adapter: LoadedAdapter | None) -> NotFiniteError:
 
 
 def engine_closed(name: str) -> EngineError:
-    """The error of whoever asks an engine that was closed."""
+    """The error for an ask to an engine that was closed."""
     return EngineError(
         f"engine {name!r} is closed", expected="an open session", remedy="Ask inside `async with open_session`."
     )

@@ -1,4 +1,4 @@
-"""What the engines of a session have done together."""
+"""Counters of the engines of a session, added up."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class LoopMailbox:
             try:
                 self._calls.popleft()()
             except Exception:
-                # Whatever a callback raises must not keep the others from their replies (and trio would
+                # An exception of one callback must not keep the others from their replies (and trio would
                 # take an error raised here for its own).
                 _log.exception("a callback of an engine reply failed")
 
@@ -78,13 +78,13 @@ class Promise(Generic[T]):
         self._error: BaseException | None = None
 
     def succeed(self, value: T) -> None:
-        """Set the value and wake who waits; the first outcome stays."""
+        """Set the value and wake the waiting task; the first outcome stays."""
         if not self._done.is_set():
             self._value = value
             self._done.set()
 
     def fail(self, error: BaseException) -> None:
-        """Set the error and wake who waits; the first outcome stays."""
+        """Set the error and wake the waiting task; the first outcome stays."""
         if not self._done.is_set():
             self._error = error
             self._done.set()
@@ -98,7 +98,7 @@ class Promise(Generic[T]):
 
 
 def tell(on_text: OnText, piece: str, promise: Promise[Any]) -> None:
-    """Give the asker a piece of the answer; what the asker's callback raises ends the asker's ask, not the delivery."""
+    """Call the asker's `on_text` with a piece; an error it raises fails the asker's ask, not the delivery."""
     try:
         on_text(piece)
     except Exception as error:

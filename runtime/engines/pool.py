@@ -33,12 +33,12 @@ __all__ = ["EnginePool", "Resolve", "StartEngine"]
 StartEngine = Callable[[EngineStart], Awaitable[Engine]]
 
 FORESEEN_LIMIT = 10_000
-"""Announcements whose meaning is kept worked out; graphs have a few dozen."""
+"""Announcements whose targets are kept in memory; graphs have a few dozen."""
 
 
 @dataclass(eq=False)
 class _PoolEntry:
-    """One engine half: the engine that runs now, and those of it that died."""
+    """One engine half: its running engine, and the counters of those that died."""
 
     start: EngineStart
     room: anyio.Semaphore
@@ -121,13 +121,13 @@ class EnginePool:
                         streamed.restart()
 
     async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
-        """Check what these variants are made of, then start their engines: what cannot serve is said in no time."""
+        """Check these variants, then start their engines: no engine starts where one cannot be served."""
         targets = [await self._targets.find(name) for name in variants]
         for target in targets:
             await self._running(self._entry(target.start))
 
     def foresee(self, run_id: str, upcoming: Upcoming) -> Prefetch | None:
-        """See `ForeseeingBackend.foresee`: says to each engine's slots when the run may need which adapter."""
+        """See `ForeseeingBackend.foresee`: passes to each engine's slots how soon the run may need which adapter."""
         if not self._settings.foresight:
             return None
         uses = self._uses(upcoming)
@@ -146,7 +146,7 @@ class EnginePool:
         self.foresee(run_id, ())
 
     def counters(self) -> list[EngineCounters]:
-        """What every engine has done, those that have died included."""
+        """The counters of every engine, including engines that have died."""
         return [
             counters
             for entry in self._entries.values()
@@ -200,7 +200,7 @@ class EnginePool:
         return entry
 
     async def _running(self, entry: _PoolEntry) -> RunningEngine:
-        """The engine of an entry, started or started again if need be."""
+        """The engine of an entry, started or restarted where there is none."""
         if entry.running is not None:
             return entry.running
         async with entry.changing:
@@ -266,7 +266,7 @@ class EnginePool:
         uses = self._foreseen.get(upcoming)
         if uses is None:
             uses, targets = {}, [(self._targets.known(variant), asks) for variant, asks in upcoming]
-            for target, asks in reversed(targets):  # nearest first: two names of one adapter leave the nearer
+            for target, asks in reversed(targets):  # nearest first: of two names of one adapter the nearer stays
                 if target is not None and target.variant is not None and target.adapter is not None:
                     uses.setdefault(target.start, {})[target.variant.id] = asks
             if all(target is not None for target, _ in targets):

@@ -1,4 +1,4 @@
-"""One running engine together with its adapter slots: leases for asks, prefetch, and what both have cost."""
+"""One running engine with its adapter slots: leases for asks, prefetch, and the cost of both."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 class RunningEngine:
     """An engine and the slots that decide which adapters it holds.
 
-    `announced` is what the runs have said about the adapters they will use; it belongs to who starts engines,
-    because it outlives this one. `on_abandoned` hears what swaps have cost that no reply came to bear.
+    `announced` holds the adapters that the runs have announced; the pool owns it, because it outlives this engine.
+    `on_abandoned` is called with the cost of swaps that no reply took.
     """
 
     def __init__(
@@ -57,22 +57,22 @@ class RunningEngine:
 
     @property
     def prefetches(self) -> int:
-        """Adapters brought in before an ask needed them."""
+        """Adapters loaded before an ask needed them."""
         return self._slots.prefetches
 
     def counters(self) -> EngineCounters:
-        """The engine's counters; loads and evictions that no ask bears are overhead."""
+        """The engine's counters; loads and evictions that no ask is charged for are overhead."""
         counters = self.engine.counters()
         return replace(counters, overhead_cpu_s=counters.overhead_cpu_s + self._slots.unclaimed_cpu_s)
 
     @asynccontextmanager
     async def lease(self, id: str, path: Path, ask: Ask) -> AsyncGenerator[AdapterLease]:
-        """Hold an adapter in a slot for an ask. Who takes the swap's cost over sets the lease's `swaps` to 0."""
+        """Hold an adapter in a slot for an ask. A caller that charges the swap's cost sets the lease's `swaps` to 0."""
         async with self._slots.use(id, path) as lease:
             try:
                 yield lease
             finally:
-                if lease.swaps:  # no reply came to bear it
+                if lease.swaps:  # no reply took it
                     self.engine.write_off(ask.role, lease.cpu_s)
                     if self._on_abandoned is not None:
                         self._on_abandoned(ask, Usage(swaps=lease.swaps, swap_s=lease.swap_s, cpu_s=lease.cpu_s))
@@ -110,12 +110,12 @@ class RunningEngine:
             return reply.model_copy(update={"usage": add_usage(reply.usage, **wait, **swap)})
 
     def foresee(self, paths: Mapping[str, Path]) -> Prefetch | None:
-        """Take note that announcements have changed; returns what brings adapters in, None when nothing is due."""
+        """Call when announcements have changed; returns the prefetch to run, None when nothing is due."""
         self._slots.announcements_changed()
         return partial(self._slots.prefetch, paths) if self._slots.next_prefetch() in paths else None
 
     async def _load(self, adapter: LoadedAdapter) -> SwapCost:
-        # Looked at once more: it was checked when it was first asked for, and may have been evicted since.
+        # Checked again: it was checked when it was first asked for, and may have been evicted since.
         missing = [name for name in ADAPTER_FILES if not (adapter.path / name).is_file()]
         if missing:
             raise AdapterError(

@@ -1,4 +1,4 @@
-"""How long engines took to start on this machine, so that whoever waits for the next one knows what to expect."""
+"""How long engines took to start on this machine: the estimate shown while the next one starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALIKE = 2.0
 
 
 def start_note(start: EngineStart) -> str:
-    """What is waited for while this engine starts, and how long that took before on this machine.
+    """The line shown while this engine starts: what it does, and how long that took before on this machine.
 
     A model is compiled when it is first started, which takes far longer than any later start.
     """
@@ -41,7 +41,7 @@ def start_note(start: EngineStart) -> str:
 
 
 def note_start(start: EngineStart, seconds: float) -> None:
-    """Remember a start; a cache that cannot be written remembers nothing."""
+    """Record a start; does nothing where the cache cannot be written."""
     known = _read()
     before = known.pop(_key(start), None)
     first_s = seconds if before is None else before.first_s
@@ -62,7 +62,7 @@ class _Starts(NamedTuple):
 
 
 def _read() -> dict[str, _Starts]:
-    """By engine, the newest last; what cannot be read is nothing."""
+    """Starts by engine, the newest last; empty when the file cannot be read."""
     try:
         found: dict[str, Any] = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
         return {

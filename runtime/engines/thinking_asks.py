@@ -1,4 +1,4 @@
-"""What thinking adds to an ask on its way into an engine, and what it takes from the reply on its way out."""
+"""What thinking adds to an ask before vLLM gets it, and how it is separated from the answer in the reply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ReplyReader", "ThinkingAsks"]
 
 
 class ThinkingAsks:
-    """One engine's thinking, in the process that makes its prompts: the tags in tokens of its model."""
+    """The thinking of one engine's asks, in the process that builds its prompts: the tags as tokens of its model."""
 
     def __init__(self, tokenizer: Any, tags: ThinkingTags, *, context_tokens: int) -> None:
         self._tokenizer = tokenizer
@@ -70,7 +70,7 @@ class ThinkingAsks:
 
 
 class ReplyReader:
-    """Takes a reply as it is written, and keeps thinking and answer apart: text by text, tokens by tokens.
+    """Reads a reply as it is written, and separates thinking from answer, in text and in tokens.
 
     Without a `tag` all is answer. `answer_limit` is the number of tokens the answer may have.
     """
@@ -140,7 +140,7 @@ class ReplyReader:
 
     @property
     def thinking(self) -> str:
-        """What was thought, without white space around it; all there is when thinking never ended."""
+        """The text of the thinking, stripped; the whole reply when thinking never ended."""
         return ("".join(self._thinking) + self._unread).strip()
 
     @property

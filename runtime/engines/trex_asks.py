@@ -1,4 +1,4 @@
-"""What a request to a T-REX adapter needs beyond one to a LoRA: its semantic vector, checked, and its own cache."""
+"""What a request to a T-REX adapter has beyond one to a LoRA: a checked semantic vector, and a cache key of its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrexAdapters:
             return
         reason = remedy = ""
         if self._settings.tensor_parallel > 1:
-            # Row-parallel layers hold a share of the router's columns each: the logits are partial sums there.
+            # Each rank of a row-parallel layer holds part of the router's columns, so its logits are partial sums.
             reason = f"tensor_parallel is {self._settings.tensor_parallel}, and the softmax needs whole router logits"
             remedy = "Set tensor_parallel to 1, or export the adapter with `metier variants export --as lora`."
         elif not plugin_status().get("trex", "").startswith("active"):
@@ -53,7 +53,7 @@ class TrexAdapters:
         self._experts[adapter.number] = shape.experts
 
     def drop(self, adapter: LoadedAdapter) -> None:
-        """Forget an adapter that was taken out."""
+        """Forget an adapter that was unloaded."""
         self._experts.pop(adapter.number, None)
 
     def check(self, request: EngineRequest) -> None:
@@ -74,7 +74,7 @@ class TrexAdapters:
 
 
 def cache_salt(request: EngineRequest) -> str | None:
-    """What keeps a request's blocks in the prefix cache apart: None, or a hash of adapter and semantic vector.
+    """The salt of a request's blocks in the prefix cache: None, or a hash of adapter and semantic vector.
 
     A T-REX layer's keys and values depend on c, so only requests of the same adapter and the same c may share them.
     """

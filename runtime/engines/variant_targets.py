@@ -1,4 +1,4 @@
-"""From a variant to what serves it: the engine it needs, the adapter it needs there, and whether both are sound."""
+"""From a variant to what serves it: the engine and adapter it needs, both checked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EngineStart:
 
 @dataclass(frozen=True)
 class VariantTarget:
-    """Where the asks of one variant go: the engine, and the adapter they need there."""
+    """The engine that serves the asks of one variant, and the adapter they need there."""
 
     start: EngineStart
     variant: Variant | None = None
@@ -63,7 +63,7 @@ class VariantTarget:
         )
 
     def intuition(self, ask: Ask) -> tuple[float, ...] | None:
-        """What a T-REX adapter wants to know of the run: computed once per run, since every ask has the same task.
+        """The semantic vector of a run for a T-REX adapter: computed once per run, since every ask has the same task.
 
         Raises: AskRejectedError when the ask carries no task.
         """
@@ -135,7 +135,7 @@ class VariantTargets:
         return VariantTarget(start, variant, adapter)
 
     def _checkpoint(self, variant: Variant, folder: Path) -> tuple[Variant | None, Path]:
-        """Who holds the checkpoint a variant stands on (None for the base), and its folder."""
+        """The variant whose checkpoint this one uses (None for the base), and its folder."""
         if variant.engine.weights == "base":
             return None, self._base
         owner, place = variant, folder
@@ -164,7 +164,7 @@ class VariantTargets:
         return EngineStart(name, weights, spec.dtype, adapters, settings, known, served_by(checkpoint, spec))
 
     def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
-        """Everything that can be wrong with weights and adapter, before an engine sees them (in a worker thread)."""
+        """All checks of weights and adapter before an engine gets them (in a worker thread)."""
         from ...specializers.adapters.adapter_check import check_adapter, check_variant
         from ...specializers.shelf.base_model import check_weights
 

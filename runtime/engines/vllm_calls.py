@@ -21,7 +21,7 @@ __all__ = ["VllmAsks", "VllmCall", "finish_reason", "lora_request", "prompt_toke
 
 
 class VllmAsks:
-    """Turns the asks of one engine into calls of vLLM, in the process that makes its prompts.
+    """Turns the asks of one engine into calls of vLLM, in the process that builds its prompts.
 
     `trex` knows which of the engine's adapters are T-REX ones, `thinking` the thinking tags in tokens of its model.
     """
@@ -58,7 +58,7 @@ class VllmAsks:
 
 @dataclass(frozen=True, eq=False)
 class VllmCall:
-    """One ask as vLLM gets it, and what reads its reply.
+    """One ask as vLLM gets it, and the reader of its reply.
 
     `prompt`, `params` and `lora` are vLLM's own objects; `rules` is None for an ask that does not think. An ask that
     has to run again needs a new call.
@@ -74,7 +74,7 @@ class VllmCall:
 
     @property
     def grammar(self) -> dict[str, Any]:
-        """Where the grammar of the answer begins, by vLLM's names: at once, or behind the thinking."""
+        """vLLM's arguments for where the grammar of the answer begins: at once, or behind the thinking."""
         return {
             "reasoning_ended": None if self.request.ask.answer_schema is None else self.rules is None,
             "reasoning_parser_kwargs": None if self.rules is None else {"close": self.rules.close},
@@ -128,7 +128,7 @@ class VllmCall:
 
 
 def lora_request(adapter: LoadedAdapter) -> Any:
-    """An adapter by vLLM's own name for it."""
+    """vLLM's request for an adapter."""
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(adapter.id, adapter.number, str(adapter.path))
@@ -156,7 +156,7 @@ def sampling_params(
         temperature=ask.temperature,
         top_p=ask.top_p,
         seed=ask.seed,
-        logprobs=0 if ask.confidence else None,  # of the sampled token alone
+        logprobs=0 if ask.confidence else None,  # of the sampled token only
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.DELTA if stream or rules is not None else RequestOutputKind.FINAL_ONLY,
         extra_args=extra or None,
@@ -171,7 +171,7 @@ def prompt_token_ids(tokenizer: Any, ask: Ask, *, context_tokens: int) -> list[i
     """
     try:
         ids = chat_tokens(tokenizer, [{"role": m.role, "content": m.content} for m in ask.messages])
-    except Exception as error:  # templates raise whatever their author wrote
+    except Exception as error:  # a template may raise any exception
         raise rejected(ask, f"its messages do not fit the model's chat template: {error}") from error
     if len(ids) >= context_tokens:
         raise AskRejectedError(

@@ -1,4 +1,4 @@
-"""The one place that sets vLLM's environment, imports it, and checks that it is the one we know."""
+"""The one place that sets vLLM's environment, imports it, and checks its version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIXED = {
     "VLLM_NO_USAGE_STATS": "1",
     # The V2 model runner has no LoRA hook for our plugin.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
-    # An ask whose logits are not finite has no answer: it must not pass for one that says nothing.
+    # An ask whose logits are not finite has no answer, which must not look like an empty one.
     "VLLM_COMPUTE_NANS_IN_LOGITS": "1",
 }
 _DEFAULTS = {
@@ -70,6 +70,6 @@ def import_vllm(*, threads: int, in_process: bool) -> None:
         ) from error
     # vLLM walks over every attribute of torch.distributed when it first makes an engine.
     warnings.filterwarnings("ignore", message="`torch.distributed.reduce_op` is deprecated")
-    # vLLM would only log a plugin's failure and go on; ours corrects wrong answers, so it is called here first.
+    # vLLM only logs a plugin's failure and goes on; ours corrects wrong answers, so it is called here, where it raises.
     check_version(vllm.__version__)
     register()

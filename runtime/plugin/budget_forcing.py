@@ -68,7 +68,7 @@ class BudgetForcing:
         return self._scanner.closed
 
     def read(self, token_ids: Sequence[int]) -> None:
-        """Take note of tokens written since the last call."""
+        """Read the tokens written since the last call."""
         for token in token_ids:
             if self._scanner.closed:
                 return

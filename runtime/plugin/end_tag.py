@@ -29,7 +29,7 @@ class EndTag:
     """An end tag such as `</think>` for one tokenizer: found by the text that the last tokens make together.
 
     A tag is seldom a token of its own: SmolLM2 writes it as three, the first of which begins other tags too, and a
-    model may as well write `.</` in one token. So neither a token id nor a fixed row of ids will do.
+    model may as well write `.</` in one token. So neither one token id nor a fixed sequence of ids finds it.
     """
 
     def __init__(self, tokenizer: Any, text: str) -> None:
@@ -88,7 +88,7 @@ class EndTag:
 
 @lru_cache(maxsize=TAGS_KEPT)
 def end_tag(tokenizer: Any, text: str) -> EndTag:
-    """The end tag of a tokenizer, made once: what it has learnt of tokens serves every request."""
+    """The end tag of a tokenizer, made once: what it has learnt of tokens is used for every request."""
     return EndTag(tokenizer, text)
 
 
@@ -125,7 +125,7 @@ class ThinkingScanner:
     def begun(self) -> list[tuple[int, int]]:
         """How the tag may have begun: (characters, tokens they are in) for each beginning that the text ends with.
 
-        The first is (0, 0): nothing has begun.
+        The first is (0, 0): no tag has begun.
         """
         text, tag = "".join(self._pieces), self._tag.text
         return [(0, 0)] + [(n, self._tokens_of(n)) for n in range(1, len(tag)) if text.endswith(tag[:n])]

@@ -33,11 +33,11 @@ ROW_LAYOUT = "vec"
 """The cache layout whose values lie token by token."""
 
 TILED_LAYOUT = "amx"
-"""What vLLM takes instead where the processor has AMX tiles: the same shape, its values woven for the tiles."""
+"""What vLLM takes instead where the processor has AMX tiles: the same shape, its values interleaved for the tiles."""
 
 
 class FierBackend(CPUAttentionBackend):  # type: ignore[misc]
-    """The CPU backend, with the implementation the engine under construction asks for."""
+    """The CPU backend, with the implementation that the engine being built is configured for."""
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:
@@ -51,7 +51,7 @@ class FierBackend(CPUAttentionBackend):  # type: ignore[misc]
 
 
 class FierMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
-    """vLLM's builder; an engine that retrieves reads values by token, so AMX's weave is no use to it."""
+    """vLLM's builder; an engine that retrieves reads values by token, so it cannot use AMX's layout."""
 
     isa: str
 
@@ -76,7 +76,7 @@ class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
             load_operators()
 
     def _stays_stock(self, layer: Any, kv_cache: torch.Tensor) -> bool:
-        """Whether this layer keeps stock attention for good; says why, unless it is one of the dense layers."""
+        """Whether this layer always keeps stock attention; logs why, unless it is one of the dense layers."""
         if self._stock is None:
             if extract_layer_index(layer.layer_name) < self.retrieval.dense_layers:
                 self._stock = True
@@ -101,7 +101,7 @@ class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
     ) -> None:
         """Store keys and values as vLLM does, then the keys once more, and codes of the groups they fill."""
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
-        # Every layer of every step comes here, those of short contexts too: what can be asked once is.
+        # Called for every layer of every step, also for short contexts: what does not change is looked up once.
         if self._stock or (self._stock is None and self._stays_stock(layer, kv_cache)):
             return
         if self._blocks != kv_cache.shape[0]:
@@ -122,7 +122,7 @@ class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
         output_scale: torch.Tensor | None = None,
         output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attention of a step: retrieved where every sequence asks with one token and one is long enough."""
+        """Attention of a step: by retrieval where every sequence has one query token and one context is long enough."""
         md = attn_metadata
         if (
             self.side is None
@@ -149,6 +149,6 @@ class FierAttention(CPUAttentionBackendImpl):  # type: ignore[misc]
 
 
 def install() -> str:
-    """Make vLLM's CPU platform hand out our backend; engines that ask for nothing keep the stock implementation."""
+    """Make vLLM's CPU platform use our backend; engines without retrieval settings keep the stock implementation."""
     register_backend(AttentionBackendEnum.CPU_ATTN, f"{__name__}.FierBackend")
     return "active"

@@ -48,7 +48,7 @@ def load_operators() -> str:
     if os.environ.get("METIER_FIER_KERNEL") == "0":
         _reason = "METIER_FIER_KERNEL=0"
         return _reason
-    if _broken is not None:  # every layer asks; one attempt and one warning a process
+    if _broken is not None:  # called by every layer: one attempt and one warning per process
         _reason = _broken
         return _reason
     try:
@@ -93,7 +93,7 @@ def _check_operators(dtype: torch.dtype) -> None:
 
 @dataclass(frozen=True)
 class SideCache:
-    """What stands beside one layer's cache of `blocks` blocks of `block` tokens."""
+    """The side cache of one layer's cache of `blocks` blocks of `block` tokens."""
 
     rows: torch.Tensor
     pages: torch.Tensor
@@ -103,7 +103,7 @@ class SideCache:
     def allocate(
         cls, blocks: int, block: int, kv_heads: int, head_dim: int, dtype: torch.dtype, settings: FierSettings
     ) -> SideCache:
-        """An empty side cache; the system gives memory to what of it is written."""
+        """An empty side cache; the system allocates only the pages that are written."""
         group, element = settings.group_tokens, dtype.itemsize
         page = group * (head_dim // WORD_BITS) * 4 + 2 * head_dim * element
         slots = blocks * block

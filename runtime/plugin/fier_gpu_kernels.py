@@ -1,8 +1,9 @@
 """FIER's decode step in Triton: scores from 1-bit keys, and attention on the chosen tokens. NOT RUN on a GPU by us.
 
-Tested against the torch oracle in Triton's interpreter only, which says nothing of speed. No engine uses it yet: what
-is missing is a backend that keeps `KeyCodes` beside vLLM's CUDA cache, as `fier_attention` does on the CPU, and that
-was not written without a GPU to run it on. Nothing here asks the data a question, so CUDA graphs could stay on.
+Tested against the torch oracle in Triton's interpreter only, which gives no measure of speed. No engine uses it yet:
+what is missing is a backend that keeps `KeyCodes` beside vLLM's CUDA cache, as `fier_attention` does on the CPU, and
+that was not written without a GPU to run it on. No step depends on the values of the data, so CUDA graphs could stay
+on.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def decode(
     """Attention [R, H, d] of one query per sequence on its best tokens and its tail: `retrieval_attention` on pages.
 
     `keys` and `values` are [blocks, tokens of a block, h, d]; the rest as in `score_tokens`. Contexts with no more
-    whole-group tokens than the budget are attended whole; steps of contexts below the minimum are the caller's to keep
-    away. Of equal scores any may be taken.
+    whole-group tokens than the budget are attended whole; the caller must not call it for contexts below the minimum.
+    Of equal scores any may be taken.
     """
     (rows, q_heads, d), (_, block, heads, _) = query.shape, keys.shape
     group, budget = settings.group_tokens, settings.budget_tokens

@@ -1,4 +1,4 @@
-"""An ask whose values are not finite harms no other ask, and is told apart.
+"""An ask whose values are not finite affects no other ask, and is detected.
 
 An adapter whose numbers overflow writes values that are not finite into its ask's blocks of the key-value cache. vLLM
 0.32 hands such a block to the next request as it is. Attention multiplies the part of a block that is not filled yet
@@ -52,7 +52,7 @@ def _get_nans_in_logits(self: Any, logits: torch.Tensor | None) -> dict[str, int
 
 
 def install() -> str:
-    """Have vLLM clear every block it hands out, and look at the logits our way; returns "active"."""
+    """Have vLLM clear every block it allocates, and check the logits with `rows_not_finite`; returns "active"."""
     KVCacheConfig.needs_kv_cache_zeroing = property(lambda self: True)
     CPUModelRunner._zero_block_ids = _zero_block_ids
     GPUModelRunner._get_nans_in_logits = _get_nans_in_logits

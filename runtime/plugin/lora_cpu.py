@@ -1,4 +1,4 @@
-"""Multi-LoRA for vLLM's CPU engine: right for batches that mix base and adapters, and close to the base's speed.
+"""Multi-LoRA for vLLM's CPU engine: correct for batches that mix base and adapters, and close to the base's speed.
 
 vLLM keeps what it has: it loads adapters, fills its stacked tensors and maps each token to a slot. We take over where
 the arithmetic happens. When an adapter enters a slot its A and B are packed for our C++ operator
@@ -149,7 +149,7 @@ class GroupedPunicaCPU(PunicaWrapperCPU):
 
 
 def open_linear(layer: BaseLinearLayerWithLoRA, wrapper: Any) -> torch.Tensor | None:
-    """Open a layer of the C++ operator for a wrapped linear layer; None when the operator does not cover it.
+    """Create the C++ operator's layer for a wrapped linear layer; None when the operator does not support it.
 
     Returns the layer's number as an int64 tensor [1], which stays an input of a compiled graph.
     """
@@ -215,7 +215,7 @@ def _patched_activate_adapter(original: Callable[..., bool]) -> Callable[..., bo
 
 
 def take_slot(module: BaseLayerWithLoRA, slot: int, gates: Sequence[TrexGate | None]) -> None:
-    """Bring our side of a wrapped layer up to date after vLLM filled slot `slot`; `gates` has one entry per slice."""
+    """Update the operator's copy of a wrapped layer after vLLM filled slot `slot`; `gates` has one entry per slice."""
     if isinstance(module, BaseLinearLayerWithLoRA):
         module.metier_gates.pop(slot, None)
         if module.metier_layer is not None:

@@ -28,7 +28,7 @@ _trusted = False
 
 
 def load_operators() -> str:
-    """Make `torch.ops.metier.lora_*` available and return "" or the reason why they are not.
+    """Make `torch.ops.metier.lora_*` available; returns "", or the reason why they are not.
 
     Compiles them on the first use on a machine, then checks them against the torch path before they are trusted.
     """

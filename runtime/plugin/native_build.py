@@ -27,8 +27,8 @@ _FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++20", "-fPIC", "
 def build_library(source: Path) -> Path:
     """Return the compiled library of `source`, compiling it first where this machine has none yet.
 
-    Two processes that start together compile once: the second waits for the first. The library appears under its
-    final name only when it is whole. Raises PluginError when there is no compiler or it refuses the source.
+    Two processes that start together compile once: the second waits for the first. The library gets its final name only
+    when it is complete. Raises PluginError when there is no compiler or it refuses the source.
     """
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:

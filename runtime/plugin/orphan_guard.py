@@ -1,4 +1,4 @@
-"""Processes of an engine that end with the one that started them, also when that one is killed."""
+"""Processes of an engine end with the process that started them, also when that is killed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PR_SET_PDEATHSIG = 1
 def guard_children() -> None:
     """Called in a host: the engine's processes started from here on end with their parents.
 
-    Whoever supervises the host ends them too, but may die first; Ray kills the children of a worker that ends, and not
-    theirs.
+    The process that supervises the host ends them too, but may die first; Ray kills the children of a worker that ends,
+    not its grandchildren.
     """
     os.environ[GUARDED_BY] = str(os.getpid())
 
@@ -30,5 +30,5 @@ def end_with_parent() -> None:
     if sys.platform != "linux" or not host or host == str(os.getpid()):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1 and host != "1":  # it has died already
+    if os.getppid() == 1 and host != "1":  # the parent has died already
         os._exit(1)

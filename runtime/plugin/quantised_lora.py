@@ -1,4 +1,4 @@
-"""Adapters on W8A8 layers: vLLM asks a layer's weight for its device, and the int8 kernel has taken the weight away.
+"""Adapters on W8A8 layers, whose int8 kernel has removed the weight that vLLM reads the device from.
 
 vLLM 0.32 decides where a LoRA layer's tensors go by looking at its base layer's weight. oneDNN's int8 kernel keeps a
 packed copy and sets `weight` to None, so an engine with `enable_lora` dies at start. On the CPU the answer is always
@@ -16,7 +16,7 @@ __all__ = ["install"]
 
 
 def install() -> str:
-    """Answer for layers without a weight; returns what `metier doctor` says of it."""
+    """Have vLLM take the CPU for layers without a weight; returns the status that `metier doctor` shows."""
     original = utils._get_lora_device
 
     def lora_device(base_layer: Any) -> torch.device:

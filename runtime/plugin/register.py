@@ -25,10 +25,10 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Put our parts into vLLM; called by vLLM in every engine process, safe to call again.
+    """Install our parts in vLLM; called by vLLM in every engine process, safe to call again.
 
-    `METIER_PLUGIN=0` leaves vLLM as it is. Raises PluginError when vLLM is not the version, or one of the methods we
-    replace not the one, that the parts were written for: an engine that answered wrongly would be worse than none.
+    `METIER_PLUGIN=0` leaves vLLM as it is. Raises PluginError when vLLM's version, or a method that a part replaces, is
+    not the one the parts were written for: an engine must not answer wrongly without an error.
     """
     if STATUS:
         return
@@ -59,7 +59,7 @@ def register() -> None:
 
 
 def _register_thinking() -> str:
-    """Where grammars begin behind thinking; the logits processor comes with the engine's arguments."""
+    """Thinking: the reasoning parser. The logits processor comes with the engine's arguments."""
     from vllm.reasoning import ReasoningParserManager
 
     ReasoningParserManager.register_lazy_module(
@@ -69,7 +69,7 @@ def _register_thinking() -> str:
 
 
 def _register_gpu() -> str:
-    """T-REX on CUDA; not run by us."""
+    """T-REX on CUDA; not run on a GPU yet."""
     check_signatures(GPU_LORA_METHODS | TREX_METHODS)
     from . import trex_gpu
 

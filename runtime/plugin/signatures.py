@@ -1,4 +1,4 @@
-"""The vLLM this plugin is written for: its version, and every signature that a part relies on."""
+"""The vLLM version that the plugin is written for, and every signature that a part relies on."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ QUANTISED_LORA_METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
-# Not replaced: what the logits processor and the reasoning parser are called with, and by whom.
+# Not replaced: the callers of the logits processor and the reasoning parser, and their arguments.
 THINKING_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.v1.sample.logits_processor.interface:LogitsProcessor.__init__": (
         "self",
@@ -177,7 +177,7 @@ THINKING_METHODS: dict[str, tuple[str, ...]] = {
 }
 
 
-# What attention by retrieval stands in for.
+# What attention by retrieval replaces.
 FIER_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.v1.attention.backends.registry:register_backend": ("backend", "class_path", "is_mamba"),
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackend.get_impl_cls": (),

@@ -22,7 +22,7 @@ _PROMPT_END_TOKENS = 32
 class EndTagParser(ReasoningParser):
     """Finds the end of thinking. Made by vLLM for each request with a grammar that thinks; `close` is its end tag.
 
-    Engines of ours say with each request whether it thinks. Elsewhere (`vllm serve --reasoning-parser metier`) a prompt
+    Our engines pass with each request whether it thinks. Elsewhere (`vllm serve --reasoning-parser metier`) a prompt
     thinks if it ends with the default open tag.
     """
 

@@ -27,7 +27,7 @@ _ROW_KEY = "row"
 
 @dataclass
 class _Row:
-    """One request that thinks: its rules as far as they have come, and vLLM's own list of what it has written."""
+    """One request that thinks: the state of its rules, and vLLM's own list of the tokens it has written."""
 
     forcing: BudgetForcing
     written: list[int]
@@ -43,7 +43,7 @@ class ThinkingProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse a request whose rules cannot be read; raises ValueError, as vLLM wants it."""
+        """Refuse a request whose rules cannot be read; raises ValueError, as vLLM requires."""
         plain = (sampling_params.extra_args or {}).get(THINKING_KEY)
         if plain is None:
             return
@@ -71,7 +71,7 @@ class ThinkingProcessor(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow requests into, within and out of the batch."""
+        """Update the state for requests that join, move within and leave the batch."""
         process_dict_updates(self._rows, batch_update, self._row)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:

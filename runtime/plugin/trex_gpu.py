@@ -1,8 +1,9 @@
 """T-REX on the GPU: vLLM's own Triton products with the token gate between them. NOT RUN: no GPU was at hand.
 
 Only `gated_lanes_of_slots` is tested, on the CPU, against the gate's oracle. What is meant to hold: every tensor below
-is allocated once and changed in place, and nothing here asks the data a question, so CUDA graphs stay on; rows of LoRA
-and of the base pass the gate unchanged. Adapters load, and vectors arrive before each step, the way they do on the CPU.
+is allocated once and changed in place, and no step depends on the values of the data, so CUDA graphs stay on; rows of
+LoRA and of the base pass the gate unchanged. Adapters load, and vectors arrive before each step, the way they do on the
+CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """T-REX adapters in vLLM's LoRA slots: read from disk, checked against the model, their gates kept beside them.
 
 vLLM's loader knows lora_A and lora_B only. Ours lays the router's rows below A's, so that slots, eviction and the
-mapping of tokens to slots need no change, and hangs the gates on the loaded model: they go when vLLM drops it.
+mapping of tokens to slots need no change, and keeps the gates as an attribute of the loaded model, so that they are
+freed with it.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ def gates_of(manager: Any, lora_id: int, module_name: str, slices: int) -> list[
 
 
 def install() -> None:
-    """Teach vLLM's adapter loader the T-REX layout; other adapters go the way they went."""
+    """Have vLLM's adapter loader read the T-REX layout; other adapters are loaded as before."""
     WorkerLoRAManager._load_adapter = _patched_load_adapter(WorkerLoRAManager._load_adapter)
 
 
 def _patched_load_adapter(original: Callable[..., LoRAModel]) -> Callable[..., LoRAModel]:
     def _load_adapter(self: WorkerLoRAManager, lora_request: Any) -> LoRAModel:
         folder = Path(get_adapter_absolute_path(lora_request.lora_path))
-        # A folder that cannot be read is vLLM's to complain about, as ever.
+        # For a folder that cannot be read vLLM raises the error, as without our plugin.
         shape = read_trex_shape(folder) if (folder / "adapter_config.json").is_file() else None
         return (
             original(self, lora_request) if shape is None else load_trex(self, lora_request.lora_int_id, folder, shape)
@@ -86,7 +87,7 @@ def load_trex(worker: WorkerLoRAManager, number: int, folder: Path, shape: TrexS
         packed[f"{stem}.lora_A.weight"] = torch.cat([parts["lora_A.weight"], parts["lora_router.weight"]])
         packed[f"{stem}.lora_B.weight"] = parts["lora_B.weight"]
         gates[module] = TrexGate.from_scalars(shape, omega=float(parts["trex_omega"]), gamma=float(parts["trex_gamma"]))
-    # A rank for vLLM's books; alpha / r = 1, since the gate holds the scale.
+    # The rank as vLLM records it; alpha / r = 1, since the gate holds the scale.
     helper = PEFTHelper(r=shape.rows, lora_alpha=shape.rows, target_modules=sorted({m.split(".")[-1] for m in gates}))
     lora = worker._lora_model_cls.from_lora_tensors(
         number, packed, helper, device="cpu", dtype=config.lora_dtype, weights_mapper=mapper

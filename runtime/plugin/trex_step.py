@@ -1,7 +1,7 @@
 """Before each step of the engine: which semantic vector c belongs to which token of the batch.
 
-vLLM tells its LoRA wrapper which slot each token uses, and only when that changes. The vectors travel with the requests
-(`SamplingParams.extra_args`) and may change while slots stay, so they have a way of their own from here.
+vLLM passes its LoRA wrapper the slot of each token, and only when that changes. The vectors travel with the requests
+(`SamplingParams.extra_args`) and may change while slots stay, so this file passes them separately.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["install", "step_intuition"]
 
 
 def install() -> None:
-    """Tell the LoRA wrapper of the language model about c before every forward."""
+    """Pass c to the LoRA wrapper of the language model before every forward."""
     LoRAModelRunnerMixin.set_active_loras = _patched_set_active_loras(LoRAModelRunnerMixin.set_active_loras)
 
 
@@ -59,7 +59,7 @@ def set_intuition(
     num_scheduled_tokens: np.ndarray,
     last: object,
 ) -> object:
-    """Give `wrapper` the vectors of this step unless they are those of the last one; returns what tells steps apart.
+    """Give `wrapper` the vectors of this step unless it has them already; returns the key that this is decided by.
 
     `experts` maps the number of each loaded T-REX adapter to the length of its c.
     """

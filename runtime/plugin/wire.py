@@ -33,7 +33,7 @@ STATUS: dict[str, str] = {}
 
 
 def plugin_wanted() -> bool:
-    """Whether the plugin is to do anything in this process and those started from it."""
+    """Whether the plugin is switched on in this process and those started from it."""
     return os.environ.get("METIER_PLUGIN", "1") != "0"
 
 

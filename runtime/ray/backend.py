@@ -1,5 +1,4 @@
-"""Engines on Ray Serve as one backend: replicas of each engine half; each ask goes where it is predicted to finish
-first."""
+"""Engines on Ray Serve as one backend: replicas of each engine half, chosen by predicted finish."""
 
 from __future__ import annotations
 

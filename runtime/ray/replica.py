@@ -67,8 +67,7 @@ class EngineReplica:
         return to_line(Ready(pids=(os.getpid(), *self._engine.pids), counters=self._engine.counters()))
 
     async def take(self, line: bytes, *, on: str) -> bytes:
-        """Carry out one message; returns its result as lines, after those of asks that were abandoned since the last
-        call."""
+        """Carry out one message; returns lines: asks abandoned since the last call, then its result."""
         message: Any = to_host(line)
         if on != self._id:
             return self._not_me(message.key, on)

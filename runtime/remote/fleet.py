@@ -1,5 +1,4 @@
-"""Several vLLM servers as one backend: adapters are loaded where asks need them, and each ask goes where it is
-predicted to finish first."""
+"""Several vLLM servers as one backend: adapters loaded where asks need them, servers chosen by predicted finish."""
 
 from __future__ import annotations
 
@@ -201,8 +200,9 @@ class Fleet:
         )
 
     async def drain(self, url: str) -> None:
-        """Send no more asks to a server, and wait for those under way there; raises SettingsError if it is not in the
-        fleet. `admit` lets it have asks again.
+        """Send no more asks to a server until `admit`, and wait for those under way.
+
+        Raises: SettingsError for a server that is not in the fleet.
         """
         await self._member(url).drain()
 

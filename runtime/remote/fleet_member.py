@@ -121,7 +121,7 @@ class FleetMember:
         self._refresh()
 
     def failed(self, error: EngineError, *, whole: bool = False) -> None:
-        """Record a failure of an ask, or of the `whole` server: its asks under way fail when its breaker opens."""
+        """Record a failure; after one of the `whole` server with its breaker open, asks under way are cancelled."""
         self.trouble = error.problem
         if self._breaker.failed() and self._joined:
             self.lose(error)

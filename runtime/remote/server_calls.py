@@ -1,4 +1,4 @@
-"""Calls to a server over HTTP, with bounded retries, and failures as errors of the project's tree."""
+"""Calls to a server over HTTP, with bounded retries, and errors that name the server."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ _DECIMALS = 6
 
 @dataclass(frozen=True)
 class IntuitionSpread:
-    """How c spreads over texts: near-constant values would tell the gate nothing.
+    """How c spreads over texts: near-constant values would give the gate no information.
 
     `clusters_used` counts those that are the nearest of some text; mean, std, min and max are over all values.
     """

@@ -1,4 +1,4 @@
-"""Writing a plain checkpoint that stock loaders open: dense tensors, a config, nothing of how it was made."""
+"""Writing a plain checkpoint that stock loaders open: dense tensors and a config, no record of how it was made."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def base_tensors(folder: Path) -> dict[str, TensorInfo]:
     """
     found = {name: info for tensors in weight_files(folder).values() for name, info in tensors.items()}
     for name, info in list(found.items()):
-        if name.endswith(".weight_packed"):  # int4, eight to a word: told as the layer that it is
+        if name.endswith(".weight_packed"):  # int4, eight to a word: shown with the layer's shape
             rows, words = info.shape
             found[name.removesuffix("_packed")] = TensorInfo("I4", (rows, 8 * words), info.start, info.end)
     return found

@@ -67,9 +67,10 @@ async def measure_role(
 ) -> RoleQuality:
     """Ask `variant` every row of a role, greedily and all at once, and score what it answers.
 
-    `thinking` is how long it may think; without it the role's own word holds, else the variant's.
+    `thinking` is how long it may think; without it the role's own setting holds, else the variant's.
 
-    A reply that is not of the role's type scores 0, as does one cut off. `on_reply` hears how many are in.
+    A reply that is not of the role's type scores 0, as does one cut off. `on_reply` is called with the number of
+    replies so far.
     Raises: RecipeError when the score is no number from 0 to 1, and what the backend raises.
     """
     replies: dict[int, Reply] = {}

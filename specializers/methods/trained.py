@@ -31,7 +31,7 @@ class LoadedBase:
 
     @property
     def placed(self) -> Placed:
-        """What `train` and an `Objective` are told of it."""
+        """The parameters passed to `train` and an `Objective`."""
         return {"pad_token": pad_token(self.tokenizer), "device": self.device, "autocast": self.autocast}
 
 

@@ -43,9 +43,8 @@ class Stage:
 
 
 def apply_methods(recipe: Recipe, job: Job, keep: Callable[[Sequence[Stage]], bool] | None = None) -> list[Stage]:
-    """Apply a recipe's methods in order; one that was done before a kill is not done again.
-
-    `keep` hears all stages so far and says whether the last one stays; the first that does not ends the recipe.
+    """Apply a recipe's methods in order; those completed before a kill are not repeated. `keep` is called with all
+    stages so far and returns whether the last one stays; the first that does not stay ends the recipe.
     Raises: RecipeError and TrainingError of the methods, VariantError when a checkpoint they wrote is not whole,
     OSError when the disk is full.
     """

@@ -1,4 +1,4 @@
-"""The kinds of adapters a variant may have, and what each means to those who train on it, merge it and serve it.
+"""The kinds of adapters a variant may have, and what each means for training, merging and serving.
 
 A new kind is a row here; what checks its folder stands in `specializers.adapters`.
 """

@@ -59,7 +59,7 @@ class AskSpec(FrozenModel):
 
     @property
     def kind(self) -> AdapterKind | None:
-        """What its kind of adapter means to those who use it, None without one."""
+        """The properties of its kind of adapter, None without one."""
         return None if self.adapter is None else ADAPTER_KINDS[self.adapter]
 
     @model_serializer(mode="wrap")

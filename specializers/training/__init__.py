@@ -1,1 +1,1 @@
-"""The training loop and its parts. Knows nothing of single methods."""
+"""The training loop and its parts, independent of the methods that use it."""

@@ -74,8 +74,8 @@ def encode_rows(
                 expected=f"at most max_row_tokens={max_row_tokens}",
                 remedy="Raise max_row_tokens in the recipe, or leave such rows out.",
             )
-        told = None if intuition is None else intuition(row.task)
-        encoded.append(EncodedRow((*prompt, *answer), len(prompt), told))
+        row_intuition = None if intuition is None else intuition(row.task)
+        encoded.append(EncodedRow((*prompt, *answer), len(prompt), row_intuition))
     return encoded
 
 

@@ -38,13 +38,13 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
         answer = row.tokens[row.prompt_tokens :]
         labels[i, keep - len(answer) :] = torch.tensor(answer)
     positions = (shared + mask.cumsum(1) - 1).clamp(min=0)
-    told = {}
+    extra = {}
     if rows[0].intuition is not None:
-        told["intuition"] = torch.tensor([row.intuition for row in rows], device=device)
+        extra["intuition"] = torch.tensor([row.intuition for row in rows], device=device)
     cache = None
     if shared:
         start = torch.tensor([rows[0].tokens[:shared]], device=device)
-        of_one = {name: values[:1] for name, values in told.items()}
+        of_one = {name: values[:1] for name, values in extra.items()}
         cache = model(input_ids=start, use_cache=True, logits_to_keep=1, **of_one).past_key_values
         cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([torch.ones((len(rows), shared), dtype=torch.long), mask], dim=1)
@@ -55,7 +55,7 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
         past_key_values=cache,
         logits_to_keep=min(keep + 1, width),
         use_cache=bool(shared),
-        **told,
+        **extra,
     )
     logits = output.logits[:, -keep - 1 : -1].float()  # [rows, keep, vocabulary]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), ignore_index=-100)

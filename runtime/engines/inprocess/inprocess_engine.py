@@ -1,6 +1,6 @@
 """vLLM's engine inside this process, stepped by a thread of ours: ready in seconds, gone with the program.
 
-For demos, tests and scripts. `supervised_engine` is the form whose death does not take the program along.
+For demos, tests and scripts. The supervised engine is the form whose crash does not end the program.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class InProcessEngine:
         if self._closed:
             return
         self._closed = True
-        # Also when cancelled: a thread left stepping would outlive what it delivers to.
+        # Also when cancelled: a thread that goes on would deliver to an event loop that is gone.
         with anyio.CancelScope(shield=True):
             await self._in_thread(self._llm.dismantle)
             await anyio.to_thread.run_sync(self._thread.release)

@@ -1,4 +1,4 @@
-"""vLLM's LLMEngine inside a process that goes on to do other things: built, and freed again."""
+"""Building and freeing vLLM's LLMEngine in a process that goes on to do other things."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def free_llm(llm: Any) -> None:
 
 
 def collect_freed() -> None:
-    """Give back the memory of a freed engine, once nobody refers to it."""
+    """Give back the memory of a freed engine, once nothing refers to it."""
     # vLLM hides what exists at start from the garbage collector; without this the memory stays.
     gc.unfreeze()
     gc.collect()

@@ -33,15 +33,15 @@ class PendingAsk:
     vllm_id: str = ""
     failures: int = 0
     gone: bool = False
-    # Usage of a reply on its way, in case nobody waits for it any more when it arrives.
+    # Usage of a reply under way, for when the asker is gone by the time it arrives.
     late: Usage | None = None
 
     def begin_again(self) -> None:
-        """The engine will write the reply anew."""
+        """Reset: the engine will write the reply again from the start."""
         if self.on_text is not None:
             self.mailbox.post(self.on_text.restart)
 
     def stream(self, piece: str) -> None:
-        """Pass on a piece of the answer, if the asker wants it as it comes."""
+        """Pass on a piece of the answer, if the asker streams it."""
         if piece and self.on_text is not None:
             self.mailbox.post(partial(tell, self.on_text, piece, self.promise))

@@ -1,4 +1,4 @@
-"""Which ask had how many tokens in the engine step just made, read from vLLM's scheduler."""
+"""How many tokens each ask had in the last engine step, read from vLLM's scheduler."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ScheduledRows:
         self._scheduler: Any = None
 
     def watch(self, scheduler: Any) -> None:
-        """Listen to `scheduler.schedule`; raises PluginError when it is not the method we know."""
+        """Wrap `scheduler.schedule`; raises PluginError when its signature is not the known one."""
         schedule = getattr(scheduler, "schedule", None)
         if schedule is None or list(inspect.signature(schedule).parameters) != ["throttle_prefills"]:
             raise PluginError(
@@ -39,13 +39,13 @@ class ScheduledRows:
         self._scheduler = scheduler
 
     def unwatch(self) -> None:
-        """Let go of the scheduler."""
+        """Restore the scheduler's own method."""
         if self._scheduler is not None:
             del self._scheduler.schedule
             self._scheduler = self._output = None
 
     def name(self, vllm_id: str, key: str) -> None:
-        """Know a request of vLLM's under our key."""
+        """Map the id of a request of vLLM's to our key."""
         self._names[vllm_id] = key
 
     def forget(self, vllm_id: str) -> None:

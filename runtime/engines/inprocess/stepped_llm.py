@@ -146,7 +146,7 @@ class SteppedLLM:
         pending.mailbox.flush()
 
     def abandon(self, pending: PendingAsk) -> None:
-        """Abort an ask nobody waits for any more; a reply that came too late is written off too."""
+        """Abort an ask whose asker is gone; a reply that came too late is written off too."""
         if pending.late is not None:
             self._account(pending, pending.late)
             pending.late = None
@@ -161,7 +161,7 @@ class SteppedLLM:
         pending.mailbox.flush()
 
     def _hand_over(self, pending: PendingAsk) -> None:
-        """Hand an ask to vLLM; whatever is wrong with it is its own failure only."""
+        """Pass an ask to vLLM; an error fails this ask only."""
         ask = pending.request.ask
         try:
             call = pending.call = self._asks.prepare(pending.request, stream=pending.on_text is not None)
@@ -209,7 +209,7 @@ class SteppedLLM:
     # -- failures ----------------------------------------------------------------------------------------
 
     def _fail(self, pending: PendingAsk, error: MetierError) -> None:
-        """End an ask with an error; what it used stays on its role's account."""
+        """End an ask with an error; its usage is added to its role's abandoned account."""
         self._write_off(pending)
         pending.mailbox.post(partial(pending.promise.fail, error))
 
@@ -270,10 +270,10 @@ class SteppedLLM:
             self._trial = None
 
     def _quarantine(self, error: Exception, blamed: set[str]) -> None:
-        """After a failed step: whoever was in it runs once more, alone; whoever was not waits meanwhile.
+        """After a failed step: each ask that was in it runs once more, alone; the others wait meanwhile.
 
         vLLM loses the requests of a step that raises, so all are withdrawn. The one that breaks the step when
-        it is alone fails with the error; the others never notice.
+        it is alone fails with the error; the others get their replies.
         """
         self._trial = None
         withdrawn = list(self._live.values())
@@ -291,7 +291,7 @@ class SteppedLLM:
                 self._fail(pending, ask_failed(pending.request.ask, error))
 
     def _admit_waiting(self) -> None:
-        """Admit the next suspect when nothing else runs; the held ones when no suspect is left."""
+        """Admit the next ask of a failed step when nothing else runs; then, when none is left, the held asks."""
         if self._suspects and not self._live:
             self._trial = self._suspects.popleft()
             self._trial.begin_again()

@@ -20,7 +20,7 @@ class Steppable(Protocol):
     """An engine as the stepping thread sees it; every method is called in that thread."""
 
     def has_work(self) -> bool:
-        """Whether a step would advance anything."""
+        """Whether there is anything to step."""
         ...
 
     def step(self) -> None:
@@ -85,7 +85,7 @@ class SteppingThread:
 
     @classmethod
     def stop_at_exit(cls) -> None:
-        """See to it that a program which forgets to close ends cleanly; call after vLLM is imported.
+        """Make a program end cleanly that forgets to close; call after vLLM is imported.
 
         Exit handlers run in reverse order, and stepping while the interpreter takes vLLM and torch apart ends in
         tracebacks, so ours has to be registered after theirs.
@@ -126,13 +126,13 @@ class SteppingThread:
                 try:
                     engine.step()
                 except Exception as error:
-                    # Not a failed step, those are dealt with; a fault of our own. The other engines go on.
+                    # Not a failed step, which the engine handles: a bug of ours. The other engines go on.
                     _log.exception("an engine's step went wrong outside vLLM")
                     self.detach(engine)
                     engine.give_up(error)
 
     def _run_jobs(self, *, wait: bool) -> bool:
-        """Run what is queued; with `wait`, sleep until there is something. False when told to stop."""
+        """Run what is queued; with `wait`, sleep until there is something. False when asked to stop."""
         while True:
             try:
                 job = self._jobs.get(block=wait)

@@ -1,6 +1,6 @@
 """The process that holds a supervised engine: vLLM's AsyncLLM, asked over a socket.
 
-Run as `python -m metier.runtime.engines.supervised.engine_host FD`. It ends when it is told to, when the engine dies,
+Run as `python -m metier.runtime.engines.supervised.engine_host FD`. It ends on a `Quit` message, when the engine dies,
 and when the other end of the socket goes away, so that no engine outlives the program it serves.
 """
 
@@ -76,7 +76,7 @@ class EngineHost:
         self._calls: dict[int, VllmCall] = {}
 
     async def run(self) -> int:
-        """Serve until told to stop; the process's exit status."""
+        """Serve until a `Quit` message; returns the process's exit status."""
         begin = to_host(await self._reader.readline())
         assert isinstance(begin, Begin)
         try:
@@ -100,7 +100,7 @@ class EngineHost:
         finally:
             for task in (health, serving, *self._tasks.values()):
                 task.cancel()
-            # Nothing in the engine is worth a slow farewell.
+            # The engine holds nothing that has to be saved, so it is not shut down slowly.
             self._llm.shutdown(timeout=_FAREWELL_S)
 
     def _build(self, begin: Begin) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class HostProcess:
     """Runs `engine_host` and a socket pair to it, read by one thread and written by another.
 
     `on_line` gets each line and `on_end` is called when there are no more, both in the reading thread. A host that
-    hangs blocks nobody.
+    hangs blocks no caller.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class HostProcess:
         self._lines.put(line)
 
     def kill(self) -> None:
-        """End the host itself at once: while it builds its engine it hears nothing."""
+        """Kill the host itself at once: while it builds its engine it reads no messages."""
         self._process.kill()
 
     def end(self, pids: Iterable[int]) -> None:

@@ -1,4 +1,4 @@
-"""What a supervised engine and its host process say to each other: one JSON object a line, over a socket pair."""
+"""The messages between a supervised engine and its host process: one JSON object a line, over a socket pair."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Generate(_Line):
 
 
 class Abort(_Line):
-    """Nobody waits for this ask any more."""
+    """The asker is gone: abort this ask."""
 
     op: Literal["abort"] = "abort"
     key: int

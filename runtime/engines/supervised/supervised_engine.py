@@ -1,4 +1,4 @@
-"""vLLM's engine in processes of its own: its death is an error that asks get, not the end of the program."""
+"""vLLM's engine in processes of its own: when it dies, asks get an error and the program goes on."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ class SupervisedEngine:
             waiting.mailbox.post(partial(request.on_abandoned, request.ask, usage))
 
     def _host_ended(self) -> None:
-        """Tell everybody who waits that the engine is gone."""
+        """Fail every waiting ask: the engine is gone."""
         with self._lock:
             death = EngineDeadError(
                 f"engine {self.name!r} is gone: {self._ended_by}",

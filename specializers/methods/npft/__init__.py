@@ -1,1 +1,1 @@
-"""NPFT: tuning the base to bear the quantiser's error."""
+"""NPFT: tuning the base to tolerate the quantiser's error."""

@@ -1,4 +1,4 @@
-"""NPFT: tune a model to bear noise on the weights a quantiser hurts most, then quantise it by any method.
+"""NPFT: tune a model to tolerate noise on the weights a quantiser hurts most, then quantise it by any method.
 
 A low-rank update is trained on the sum of two losses, with noise on the sensitive base weights and without; it is
 then added to the clean weights. The result is an ordinary checkpoint; name `ptq` next in the recipe.

@@ -66,7 +66,7 @@ class PatSettings(TrainingSettings):
 
     mask_start: Literal["fisher", "zeros"] = "fisher"
     """`fisher` ranks the channels before the first step by what rows' losses say of each; the task can still change it.
-    `zeros` is as published, and needs thousands of steps to tell channels apart."""
+    `zeros` is as published, and needs thousands of steps to separate the channels."""
 
     calibration_rows: int = Field(default=64, ge=1)
     """Rows for `mask_start: fisher`."""

@@ -30,8 +30,8 @@ __all__ = ["METHOD", "ShortestCorrectSettings", "make_shortest_correct", "shorte
 class ShortestCorrectSettings(RoleSettings, LoraSettings):
     """Settings of length tuning: LoRA's (rank and alpha those of the parent), the role, and how to sample.
 
-    Rows told not to think are trained on as they are, so that off stays off. They may be other roles' too, which a
-    parent that plays several would forget.
+    Rows whose thinking is off are trained on as they are, so that off stays off. They may include rows of other roles,
+    which a parent that plays several would otherwise forget.
 
     >>> ShortestCorrectSettings(role="puzzles.py:solver", samples=8, budget_tokens=128).temperature
     1.0

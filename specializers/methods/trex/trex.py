@@ -57,8 +57,8 @@ class TrexSettings(TrainingSettings):
     """Function that turns a task's text into a vector; its name and version."""
 
     router_init_std: float = Field(default=0.02, ge=0.0)
-    """Standard deviation of the router's first values. 0 is as released: without intuition only rounding then tells the
-    columns of B apart, and B stays of rank one for long."""
+    """Standard deviation of the router's first values. 0 is as released: without intuition the columns of B then differ
+    by rounding only, and B keeps rank one for long."""
 
     gate_learning_rate: float = Field(default=2e-4, gt=0.0)
     """Learning rate of omega and gamma. They go through sigmoid(100 x), so that the matrices' rate would saturate them

@@ -45,8 +45,8 @@ class TrexConfig(PeftConfig):  # type: ignore[misc]
     """Settings of a T-REX adapter; on disk, those a server needs are one block `trex`.
 
     r1 and r2 give r1·r2 rank-one experts. `k_tok` (r1·r2 when None) and `k_task` weigh token router and intuition;
-    `k_task` 0 leaves the intuition out, in training and in serving. `router_init_std` 0 is the released start, at
-    which nothing tells the columns of B apart but the intuition. `target_modules` as in PEFT's LoRA.
+    `k_task` 0 leaves the intuition out, in training and in serving. `router_init_std` 0 is the released start, at which
+    only the intuition makes the columns of B differ. `target_modules` as in PEFT's LoRA.
     Raises: RecipeError for sizes below one, or negative weights.
     """
 
@@ -283,7 +283,7 @@ def _check_has_map(tuner: TrexModel, adapter_name: str) -> None:
 
 
 def _check_tensors(model: nn.Module, config: TrexConfig, adapter_name: str, found: dict[str, torch.Tensor]) -> None:
-    """PEFT itself would load what matches and say nothing of the rest."""
+    """PEFT itself would load what matches and ignore the rest without a word."""
     wanted: dict[str, tuple[int, ...]] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, TrexLinear) and adapter_name in layer.trex_shape:
