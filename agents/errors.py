@@ -30,6 +30,7 @@ MetierError
 ├── ServerError            `metier serve` cannot start, or refuses a request
 └── StoreError             the run store cannot be read or written
     └── ResumeError        a run cannot be resumed as asked
+        └── RunTakenError  another process is at the run
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ __all__ = [
     "ResumeError",
     "RunError",
     "RunInterrupted",
+    "RunTakenError",
     "ServerError",
     "SettingsError",
     "StepError",
@@ -220,6 +222,10 @@ class StoreError(MetierError):
 
 class ResumeError(StoreError):
     """A run cannot be resumed as asked."""
+
+
+class RunTakenError(ResumeError):
+    """Another process is at the run."""
 
 
 def did_you_mean(

@@ -1,8 +1,8 @@
 """A workflow file as users write one, with a scripted backend, for the tests of the command line.
 
 With TEST_HANG set to the number of a pipe, the solver writes to it and then waits for ever: the test kills it in
-the middle of a run. With TEST_DIE_AT set to n, the process
-kills itself (-9) at its n-th ask.
+the middle of a run; with TEST_GO set to another pipe, it waits until a byte comes out of that. With TEST_DIE_AT set to
+n, the process kills itself (-9) at its n-th ask.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import signal
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 from pydantic import BaseModel
 
 from metier.agents import Ask, Role, ScriptedBackend, Task, TaskGraph, TaskSet
@@ -73,7 +74,10 @@ def scripted() -> ScriptedBackend:
         hang = os.environ.get("TEST_HANG")
         if hang and number == 3:
             os.write(int(hang), b"here")
-            await anyio.sleep_forever()
+            if go := os.environ.get("TEST_GO"):
+                await anyio.to_thread.run_sync(os.read, int(go), 1)
+            else:
+                await anyio.sleep_forever()
         return Answer(value=-1 if number == 1 else number)
 
     return ScriptedBackend({"planner": plan, "solver": solve})

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from ...agents.errors import ResumeError, RunError, RunInterrupted, SettingsError
+from ...agents.errors import ResumeError, RunError, RunInterrupted, RunTakenError, SettingsError
 from ...agents.nodes import BuiltGraph
 from ...agents.tasksets import TaskSet
 from ...agents.traffic import write_traffic
@@ -25,6 +25,7 @@ from ..runs.run_plan import RunResult
 from ..runs.session import Session
 from ..settings.limits import RunLimits
 from ..settings.session import load_settings
+from ..store.commands import command
 from ..store.records import BatchRecord
 from ..store.store import RunStore
 from .live import LiveView
@@ -99,7 +100,8 @@ async def resume_run(which: str | None, answer: Any, at: str | None, store: Path
         answers = _answers(runs, run_id, answer, at) if answer is not None else {}
         open_runs = [run for run in runs.runs(batch.id) if run.state != "finished"]
         if not open_runs:
-            raise ResumeError(f"every run of batch {batch.id} is finished", remedy="See it with `metier report`.")
+            see = command("report", batch.id, store=runs.path)
+            raise ResumeError(f"every run of batch {batch.id} is finished", remedy=f"See it: {see}")
         async with _watched(options, runs, file, len(open_runs)) as session:
             if answers:
                 assert run_id is not None
@@ -171,7 +173,8 @@ def _find(runs: RunStore, which: str | None) -> tuple[BatchRecord, str | None]:
         for batch in reversed(runs.batches()):
             if any(run.state != "finished" for run in runs.runs(batch.id)):
                 return batch, None
-        raise ResumeError(f"every run in {runs.path} is finished", remedy="See them with `metier report`.")
+        see = command("report", store=runs.path)
+        raise ResumeError(f"every run in {runs.path} is finished", remedy=f"See the newest: {see}")
     if any(batch.id == which for batch in runs.batches()):
         return runs.batch(which), None
     run = runs.run(which)
@@ -200,7 +203,14 @@ def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path |
     waiting = [r.error for r in results if isinstance(r.error, RunInterrupted)]
     if waiting:
         raise waiting[0]
-    failed = [r.error for r in results if r.error is not None]
+    resume = command("resume", batch, store=runs.path)
+    taken = [r.error for r in results if isinstance(r.error, RunTakenError)]
+    failed = [r.error for r in results if r.error is not None and r.error not in taken]
+    if taken:
+        say(
+            f"{len(taken)} of {len(results)} runs are under way in another process, which records how they end. "
+            f"Should it be stopped: {resume}"
+        )
     if failed and len(failed) == len(results):
         raise failed[0]
     if len(results) == 1 and results[0].output is not None:
@@ -209,5 +219,7 @@ def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path |
     elif failed:
         raise RunError(
             f"{len(failed)} of {len(results)} runs failed; the first: {failed[0].problem}",
-            remedy=f"Go on with them: metier resume {batch}.",
+            remedy=f"Mend what it says, then go on: {resume}",
         )
+    elif taken:
+        raise taken[0]

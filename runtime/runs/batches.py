@@ -17,6 +17,7 @@ from ...agents.pictures import to_mermaid
 from ...agents.step_paths import StepPath
 from ...agents.tasksets import Task
 from ...agents.workflow_shape import workflow_shape
+from ..store.commands import command
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
 
@@ -91,9 +92,13 @@ def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
     """The interrupt to raise for a run that waits, with its open questions."""
     waiting = {path: q for path, (q, answer) in store.questions(run_id).items() if answer is None}
     shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
-    at = f" --at '{next(iter(waiting))}'" if len(waiting) > 1 else ""
+    first = next(iter(waiting))
+    if store.batch(store.run(run_id).batch).options.get("workflow"):
+        answer = command("resume", run_id, "--answer", "{…}", "--at", first, store=store.path)
+    else:  # the command line does not know this workflow
+        answer = f"session.resume(graph, {run_id!r}, answers={{{first!r}: …}})"
     return RunInterrupted(
         f"run {run_id} waits for a person. {shown}",
-        remedy=f"Answer with: metier resume {run_id} --answer '{{…}}'{at}.",
+        remedy=f"Answer with: {answer}",
         questions=waiting,
     )

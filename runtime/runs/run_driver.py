@@ -6,13 +6,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
 
 from ...agents.backend import Backend
-from ...agents.errors import LimitError, MetierError, ResumeError, RunInterrupted, first_error
+from ...agents.errors import LimitError, MetierError, RunInterrupted, RunTakenError, StoreError, first_error
 from ...router.route import Router
 from ..events import Listeners, RunEvents
 from ..settings.session import Settings
@@ -26,6 +27,11 @@ from .step_values import type_adapter
 from .steps import BLOCKED, StepRunner
 
 __all__ = ["RunDriver"]
+
+LOOKS = 2
+"""How often a batch looks at a run that another process has: when its turn comes, and once all others are done."""
+
+STOPPED = "stopped before its end"
 
 
 class RunDriver:
@@ -41,8 +47,11 @@ class RunDriver:
         self._outlooks = Outlooks(backend, router, settings)
 
     async def run_many(self, plans: Sequence[RunPlan], concurrency: int) -> list[RunResult]:
-        """Runs of one graph, `concurrency` at a time; results come in the order of the plans."""
-        results: list[RunResult | None] = [None] * len(plans)
+        """Runs of one graph, `concurrency` at a time; results come in the order of the plans.
+
+        Runs that another process is at are left for last. Raises: StoreError when nothing can be recorded any more.
+        """
+        results: dict[int, RunResult] = {}
         queue = deque(enumerate(plans))
 
         async def worker() -> None:
@@ -50,26 +59,34 @@ class RunDriver:
                 index, plan = queue.popleft()
                 results[index] = await self.run(plan, again=lambda: bool(queue))
 
-        async with anyio.create_task_group() as workers:
-            for _ in range(min(concurrency, len(plans))):
-                workers.start_soon(worker)
-        return [result for result in results if result is not None]
+        async def work_off() -> None:
+            async with anyio.create_task_group() as workers:
+                for _ in range(min(concurrency, len(queue))):
+                    workers.start_soon(worker)
+
+        for _ in range(LOOKS):
+            await _unwrapped(work_off())
+            queue.extend((i, plans[i]) for i, r in results.items() if isinstance(r.error, RunTakenError))
+        return [results[index] for index in range(len(plans))]
 
     async def run(self, plan: RunPlan, again: Callable[[], bool] = lambda: False) -> RunResult:
         """Do one run, unless another process is doing it; if another has finished it meanwhile, read it back.
 
-        `again` says whether another run of the graph will follow this one.
+        What the plan says of the run may be old by now: another process may have resumed the batch since. So the run
+        is looked at inside the claim, and goes on from what is recorded. `again` says whether another run of the
+        graph will follow this one.
         """
         with ExitStack() as claims:
             try:
                 claims.enter_context(self._store.claim(plan.run_id))
-            except ResumeError as error:
+            except RunTakenError as error:
                 return RunResult(plan.run_id, error=error)
-            now = self._store.run(plan.run_id) if plan.resumed else plan.record
+            now = self._store.run(plan.run_id)
             if now.state == "finished":
                 output = type_adapter(plan.graph.gives).validate_json(now.output or "null")
                 return RunResult(plan.run_id, output, score=now.score)
-            return await self._run_claimed(plan, again)
+            begun = plan.resumed or now.state != "waiting"
+            return await self._run_claimed(replace(plan, record=now, resumed=begun), again)
 
     async def _run_claimed(self, plan: RunPlan, again: Callable[[], bool]) -> RunResult:
         """The score is recorded with the end: a run killed between the two would be finished and never scored."""
@@ -83,6 +100,10 @@ class RunDriver:
             output = await self._output(plan, executor)
         except MetierError as error:
             return self._end_badly(plan, events, error, time.monotonic() - began)
+        except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
+            with suppress(StoreError):  # where nothing can be written, that is said already
+                self._store.end_run(run_id, "stopped", error=STOPPED, busy_s=time.monotonic() - began)
+            raise
         text = type_adapter(plan.graph.gives).dump_json(output).decode()
         score = None if plan.score is None else plan.score(output)
         self._store.end_run(run_id, "finished", output=text, score=score, busy_s=time.monotonic() - began)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -181,17 +181,27 @@ class Session:
 
         `answers` maps a waiting step's path to its answer (an object of the asked type, or JSON data). With `stream`
         its events carry text as it is generated.
-        Raises: ResumeError when the run is finished, is another workflow's, or an answer does not fit.
+        Raises: ResumeError when the run is finished, is another workflow's, is under way in another process, or an
+        answer does not fit.
         """
         built = _built(graph)
-        run = self.store.run(run_id)
-        check_resumable(self.store, built, run)
-        keep_answers(self.store, built, run, answers or {})
+        run = self.take_answers(built, run_id, answers or {})
         value = built.takes.model_validate_json(run.input)
         self._begin(run.batch)
         return await self._output(
             RunPlan(built, run, value, limits or self.settings.limits, resumed=True, stream=stream)
         )
+
+    def take_answers(self, graph: BuiltGraph, run_id: str, answers: Mapping[str, Any]) -> RunRecord:
+        """Check that a run can be resumed here, and keep a person's answers for when it is; returns the run.
+
+        Raises: what `resume` raises before it starts.
+        """
+        with self.store.claim(run_id):
+            run = self.store.run(run_id)
+            check_resumable(self.store, graph, run)
+            keep_answers(self.store, graph, run, answers)
+        return run
 
     async def resume_batch(
         self,

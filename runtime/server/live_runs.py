@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from ...agents.errors import MetierError
+from ...agents.errors import MetierError, RunTakenError
 from ..events import Event
 from ..runs.session import Session
 from ..settings.limits import RunLimits
@@ -65,10 +65,10 @@ class LiveRuns:
             except MetierError as error:  # the store and the events say so
                 if run_id in self._scopes:  # it did not come to begin
                     self._release(run_id)
-                    self._stopped(run_id, str(error), 0.0)
+                    self._stopped(run_id, str(error))
             except Exception as error:
                 log.error("run %s ended in an unforeseen error", run_id, exc_info=error)
-                self._stopped(run_id, f"unforeseen {type(error).__name__}", 0.0)
+                self._stopped(run_id, f"unforeseen {type(error).__name__}")
 
         self.tasks.start_soon(work)
 
@@ -95,22 +95,25 @@ class LiveRuns:
             self._idle.set()
 
     async def _go(self, scope: anyio.CancelScope, run_id: str, resume: Callable[[], Awaitable[Any]]) -> Any:
-        began_s = time.monotonic()
         try:
             with scope:
                 return await resume()
         except Exception:
             raise
         except BaseException:
-            self._stopped(run_id, "stopped: who waited for it is gone", time.monotonic() - began_s)
+            self._stopped(run_id, "stopped: who waited for it is gone")
             raise
         finally:
             self._release(run_id)
-        self._stopped(run_id, "cancelled", time.monotonic() - began_s)
+        self._stopped(run_id, "cancelled")
         raise RequestRefused(
             f"run {run_id} was cancelled", status=409, code="run_cancelled", remedy="Resume it: what is done is kept."
         )
 
-    def _stopped(self, run_id: str, reason: str, busy_s: float) -> None:
-        self._session.store.end_run(run_id, "stopped", error=reason, busy_s=busy_s)
+    def _stopped(self, run_id: str, reason: str) -> None:
+        """Record why a run has stopped, unless another process has gone on with it meanwhile."""
+        store = self._session.store
+        with suppress(RunTakenError), store.claim(run_id):
+            if store.run(run_id).state != "finished":
+                store.end_run(run_id, "stopped", error=reason)
         self._session.emit(Event(kind="run_failed", run_id=run_id, data={"error": reason}))

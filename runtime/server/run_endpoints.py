@@ -10,7 +10,6 @@ from starlette.responses import JSONResponse, Response
 
 from ...agents.errors import ResumeError
 from ..events import Event
-from ..runs.batches import check_resumable, keep_answers
 from ..runs.session import Session
 from ..store.records import RunRecord
 from .admission import Admission
@@ -97,9 +96,8 @@ class RunEndpoints:
         """Go on with a run that was cancelled, failed, was killed, or waits for answers; nothing done runs again."""
         run = self._find(run_id)
         served = self._models.workflow(self._store.batch(run.batch).graph)
-        check_resumable(self._store, served.graph, run)
-        if given is not None:  # a misfit is said to who sent it, not to the run
-            keep_answers(self._store, served.graph, run, given.answers)
+        if run_id not in self._runs:  # a misfit, and a run that another process has, is said to who sent it
+            self._session.take_answers(served.graph, run_id, {} if given is None else given.answers)
         self._runs.start(served, run_id)
         return JSONResponse(self._shown(run_id), 202)
 

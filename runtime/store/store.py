@@ -7,6 +7,7 @@ loop's thread: a commit in write-ahead mode takes some tens of microseconds, les
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from ...agents.errors import ResumeError, StoreError
+from ...agents.errors import ResumeError, RunTakenError, StoreError
 from ...agents.messages import Ask, Message, Usage
 from ...agents.prompts import task_text_of_json
 from ...agents.traffic import TrafficRow
 from ..meters.energy import Energy
 from .claims import RunClaims
+from .commands import command
 from .records import MIGRATIONS, AskRecord, BatchRecord, RunRecord, RunState, StepRecord
 
 __all__ = ["RunStore"]
@@ -57,7 +59,7 @@ class RunStore:
             raise StoreError(
                 f"the run store {self.path} cannot be opened: {error}",
                 expected="a SQLite file of this program, in a folder that can be written",
-                remedy=f"Name another file with --store, or see what is damaged with `metier store check {self.path}`.",
+                remedy=f"Name another file with --store, or see what is damaged with `{self._check_command()}`.",
             ) from error
 
     def __enter__(self) -> Self:
@@ -114,13 +116,24 @@ class RunStore:
         except UNREADABLE as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise self._damaged(str(error)) from error
-            raise StoreError(
-                f"the run store {self.path} cannot be written: {error}",
-                expected="a writable file on a disk with room",
-                remedy="Make room (or free the file), then `metier resume`: what was recorded is kept.",
-            ) from error
+            raise self._not_written(error) from error
+
+    def _not_written(self, error: Exception) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return self._damaged(str(error))
+        if code == sqlite3.SQLITE_CONSTRAINT:
+            return StoreError(
+                f"the run store {self.path} refuses a row: {error}",
+                expected="each ask and each run once",
+                remedy="This is a fault of metier; please report it. What was recorded is kept.",
+            )
+        resume = command("resume", store=self.path)
+        return StoreError(
+            f"the run store {self.path} cannot be written: {error}",
+            expected="a writable file on a disk with room",
+            remedy=f"Make room (or free the file), then go on: {resume}. What was recorded is kept.",
+        )
 
     # --- runs ---------------------------------------------------------------------------------------------
 
@@ -159,7 +172,7 @@ class RunStore:
     def claim(self, run_id: str) -> Iterator[None]:
         """Have a run to oneself for the length of the block, so that several drivers may share a store.
 
-        Raises: ResumeError when another process has it, StoreError when the file of claims cannot be written.
+        Raises: RunTakenError when another process has it, StoreError when the file of claims cannot be written.
         """
         rows = self.query("SELECT rowid FROM runs WHERE id = ?", run_id)
         with ExitStack() as stack:
@@ -168,7 +181,7 @@ class RunStore:
             except OSError as error:
                 raise StoreError(f"{self.path}-claims cannot be locked: {error}", expected="a local disk") from error
             if not mine:
-                raise ResumeError(
+                raise RunTakenError(
                     f"run {run_id} is under way in another process that uses {self.path}",
                     expected="one driver for each run",
                     remedy="Let that one finish, or stop it; then resume the run.",
@@ -317,12 +330,15 @@ class RunStore:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise self._damaged(f"a record holds {error}") from error
 
+    def _check_command(self) -> str:
+        return shlex.join(("metier", "store", "check", self.path))
+
     def _damaged(self, how: str) -> StoreError:
         return StoreError(
             f"the run store {self.path} cannot be read: {how}",
             expected="the SQLite file as metier wrote it",
-            remedy=f"See what is damaged with `metier store check {self.path}`, "
-            f"and save what can be read with `metier store recover {self.path} --out NEW.db`.",
+            remedy=f"See what is damaged with `{self._check_command()}`, "
+            f"and save what can be read with `{shlex.join(('metier', 'store', 'recover', self.path))} --out NEW.db`.",
         )
 
     def traffic(self, batch: str | None = None) -> Iterator[TrafficRow]:

@@ -83,7 +83,7 @@ def test_a_killed_run_resumes_to_the_same_table(tmp_path: Path, signal_number: i
     _, said = process.communicate(timeout=60)
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
-        assert "go on with `metier resume`" in said and "Traceback" not in said
+        assert "go on with `metier resume" in said and "Traceback" not in said
     done = metier("resume", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "5 of 6" in done.stdout
@@ -107,7 +107,7 @@ def test_a_person_is_asked_and_answers(tmp_path: Path) -> None:
 
 def test_two_questions_of_one_name_are_answered_apart(tmp_path: Path) -> None:
     waits = metier("run", QUESTIONS, "--engine", "scripted", "--input", '{"name": "tea"}', cwd=tmp_path)
-    found = re.search(r"metier resume (\S+) --answer '{…}' --at 'budget/approve'", waits.stderr)
+    found = re.search(r"metier resume (\S+) --answer '{…}' --at budget/approve --store runs/runs.db", waits.stderr)
     assert waits.returncode == 3 and found
     several = metier("resume", found[1], "--answer", '{"who": "Ada"}', cwd=tmp_path)
     assert several.returncode == 1 and "--at with one of budget/approve, owner/approve" in several.stderr

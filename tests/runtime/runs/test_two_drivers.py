@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import anyio
 import pytest
 
 from metier.agents import Ask, ScriptedBackend
-from metier.agents.errors import ResumeError
+from metier.agents.errors import ResumeError, RunTakenError
 from metier.runtime import RunStore, open_session
 from tests import workflow_for_cli
 from tests.agents.workflow import Answer, Plan, Puzzle
@@ -84,6 +85,71 @@ async def test_two_drivers_share_the_runs_of_a_batch(tmp_path: Path) -> None:
     assert mine.asks and others.asks and len(mine.asks) + len(others.asks) == 24
 
 
+@pytest.mark.anyio
+async def test_runs_that_another_driver_resumed_are_read_back_not_run_again(tmp_path: Path) -> None:
+    """`metier run` goes on while `metier resume` takes what it has not come to yet."""
+    path = tmp_path / "runs.db"
+    asked, go = anyio.Event(), anyio.Event()
+
+    async def slow(ask: Ask) -> Plan:
+        asked.set()
+        await go.wait()
+        return Plan(expression="2 + 2")
+
+    mine = ScriptedBackend({"planner": slow, "solver": lambda ask: Answer(value=4)})
+    others = ScriptedBackend({"planner": lambda ask: Plan(expression="3 + 3"), "solver": lambda ask: Answer(value=6)})
+    async with open_session(backend=mine, store=path) as one, open_session(backend=others, store=path) as other:
+        results = []
+
+        async def drive() -> None:
+            results.extend(await one.map(graph, [Puzzle(text=f"{n} cows") for n in range(5)], concurrency=1))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drive)
+            await asked.wait()
+            assert one.batch is not None
+            others_results = await other.resume_batch(graph, one.batch)
+            go.set()
+        assert isinstance(others_results[0].error, RunTakenError)
+        assert [result.output.value for result in others_results[1:]] == [6, 6, 6, 6]
+        assert [result.output.value for result in results] == [4, 6, 6, 6, 6]
+        assert len(mine.asks) == 2 and len(others.asks) == 8
+        assert {run.state for run in one.store.runs(one.batch)} == {"finished"}
+
+
+@pytest.mark.anyio
+async def test_what_another_driver_left_half_done_goes_on_from_its_steps(tmp_path: Path) -> None:
+    path = tmp_path / "runs.db"
+    asked, go = anyio.Event(), anyio.Event()
+
+    async def slow(ask: Ask) -> Plan:
+        asked.set()
+        await go.wait()
+        return Plan(expression="2 + 2")
+
+    async def never(ask: Ask) -> Answer:
+        stuck.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    stuck = anyio.Event()
+    mine = ScriptedBackend({"planner": slow, "solver": lambda ask: Answer(value=4)})
+    others = ScriptedBackend({"planner": lambda ask: Plan(expression="3 + 3"), "solver": never})
+    async with open_session(backend=mine, store=path) as one, open_session(backend=others, store=path) as other:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lambda: one.map(graph, [Puzzle(text="1"), Puzzle(text="2")], concurrency=1))
+            await asked.wait()
+            async with anyio.create_task_group() as stopped:
+                stopped.start_soon(other.resume_batch, graph, one.batch)
+                await stuck.wait()
+                stopped.cancel_scope.cancel()
+            assert one.batch is not None
+            assert [run.state for run in one.store.runs(one.batch)] == ["running", "stopped"]
+            go.set()
+        assert {run.state for run in one.store.runs(one.batch)} == {"finished"}
+    assert [ask.role for ask in mine.asks] == ["planner", "solver", "solver"]
+
+
 def test_a_driver_that_is_killed_frees_its_runs(tmp_path: Path) -> None:
     path = tmp_path / "runs.db"
     read, write = os.pipe()
@@ -134,3 +200,74 @@ def test_a_new_store_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(6) as threads:
             assert [found.result() for found in [threads.submit(open_it) for _ in range(6)]] == [0] * 6
+
+
+TASKS = 40
+OTHERS = 2
+
+
+def three_drivers(folder: Path, seed: int) -> None:
+    """`metier run` held at its fourth run while two `metier resume` share the rest; any of them may be killed (-9)."""
+    chance = random.Random(seed)
+    store = folder / "runs.db"
+    here, hang = os.pipe()
+    go, release = os.pipe()
+    words = ["run", WORKFLOW, "--tasks", f"test:{TASKS}", "--engine", "scripted", "--concurrency", "2"]
+    holding = os.environ | {"TEST_HANG": str(hang), "TEST_GO": str(go)}
+    first = start([*words, "--store", str(store)], holding, (hang, go))
+    drivers = [first]
+    try:
+        assert os.read(here, 4) == b"here"
+        for _ in range(OTHERS):
+            dies = {"TEST_DIE_AT": str(chance.choice((0, chance.randint(1, 30))))}
+            drivers.append(start(["resume", "--store", str(store)], os.environ | dies))
+        said = [process.communicate(timeout=120)[1] for process in drivers[1:]]
+        if chance.random() < 0.5:
+            first.kill()
+        os.write(release, b"1")
+        said.append(first.communicate(timeout=120)[1])
+    finally:
+        for process in drivers:
+            process.kill()
+            process.communicate()
+        for descriptor in (here, hang, go, release):
+            os.close(descriptor)
+    last = start(["resume", "--store", str(store)], dict(os.environ))
+    said.append(last.communicate(timeout=120)[1])
+    assert not any("Traceback" in text or "failed" in text for text in said), said
+    check_nothing_lost(store)
+
+
+def start(words: list[str], environment: dict[str, str], pipes: tuple[int, ...] = ()) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    return subprocess.Popen(
+        [*COMMAND, *words],
+        env=environment,
+        pass_fds=pipes,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def check_nothing_lost(store: Path) -> None:
+    """Every run has finished with the right output and score, and no step was answered twice."""
+    with sqlite3.connect(store) as db:
+        runs = db.execute("SELECT state, output, score FROM runs ORDER BY rowid").fetchall()
+        answered = db.execute("SELECT count(*) FROM asks WHERE error IS NULL GROUP BY run, path").fetchall()
+        steps = db.execute("SELECT count(*) FROM steps WHERE state = 'done'").fetchone()
+    right = [("finished", f'{{"value":{number}}}', 1.0) for number in range(TASKS)]
+    right[1] = ("finished", '{"value":-1}', 0.0)
+    assert runs == right
+    assert answered == [(1,)] * (2 * TASKS) and steps == (2 * TASKS,)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_three_drivers_never_undo_each_other(tmp_path: Path, seed: int) -> None:
+    three_drivers(tmp_path, seed)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(100, 150))
+def test_three_drivers_with_kills_fifty_times(tmp_path: Path, seed: int) -> None:
+    three_drivers(tmp_path, seed)
