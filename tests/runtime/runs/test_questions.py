@@ -80,5 +80,5 @@ async def test_each_item_of_a_mapped_graph_asks_for_itself() -> None:
 
 async def test_what_the_interrupt_says_names_a_step_where_several_wait() -> None:
     async with open_session(backend=ScriptedBackend(), store=":memory:") as session:
-        with pytest.raises(RunInterrupted, match=r"metier resume \S+ --answer '\{…\}' --at 'budget/approve'"):
+        with pytest.raises(RunInterrupted, match=r"session\.resume\(graph, '\S+', answers=\{'budget/approve': …\}\)"):
             await session.run(graph, Topic(name="tea"))
