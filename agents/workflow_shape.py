@@ -29,35 +29,45 @@ StepKind = Literal["role", "function", "person", "loop", "graph"]
 
 
 class StepShape(BaseModel):
-    """One step: what it is, what must come before it, and the steps inside it when it is a loop or a graph.
-
-    `rounds` is a loop's limit; `each` says that it fans out; `previous` names the steps of the same body whose last
-    round it reads.
-    """
+    """One step: what it is, what must come before it, and the steps inside it when it is a loop or a graph."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
+    """Name within its body."""
     kind: StepKind
+    """What does the step's work."""
     role: str = ""
+    """The role's name, "" where no model is asked."""
     gives: str = ""
+    """Name of the type that it returns."""
     after: tuple[str, ...] = ()
+    """Names of the steps of the same body that it waits for."""
     previous: tuple[str, ...] = ()
+    """Names of the steps of the same body whose last round it reads."""
     conditional: bool = False
+    """Whether a condition decides if it runs."""
     each: bool = False
+    """Whether it fans out over a list."""
     rounds: int = 0
+    """A loop's limit, 0 for other steps."""
     body: tuple[StepShape, ...] = ()
+    """The steps inside a loop or a graph."""
 
 
 class WorkflowShape(BaseModel):
-    """A whole workflow: its name, its input and output types, its steps in an order that respects their edges."""
+    """A whole workflow as data, without its code."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
+    """The graph's name."""
     takes: str
+    """Name of the input's type."""
     gives: str
+    """Name of the output's type."""
     body: tuple[StepShape, ...] = ()
+    """The steps, in an order that respects their edges."""
 
     def walk(self) -> Iterator[tuple[str, StepShape]]:
         """Every step with its path (`attempt/critic`: no rounds, no items), outer ones first."""

@@ -26,50 +26,74 @@ class MetricValue(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     value: float | int | list[float]
+    """A number, or a list of numbers."""
     unit: str
+    """The unit as AIPerf names it: `ms`, `tokens` …"""
 
 
 class RequestMetadata(BaseModel):
-    """Which request it was and when, in nanoseconds since 1970. `load` names the level it was part of."""
+    """Which request it was, and when."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     session_num: int
+    """Number of the conversation within its level of load."""
     x_request_id: str
+    """Id of the request."""
     x_correlation_id: str
+    """Id that the requests of one conversation share."""
     conversation_id: str
+    """Name of the conversation in the workload."""
     turn_index: int
+    """Which turn of its conversation the request is, from 0."""
     request_start_ns: int
+    """When it was asked, in nanoseconds since 1970."""
     request_ack_ns: int | None
+    """When the first text came; None where none was streamed."""
     request_end_ns: int
+    """When its reply was whole, or it failed."""
     worker_id: str
+    """AIPerf's name for what asked; here one worker for each conversation at a time."""
     record_processor_id: str
+    """AIPerf's name for the process that wrote the record."""
     benchmark_phase: Phase
+    """`warmup` before the measurement, `profiling` in it."""
     was_cancelled: bool = False
+    """Whether the request was cancelled."""
     cancellation_time_ns: int | None = None
+    """When it was cancelled."""
     load: str
+    """Name of the level of load that it was part of."""
     role: str
+    """Role of the ask, "" where the workload has none."""
     variant: str
+    """Variant that answered; `base` is one."""
 
 
 class ErrorDetails(BaseModel):
-    """Why a request failed; `code` is 499 for one that was cancelled, 500 for any other."""
+    """Why a request failed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     code: int
+    """499 for a request that was cancelled, 500 for any other."""
     type: str
+    """Name of the error's class."""
     message: str
+    """The error's text."""
 
 
 class RequestRecord(BaseModel):
-    """One request; `metrics` is empty where it failed."""
+    """One request and its metrics: a line of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     metadata: RequestMetadata
+    """Which request it was, and when."""
     metrics: dict[str, MetricValue]
+    """Metric's name → its value; empty where the request failed."""
     error: ErrorDetails | None = None
+    """Why it failed, None where it did not."""
 
     def number(self, name: str) -> float | None:
         """A metric's value, None where this request has none of that name."""

@@ -40,19 +40,32 @@ class RunOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     workflow: str
+    """`file.py` or `file.py:name` of the task graph."""
     tasks: str | None = None
+    """Tasks of the file as `split:size[:seed]`; None for a single `input`."""
     input: str | None = None
+    """Input of a single run, as JSON or text; None for a task set."""
     assignment: str | dict[str, Any] | None = None
+    """Assignment: a file's path before it is read, its content after; None: the base plays every role."""
     base: str = DEFAULT_BASE
+    """Base model: a bundled name, a folder or a Hugging Face id."""
     # Stores hold batches from when folders of variants were called `variants`.
     shelf: list[str] = Field(default=[], validation_alias=AliasChoices("shelf", "variants"))
+    """Folders of variants beside the user's own shelf."""
     engine: EngineName = DEFAULT_ENGINE
+    """Which engine answers: its name, or a server's URL."""
     concurrency: int | None = None
+    """Runs at a time; None: as the settings say."""
     max_tokens: int | None = None
+    """Most tokens of one run. None is no limit."""
     max_seconds: float | None = None
+    """Longest time of one run in seconds. None is no limit."""
     seed: int = 0
+    """Seed of sampling."""
     settings: str | None = None
+    """Settings file, None for the defaults."""
     overrides: dict[str, Any] = {}
+    """Single settings over that file, by name."""
 
     def limits(self) -> RunLimits:
         """The limits of one run; raises SettingsError when they are out of range."""

@@ -63,7 +63,9 @@ class StreamOptions(_Strict):
     """What a stream carries beside text."""
 
     include_usage: bool = False
+    """Whether a last piece carries the usage."""
     include_obfuscation: bool | None = None
+    """Accepted for clients that send it; has no effect."""
 
 
 class AskOrigin(_Strict):

@@ -24,10 +24,15 @@ class NewRun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workflow: str = Field(max_length=200)
+    """Name of a workflow that the server serves."""
     input: dict[str, Any] | str
+    """The input as JSON data, or as text."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    """Seed of sampling."""
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_SEED)
+    """Most tokens of the run. Without both limits the server's settings hold."""
     max_seconds: float | None = Field(default=None, gt=0)
+    """Longest time of the run in seconds."""
 
     def limits(self) -> RunLimits | None:
         """What the run may use, None where nothing was said: the session's own limits hold."""
@@ -42,6 +47,7 @@ class ResumeAnswers(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     answers: dict[str, Any] = {}
+    """Step path → answer, of the type that the step asks for."""
 
 
 def run_row(run: RunRecord, *, live: bool) -> dict[str, Any]:

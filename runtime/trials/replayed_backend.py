@@ -22,7 +22,9 @@ class RecordedReply(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
+    """Hash of what the model was shown (see `ReplayedBackend`)."""
     reply: Reply
+    """The reply with its usage."""
 
 
 @dataclass

@@ -59,19 +59,32 @@ class ProbeOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     workflow: str
+    """`file.py` or `file.py:name` of the task graph."""
     tasks: str
+    """Tasks of the file to probe on, as `split:size[:seed]`."""
     variants: tuple[str, ...]
+    """Candidates beside those of the incumbent, as `name` or `name@thinking tokens`."""
     incumbent: str | None = None
+    """File of the assignment to start from; None: the base plays every role."""
     split_rounds: bool = True
+    """Whether a loop's first round and later ones are different parts."""
     base: str = DEFAULT_BASE
+    """Base model: a bundled name, a folder or a Hugging Face id."""
     # Probes were made when folders of variants were called `also`.
     shelf: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("shelf", "also"))
+    """Folders of variants beside the user's own shelf."""
     engine: EngineName = DEFAULT_ENGINE
+    """Which engine answers: its name, or a server's URL."""
     concurrency: int | None = None
+    """Runs at a time; None: as the settings say."""
     seed: int = 0
+    """Seed of sampling."""
     settings: str | None = None
+    """Settings file, None for the defaults."""
     overrides: dict[str, Any] = Field(default_factory=dict)
+    """Single settings over that file, by name."""
     probe: ProbeSettings = ProbeSettings()
+    """How long and how exactly to probe."""
 
     def load_settings(self) -> Settings:
         """Settings of the sessions and engines."""
