@@ -91,7 +91,9 @@ class MetierError(Exception):
         if self.expected:
             parts.append(f"expected {self.expected}")
         text = "; ".join(parts)
-        return f"{text}. {self.remedy}" if self.remedy else text
+        text = f"{text}. {self.remedy}" if self.remedy else text
+        # What was typed may hold bytes that are no text; an error that cannot be printed says nothing.
+        return text.encode("utf-8", "backslashreplace").decode()
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only fields would be lost by the default pickling, and errors cross process borders.

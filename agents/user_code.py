@@ -1,16 +1,22 @@
-"""Loads the objects that recipes name in a user's own Python file."""
+"""Loads objects from a user's own Python file, and tells of its errors by the user's line, not by ours."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import linecache
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .errors import RecipeError, did_you_mean
+from .text_files import shown
 
-__all__ = ["load_named"]
+__all__ = ["load_named", "told_at_users_line", "told_with_users_line", "users_line"]
+
+_LINE_CHARACTERS = 200
+_MESSAGE_CHARACTERS = 1000
 
 
 def load_named(folder: Path, named: str, where: str, what: str, fits: Callable[[Any], bool]) -> Any:
@@ -27,9 +33,9 @@ def load_named(folder: Path, named: str, where: str, what: str, fits: Callable[[
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(
-            f"{where} raised {type(error).__name__}: {error}",
+            f"{where} raised {told_with_users_line(error, folder)}",
             expected="a file that can be imported",
             remedy="Correct the program, or install what it needs.",
         ) from error
@@ -42,3 +48,48 @@ def load_named(folder: Path, named: str, where: str, what: str, fits: Callable[[
             remedy=did_you_mean(name, own, "Correct the name."),
         )
     return found
+
+
+def told_at_users_line(error: BaseException, folder: Path) -> str:
+    """Where a user's own code went wrong, in one line: file, line, the line's text, and the exception.
+
+    The line is the innermost one of a file below `folder`, and for a syntax error the one that cannot be parsed.
+    """
+    line = users_line(error, folder)
+    return f"{line}: {_exception(error)}" if line else _exception(error)
+
+
+def told_with_users_line(error: BaseException, folder: Path) -> str:
+    """As `told_at_users_line`, the exception first: where what was asked for stands before it."""
+    line = users_line(error, folder)
+    return f"{_exception(error)} at {line}" if line else _exception(error)
+
+
+def users_line(error: BaseException, folder: Path) -> str:
+    """File, line and the line's text of a user's own code below `folder` that raised; empty where none is known."""
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return _at_line(error.filename, error.lineno, error.text or "")
+    home = str(folder.resolve())
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_own(f.filename, home)]
+    if not frames:
+        return ""
+    file, line = frames[-1].filename, frames[-1].lineno or 0
+    return _at_line(file, line, linecache.getline(file, line))
+
+
+def _is_own(file: str, home: str) -> bool:
+    return file.startswith(f"{home}/") and "/site-packages/" not in file
+
+
+def _at_line(file: str, line: int, text: str) -> str:
+    text = text.strip()
+    return f"{file}, line {line}: {text[:_LINE_CHARACTERS]}" if text else f"{file}, line {line}"
+
+
+def _exception(error: BaseException) -> str:
+    try:
+        message = error.msg if isinstance(error, SyntaxError) else str(error)
+    except Exception:  # a user's own exception class may fail here too
+        message = shown(error.args)
+    message = message if len(message) <= _MESSAGE_CHARACTERS else f"{message[:_MESSAGE_CHARACTERS]}…"
+    return f"{type(error).__name__}: {message}"

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from ..agents.errors import AssignmentError, SettingsError, did_you_mean
 from ..agents.frozen_model import FrozenModel
+from ..agents.text_files import read_yaml_mapping
 from ..agents.thinking import ThinkingProfile
 from .escalation import ClimbCause, EscalationLevel
 
@@ -185,14 +186,9 @@ def _in_order(names: set[str]) -> list[str | None]:
 
 def load_assignment(path: Path | str) -> Assignment:
     """Read an assignment file; raises AssignmentError that names the field which is wrong."""
+    data = read_yaml_mapping(Path(path), AssignmentError, "the assignment", "`roles:` in a YAML file")
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise AssignmentError(
-            f"the assignment {path} cannot be read: {error}", expected="a YAML file with `roles:`"
-        ) from error
-    try:
-        return Assignment.model_validate(data if data is not None else {})
+        return Assignment.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

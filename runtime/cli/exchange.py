@@ -54,12 +54,16 @@ def export_variant(
     """Copy a variant's folder out of the shelf, T-REX as LoRA if asked; see `metier variants export --help`."""
     variant = shelf.get(name)
     if as_kind is None or variant.ask.adapter == as_kind:
-        shelf.export(variant, out)
+        shelf.export(variant, out, on_left_out=_say_left_out)
         say(f"variant {variant.name} ({variant.id}) is in {out}")
         return
     if out.exists():
         raise VariantError(f"{out} exists", expected="a new folder", remedy="Remove it, or choose another.")
     _export_as_lora(name, out, base, shelf, _rows(recipe, traffic))
+
+
+def _say_left_out(file: str) -> None:
+    say(f"left out {file}: it is not in the variant's record, or no regular file")
 
 
 def _export_as_lora(name: str, out: Path, base: str, shelf: Shelf, rows: list[TrafficRow]) -> None:
@@ -70,7 +74,7 @@ def _export_as_lora(name: str, out: Path, base: str, shelf: Shelf, rows: list[Tr
         table.add_column(head, overflow="fold")
     with StepBar(f"freezing the gate of {name}", "clusters") as bar:
         for variant, done in export_as_lora(name, rows, shelf=shelf, base=base, on_progress=bar.show):
-            shelf.export(variant, out / variant.name)
+            shelf.export(variant, out / variant.name, on_left_out=_say_left_out)
             table.add_row(
                 variant.name,
                 f"{done.calibration_rows}+{done.held_out_rows}",

@@ -82,6 +82,8 @@ def draw_variant(name: str, out: Path, shelf: Shelf) -> None:
 def list_variants(shelf: Shelf, verify: bool) -> None:
     """Print the shelf as a table; with `verify`, check every file first."""
     found = shelf.list()
+    for folder, error in shelf.damaged():
+        say(f"bad: {folder.name}: {error}", style="red")
     if verify:
         for variant in found:
             shelf.verify(variant)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ...agents.errors import ResumeError, SettingsError
+from ...agents.text_files import MOST_SEED, UnreadableTextError, parse_json, shown
 from ...specializers.shelf.shelf import Shelf as VariantShelf
 from ..backends import engine_help
-from ..settings.session import load_settings
+from ..settings.session import load_settings, setting_value
 from ..store.reading import store_for_reading
 from ..store.store import RunStore
 
@@ -58,7 +57,7 @@ Shelf = Annotated[
 ]
 Engine = Annotated[str, typer.Option("--engine", help=engine_help())]
 Concurrency = Annotated[int | None, typer.Option("--concurrency", help="Runs at a time.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of sampling.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Seed of sampling.")]
 Store = Annotated[Path, typer.Option("--store", help="SQLite file of runs.")]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report here as Markdown.")]
 SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings file (YAML).", resolve_path=True)]
@@ -84,8 +83,8 @@ def overrides(pairs: list[str] | None) -> dict[str, Any]:
     for pair in pairs or []:
         name, sign, value = pair.partition("=")
         if not sign:
-            raise SettingsError(f"--set {pair!r}", expected="name=value, such as engine.kv_cache_mib=1024")
-        values[name] = yaml.safe_load(value)
+            raise SettingsError(f"--set {shown(pair)}", expected="name=value, such as engine.kv_cache_mib=1024")
+        values[name] = setting_value(f"--set {name}", value)
     return values
 
 
@@ -105,15 +104,16 @@ def checked(kind: type[BaseModel], *, options: Mapping[str, str] | None = None, 
         first = error.errors()[0]
         field = str(first["loc"][0])
         option = (options or {}).get(field, f"--{field.replace('_', '-')}")
-        raise SettingsError(f"{option} {first['input']!r}: {first['msg']}", remedy="Correct the value.") from error
+        raise SettingsError(f"{option} {shown(first['input'])}: {first['msg']}", remedy="Correct the value.") from error
 
 
 def read_json(text: str, option: str) -> Any:
     """What an option holds as JSON; raises SettingsError when it is none."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{option} {text!r} is no JSON: {error}", remedy="Quote it for the shell.") from error
+        return parse_json(text)
+    except UnreadableTextError as error:
+        problem = f"{option} {shown(text)} cannot be read: {error}"
+        raise SettingsError(problem, expected="JSON", remedy="Quote it for the shell.") from error
 
 
 def open_store(store: Path) -> RunStore:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...agents.errors import ProfileError
+from ...agents.text_files import parse_json, read_bounded
 from ...router.probing.profile import read_profiles
 from .figures import FrontPoint
 from .table import Table, count, number
@@ -42,7 +42,7 @@ def _front(path: Path) -> tuple[tuple[FrontPoint, ...], tuple[FrontPoint, ...]]:
     if not path.exists():
         return (), ()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_bounded(path))
         front = tuple(FrontPoint(point["cpu_s"], point["quality"]) for point in data["front"])
         lines = [(line["name"], line["measured"]) for line in data["table"] if line["measured"]]
         measured = tuple(

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ...agents.errors import SettingsError, did_you_mean
+from ...agents.text_files import UnreadableTextError, parse_yaml, read_yaml_mapping, shown
 from ...router.priority import PrioritySettings
 from ...specializers.shelf.base_model import cache_folder
 from .engine import EngineSettings
@@ -20,7 +20,7 @@ from .limits import RunLimits
 from .ray import RaySettings
 from .server import ServerSettings
 
-__all__ = ["API_KEY_VARIABLE", "Settings", "load_settings"]
+__all__ = ["API_KEY_VARIABLE", "Settings", "load_settings", "setting_value"]
 
 ENVIRONMENT_PREFIX = "METIER_"
 API_KEY_VARIABLE = "METIER_API_KEY"
@@ -85,13 +85,10 @@ def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None 
     >>> load_settings(overrides={"engine.threads": 1}).engine.threads
     1
     """
-    values: dict[str, Any] = {}
+    from_file: dict[str, Any] = {}
     if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise SettingsError(f"settings file {path} cannot be read: {error}", expected="a YAML file") from error
-    values = _merge(values, _from_environment())
+        from_file = read_yaml_mapping(path, SettingsError, "settings file", "a YAML file of settings and values")
+    values = _merge(from_file, _from_environment())
     for name, value in (overrides or {}).items():
         nested: Any = value
         for part in reversed(name.split(".")):
@@ -100,7 +97,38 @@ def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None 
     try:
         return Settings(**values)
     except ValidationError as error:
-        raise _explain(error) from error
+        wrong, first = _explain(error), error.errors()[0]
+        place = first["loc"][:-1] if first["type"] == "missing" else first["loc"]
+        if path is not None and _stands_in(from_file, place):
+            wrong = SettingsError(f"{path}: {wrong.problem}", expected=wrong.expected, remedy=wrong.remedy)
+        raise wrong from error
+
+
+def _stands_in(values: Any, place: tuple[int | str, ...]) -> bool:
+    """Whether a value stands at the place of nested mappings and lists."""
+    for part in place:
+        if isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        elif isinstance(values, dict) and part in values:
+            values = values[part]
+        else:
+            return False
+    return True
+
+
+def setting_value(where: str, text: str) -> Any:
+    """The value of a setting in the environment or on the command line, as YAML; `where` it stands is for errors.
+
+    Raises: SettingsError when it is no value.
+    """
+    try:
+        return parse_yaml(text)
+    except UnreadableTextError as error:
+        raise SettingsError(
+            f"{where[:100]}={shown(text)} cannot be read: {error}",
+            expected="a value as in a settings file (YAML)",
+            remedy="Correct the value, or quote it for the shell.",
+        ) from error
 
 
 def _from_environment() -> dict[str, Any]:
@@ -108,7 +136,7 @@ def _from_environment() -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, text in os.environ.items():
         if variable.startswith(ENVIRONMENT_PREFIX) and variable not in OTHER_VARIABLES:
-            nested: Any = yaml.safe_load(text)
+            nested: Any = setting_value(variable, text)
             for part in reversed(variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")):
                 nested = {part: nested}
             values = _merge(values, nested)
@@ -128,7 +156,7 @@ def _explain(error: ValidationError) -> SettingsError:
     where = [str(part) for part in first["loc"]]
     name = ".".join(where)
     if first["type"] != "extra_forbidden":
-        return SettingsError(f"setting {name}={first['input']!r}: {first['msg']}", remedy="Correct the value.")
+        return SettingsError(f"setting {name}={shown(first['input'])}: {first['msg']}", remedy="Correct the value.")
     model: Any = Settings
     for part in where[:-1]:
         if not part.isdigit():  # a place in a list has the list's own type

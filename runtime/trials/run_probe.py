@@ -24,6 +24,7 @@ from ...agents.errors import (
 from ...agents.nodes import RoleWork
 from ...agents.step_paths import StepPath
 from ...agents.tasksets import Task, TaskSet
+from ...agents.text_files import UnreadableTextError, read_bounded
 from ...agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...router.assignment import BASE, Assignment, load_assignment
 from ...router.probing.evaluator import Evaluator, OnOutcome
@@ -95,8 +96,8 @@ def read_options(folder: Path) -> ProbeOptions:
     """What the probe of a folder was started with; raises ProfileError when there was none."""
     path = folder / OPTIONS
     try:
-        return ProbeOptions.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+        return ProbeOptions.model_validate_json(read_bounded(path))
+    except (OSError, UnreadableTextError, ValidationError) as error:
         raise ProfileError(
             f"{path} cannot be read: {error}", expected="a folder of `metier probe`", remedy="Name it with --probe."
         ) from error

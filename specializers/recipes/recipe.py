@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self, Union, get_args, get_origin
 
-import yaml
 from pydantic import (
     BaseModel,
     Discriminator,
@@ -40,8 +39,9 @@ from pydantic import (
 
 from ...agents.errors import RecipeError, TaskSetError, did_you_mean
 from ...agents.frozen_model import FrozenModel
+from ...agents.text_files import MOST_SEED, read_yaml_mapping, shown
 from ...agents.traffic import TrafficRow, read_traffic
-from ...agents.user_code import load_named
+from ...agents.user_code import load_named, told_with_users_line
 from ..methods.asked_role import NAMED, RoleSettings
 from ..methods.method import find_method
 
@@ -122,7 +122,7 @@ class Recipe(FrozenModel):
     parent: str = "base"
     """Name or content id of a variant on the shelf, or `base`."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     """Seed of everything random, the data program included."""
 
     data: Data | None = None
@@ -163,14 +163,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises: RecipeError that names the file, the field, its value, what was expected, and for a misspelt field
     the closest name there is.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read: {error.strerror}", remedy="Correct the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is not YAML: {error}", remedy="Correct the file.") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"recipe {path} holds {type(content).__name__}", expected="fields and values")
+    content = read_yaml_mapping(path, RecipeError, "recipe", "a YAML file of fields and values")
     if "folder" in content:
         raise RecipeError(f"recipe {path}: unknown field 'folder'", remedy="Remove it.")
     try:
@@ -226,7 +219,7 @@ def _program_rows(recipe: Recipe, data: ProgramData) -> list[TrafficRow]:
         raise
     except Exception as error:
         raise RecipeError(
-            f"{where} raised {type(error).__name__}: {error}",
+            f"{where} raised {told_with_users_line(error, recipe.folder)}",
             expected="a function of size and seed that yields TrafficRow",
             remedy="Correct the program, or install what it needs.",
         ) from error
@@ -240,7 +233,8 @@ def _method_settings(method: Any, where: str) -> BaseModel:
     if isinstance(method, BaseModel):
         return method
     if not isinstance(method, Mapping) or "method" not in method:
-        raise RecipeError(f"{where} is {method!r}", expected="fields with a `method`", remedy="Write `- method: lora`.")
+        problem = f"{where} is {shown(method)}"
+        raise RecipeError(problem, expected="fields with a `method`", remedy="Write `- method: lora`.")
     settings = find_method(str(method["method"])).settings
     try:
         return settings.model_validate(dict(method))
@@ -259,7 +253,7 @@ def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str
     if first["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
         return RecipeError(
-            f"{prefix}{path}: unknown field with value {first['input']!r}",
+            f"{prefix}{path}: unknown field with value {shown(first['input'])}",
             expected=f"one of {', '.join(known)}",
             remedy=did_you_mean(str(location[-1]), known, "Remove it."),
         )
@@ -267,10 +261,10 @@ def _as_recipe_error(error: ValidationError, model: type[BaseModel], prefix: str
         return RecipeError(f"{prefix}{path}: missing", expected="a value", remedy="Add the field.")
     if first["type"].startswith("union_tag"):
         return RecipeError(
-            f"{prefix}{path}: {first['input']!r} names no source of rows",
+            f"{prefix}{path}: {shown(first['input'])} names no source of rows",
             expected="`traffic: file.jsonl` or `program: file.py:function`",
         )
-    return RecipeError(f"{prefix}{path}: {first['input']!r}", expected=first["msg"], remedy="Correct the value.")
+    return RecipeError(f"{prefix}{path}: {shown(first['input'])}", expected=first["msg"], remedy="Correct the value.")
 
 
 def _fields_at(model: type[BaseModel], location: list[Any]) -> list[str]:

@@ -6,20 +6,25 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ...agents.errors import UnknownVariantError, VariantError, did_you_mean
+from ...agents.text_files import UnreadableTextError, parse_json, read_bounded, shown
 from ...agents.whole_files import whole_folder, write_whole
 from .variant import Variant, content_id
 
 __all__ = ["RECORD", "Shelf", "hash_file", "hash_files", "read_variant"]
 
 RECORD = "variant.json"
+
+MOST_RECORD_MIB = 16
+"""Largest record read, in MiB."""
 
 
 class Shelf:
@@ -77,8 +82,15 @@ class Shelf:
         return variant
 
     def list(self) -> list[Variant]:
-        """All variants, those on the shelf itself first and the newest first; unfinished folders are left out."""
+        """All variants, those on the shelf itself first and the newest first.
+
+        Unfinished folders are left out, and those whose record cannot be read: see `damaged`.
+        """
         return [variant for variant, _ in self._found()]
+
+    def damaged(self) -> Sequence[tuple[Path, VariantError]]:
+        """Folders whose record cannot be read, each with what is wrong; the rest of the shelf is not affected."""
+        return self._read()[1]
 
     def get(self, name_or_id: str) -> Variant:
         """Find a variant by name (the one added last) or content id.
@@ -145,14 +157,33 @@ class Shelf:
         folder.rename(going)
         shutil.rmtree(going)
 
-    def export(self, variant: Variant | str, folder: Path) -> Path:
-        """Copy a variant's folder to `folder` (which must not exist), to ship it; whole or not at all."""
-        source = self.path(variant)
+    def export(
+        self, variant: Variant | str, folder: Path, *, on_left_out: Callable[[str], None] = lambda _file: None
+    ) -> Path:
+        """Copy a variant's record and its files to `folder` (which must not exist), to ship it; whole or not at all.
+
+        Only regular files of the record are copied: a link would ship what it points to. `on_left_out` is told of
+        everything else that lies in the folder.
+        Raises: VariantError when `folder` exists, or a file of the record is missing or a link.
+        """
+        record, source = self._find(variant if isinstance(variant, str) else variant.id)
         if folder.exists():
             raise VariantError(f"{folder} exists", expected="a new folder", remedy="Remove it, or choose another.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with whole_folder(folder) as part:
-            shutil.copytree(source, part)
+            regular, others = _files_below(source)
+            for file in (RECORD, *record.files):
+                if file not in regular:
+                    raise VariantError(
+                        f"variant {record.name!r}: {file} in {source} is missing or no regular file",
+                        expected="the files of its record, none of them a link",
+                        remedy="Make the variant again from its recipe, or copy its folder again.",
+                    )
+            for file in (RECORD, *record.files):
+                (part / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / file, part / file, follow_symlinks=False)
+        for file in sorted({*regular, *others} - {RECORD, *record.files}):
+            on_left_out(file)
         return folder
 
     def _find(self, name_or_id: str) -> tuple[Variant, Path]:
@@ -161,6 +192,9 @@ class Shelf:
             for variant, folder in found:
                 if getattr(variant, by) == name_or_id:
                     return variant, folder
+        for folder, error in self.damaged():
+            if folder.name == name_or_id:
+                raise error
         names = sorted({variant.name for variant, _ in found})
         raise UnknownVariantError(
             f"no variant {name_or_id!r} on the shelf {self.folder}",
@@ -174,19 +208,28 @@ class Shelf:
         )
 
     def _found(self) -> Sequence[tuple[Variant, Path]]:
+        return self._read()[0]
+
+    def _read(self) -> tuple[Sequence[tuple[Variant, Path]], Sequence[tuple[Path, VariantError]]]:
+        """Variants with their folders, and folders whose record cannot be read with what is wrong."""
         own = _variant_folders(self.folder)
         own.sort(key=lambda folder: (-folder.stat().st_mtime_ns, folder.name))
         others = [folder for place in self.also for folder in _variant_folders(place)]
-        return [(read_variant(folder), folder) for folder in [*own, *others]]
+        read = [(folder, _read_or_error(folder)) for folder in [*own, *others]]
+        good = [(found, folder) for folder, found in read if isinstance(found, Variant)]
+        bad = [(folder, found) for folder, found in read if isinstance(found, VariantError)]
+        return good, bad
 
 
 def read_variant(folder: Path) -> Variant:
     """Read the record of a variant folder; raises VariantError when it is no record."""
     path = folder / RECORD
     try:
-        return Variant.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        text = read_bounded(path, most_mib=MOST_RECORD_MIB)
+        parse_json(text)
+        return Variant.model_validate_json(text)
+    except (OSError, ValidationError, UnreadableTextError) as error:
+        reason = _first_of(error) if isinstance(error, ValidationError) else str(error)
         raise VariantError(
             f"{path} is no variant record: {reason}",
             expected="a record that `metier make` wrote",
@@ -210,12 +253,42 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _read_or_error(folder: Path) -> Variant | VariantError:
+    try:
+        return read_variant(folder)
+    except VariantError as error:
+        return error
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {shown(first['input'])}: {first['msg']}"
+
+
 def _variant_folders(place: Path) -> list[Path]:
-    if (place / RECORD).is_file():
+    if os.path.lexists(place / RECORD):
         return [place]
     if not place.is_dir():
         return []
-    return sorted(f for f in place.iterdir() if not f.name.startswith(".") and (f / RECORD).is_file())
+    try:
+        return sorted(f for f in place.iterdir() if not f.name.startswith(".") and os.path.lexists(f / RECORD))
+    except OSError as error:
+        raise VariantError(
+            f"the shelf {place} cannot be read: {error.strerror or error}", expected="a folder that can be read"
+        ) from error
+
+
+def _files_below(folder: Path) -> tuple[set[str], set[str]]:
+    """Regular files below a folder by relative path, and what is neither a file nor a folder; no link is followed."""
+    regular: set[str] = set()
+    others: set[str] = set()
+    for place, folders, files in os.walk(folder):
+        for name in (*files, *folders):
+            path = Path(place, name)
+            mode = path.lstat().st_mode
+            if not stat.S_ISDIR(mode):
+                (regular if stat.S_ISREG(mode) else others).add(path.relative_to(folder).as_posix())
+    return regular, others
 
 
 def _write_record(folder: Path, variant: Variant) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,64 @@ def test_verify_names_what_was_harmed(tmp_path: Path, harm: str) -> None:
         shelf.verify("solver")
 
 
-def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
+BAD_RECORDS: dict[str, bytes] = {
+    "too few fields": b'{"id": "x"}',
+    "not UTF-8": b"\xff\xfe",
+    "a list": b"[]",
+    "deep": b'{"card": ' + b"[" * 100_000,
+    "a large number": b'{"seed": 1' + b"0" * 5000 + b"}",
+    "half a character": b'{"name": "\\ud800"}',
+    "a key twice": b'{"id": "x", "id": "y"}',
+}
+
+
+@pytest.mark.parametrize("bad", [*BAD_RECORDS, "a pipe", "a folder", "a link to nothing"])
+def test_a_record_that_is_none_is_named_and_the_rest_of_the_shelf_works(tmp_path: Path, bad: str) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    other = put(shelf, "critic", text="other")
+    folder = shelf.path(put(shelf, "solver"))
+    path = folder / "variant.json"
+    path.unlink()
+    if bad == "a pipe":
+        os.mkfifo(path)
+    elif bad == "a folder":
+        path.mkdir()
+    elif bad == "a link to nothing":
+        path.symlink_to(tmp_path / "nothing")
+    else:
+        path.write_bytes(BAD_RECORDS[bad])
+    assert shelf.list() == [other] and shelf.get("critic") == other
+    ((where, error),) = shelf.damaged()
+    assert where == folder and "variant.json is no variant record" in str(error)
+    with pytest.raises(VariantError, match=r"variant\.json is no variant record"):
+        shelf.get(folder.name)
+    with pytest.raises(UnknownVariantError):
+        shelf.get("solver")
+
+
+def test_export_ships_regular_files_of_the_record_only_and_says_what_it_left_out(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
     folder = shelf.path(put(shelf, "solver"))
-    (folder / "variant.json").write_text('{"id": "x"}')
-    with pytest.raises(VariantError, match=r"variant\.json is no variant record"):
-        shelf.list()
+    (tmp_path / "secret").write_text("of someone")
+    (folder / "note.txt").symlink_to(tmp_path / "secret")
+    (folder / "more").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    left_out: list[str] = []
+    out = shelf.export("solver", tmp_path / "out", on_left_out=left_out.append)
+    assert left_out == ["more", "note.txt", "pipe"]
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    assert files == ["adapter/adapter_model.safetensors", "variant.json"]
+
+
+@pytest.mark.parametrize("link", ["adapter/adapter_model.safetensors", "adapter", "variant.json"])
+def test_export_refuses_a_file_of_the_record_that_is_a_link(tmp_path: Path, link: str) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    folder = shelf.path(put(shelf, "solver"))
+    (folder / link).rename(tmp_path / "outside")
+    (folder / link).symlink_to(tmp_path / "outside")
+    with pytest.raises(VariantError, match="no regular file"):
+        shelf.export("solver", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unfinished_folders_are_never_listed(tmp_path: Path) -> None:
