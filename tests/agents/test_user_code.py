@@ -35,9 +35,7 @@ def flow(folder: Path, text: str) -> str:
     ],
 )
 def test_a_workflow_file_is_told_by_its_own_line(tmp_path: Path, more: str, says: str) -> None:
-    (tmp_path / "beside.py").write_text(
-        "def broken():\n    print(undefined)\nbroken()\n".replace("    print", "  print")
-    )
+    (tmp_path / "beside.py").write_text("def broken():\n  print(undefined)\nbroken()\n")
     with pytest.raises(GraphError) as caught:
         load_workflow(flow(tmp_path, GOOD + more))
     assert says in str(caught.value)
