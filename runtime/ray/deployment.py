@@ -133,7 +133,8 @@ class EngineDeployment:
         there = members(self.application)
         for name, replica in list(self.replicas.items()):
             if replica.engine.replica not in there:
-                self.remove(name, replica, "Serve has lost it")
+                self.remove(name, replica, "Serve has given it up")
+                replica.engine.lose()
         for replica_id in sorted(there - self._known):
             try:
                 await self._meet(replica_id)
@@ -143,10 +144,17 @@ class EngineDeployment:
     async def _meet(self, replica: str) -> None:
         engine = await ReplicaEngine.meet(self._handle, replica, self._settings.health_timeout_s)
         self._known.add(replica)
-        await check_answers(engine, self.start.self_check)
+        timeout_s = self._engine_settings.start_timeout_s
+        try:
+            with anyio.fail_after(timeout_s):
+                await check_answers(engine, self.start.self_check)
+        except TimeoutError as error:
+            problem = f"replica {replica} did not end its self-check within engine.start_timeout_s={timeout_s:g}"
+            raise EngineDeadError(problem, expected="a replica that answers") from error
         before = self.replicas.get(engine.name)
         if before is not None:
             self.remove(engine.name, before, "another has its rank")
+            before.engine.lose()
         self.replicas[engine.name] = self._with_slots(engine)
         if any(counters.name == engine.name for counters in self.past):
             self.restarts[engine.name] += 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -34,7 +36,7 @@ __all__ = ["ReplicaEngine"]
 class ReplicaEngine:
     """An `Engine` in a replica. Make it with `meet`; Serve starts and ends the replica, `close` only lets go of it.
 
-    When the replica dies, the asks under way there get EngineDeadError.
+    When the replica dies, or is given up with `lose`, the asks under way there get EngineDeadError.
     """
 
     def __init__(self, handle: Any, replica: str, ready: Ready) -> None:
@@ -46,6 +48,7 @@ class ReplicaEngine:
         self._counters = ready.counters
         self._gone: dict[int, EngineRequest] = {}
         self._written_off: dict[str, float] = {}
+        self._under_way: set[anyio.CancelScope] = set()
 
     @classmethod
     async def meet(cls, handle: Any, replica: str, timeout_s: float) -> Self:
@@ -109,17 +112,36 @@ class ReplicaEngine:
     async def close(self) -> None:
         """Does nothing: Serve ends the replica."""
 
+    def lose(self) -> None:
+        """End what is under way there: Serve has given the replica up, and one that hangs ends nothing by itself."""
+        for scope in self._under_way:
+            scope.cancel()
+
+    @contextmanager
+    def _until_lost(self) -> Iterator[None]:
+        with anyio.CancelScope() as scope:
+            self._under_way.add(scope)
+            try:
+                yield
+            finally:
+                self._under_way.discard(scope)
+        if scope.cancelled_caught:
+            raise EngineDeadError(f"replica {self.replica} was given up", expected="a replica that is well")
+
     async def _send(self, message: Generate | Load | Unload, request: EngineRequest | None = None) -> FromHost:
-        return self._take(await _answer(self._handle.take.remote(to_line(message), on=self.replica)), request)
+        with self._until_lost():
+            return self._take(await _answer(self._handle.take.remote(to_line(message), on=self.replica)), request)
+        raise AssertionError("lost replicas raise")
 
     async def _stream(self, message: Generate, request: EngineRequest, on_text: OnText) -> FromHost:
         pieces = self._handle.options(stream=True).stream.remote(to_line(message), on=self.replica)
         try:
-            async for line in _pieces(pieces):
-                said = from_host(line) if line.count(b"\n") == 1 else None
-                if not isinstance(said, Text):
-                    return self._take(line, request)
-                on_text(said.piece)
+            with self._until_lost():
+                async for line in _pieces(pieces):
+                    said = from_host(line) if line.count(b"\n") == 1 else None
+                    if not isinstance(said, Text):
+                        return self._take(line, request)
+                    on_text(said.piece)
         except BaseException:
             pieces.cancel()
             raise

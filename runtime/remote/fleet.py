@@ -26,7 +26,7 @@ from ..events import OnEvent
 from ..settings.fleet import FleetSettings, RemoteSettings
 from .fleet_member import FleetMember
 from .remote_backend import RemoteBackend, Resolve
-from .server_calls import ServerBusyError
+from .server_calls import GarbledAnswerError, ServerBusyError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,7 +177,7 @@ class Fleet:
             except ServerBusyError as error:
                 failed[member.url] = error
                 continue  # it is healthy: waiting for room has bounds of its own
-            except EngineDeadError as error:
+            except (EngineDeadError, GarbledAnswerError) as error:
                 member.failed(error)
                 failed[member.url] = error
             except AskRejectedError as error:

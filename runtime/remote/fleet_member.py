@@ -11,8 +11,8 @@ from typing import Any
 import anyio
 
 from ...agents.backend import OnText
-from ...agents.errors import EngineDeadError, EngineError
-from ...agents.messages import Ask, Reply, add_usage
+from ...agents.errors import AskRejectedError, EngineDeadError, EngineError
+from ...agents.messages import Ask, Message, Reply, add_usage
 from ...router.placement.placement import PlacedAsk
 from ...router.placement.replica_account import ReplicaAccount
 from ..events import Event, EventKind, OnEvent
@@ -22,8 +22,12 @@ from ..slots.adapter_slots import AdapterSlots
 from ..slots.slot_table import AdapterLease, SlotTable
 from .circuit_breaker import CircuitBreaker
 from .remote_backend import RemoteBackend, Resolve
+from .server_calls import GarbledAnswerError, ServerBusyError
 
 __all__ = ["FleetMember", "ServerCounters"]
+
+TRIAL = "trial"
+"""Run, step and role of the ask that a server has to answer before it gets others again."""
 
 CheckBase = Callable[[RemoteBackend], None]
 """Raises EngineError for a server that has another base than the fleet."""
@@ -73,6 +77,7 @@ class FleetMember:
         self._breaker = CircuitBreaker(failures=settings.failures_to_open, open_s=settings.open_s)
         self._joined = self._draining = self._stopping = False
         self._asking: set[anyio.CancelScope] = set()
+        self._trial = anyio.CancelScope()
         self._idle = anyio.Event()
         self._names: dict[str, str] = {}
         self._slots = AdapterSlots(SlotTable(slots), load=self._load, unload=self._unload, on_move=self._moved)
@@ -92,8 +97,12 @@ class FleetMember:
             raise EngineDeadError(problem, expected="a running server") from error
 
     def join(self) -> None:
-        """Take asks from now on; raises EngineError when the server has another base than the fleet."""
+        """Take asks from now on; raises EngineError when the server has another base than the fleet.
+
+        A trial still under way is cancelled: with asks under way there, its health has to be checked.
+        """
         self._check_base(self.remote)
+        self._trial.cancel()
         self._joined, self.trouble = True, ""
         self._breaker.succeeded()
         self._refresh()
@@ -113,12 +122,32 @@ class FleetMember:
             if not self._joined:
                 self.remote.forget()
                 self.account.forget()
-                await self.look()
-                self.join()
-                self._emit("server_back", server=self.url)
+                with anyio.CancelScope() as self._trial:
+                    await self.look()
+                    await self._try_out()
+                if not self._trial.cancelled_caught:
+                    self.join()
+                    self._emit("server_back", server=self.url)
         except EngineError as error:
             self.failed(error, whole=True)
         self._refresh()
+
+    async def _try_out(self) -> None:
+        """Have the base say one token: the health of a server whose engine hangs may still be good.
+
+        To be refused, or told to wait, is an answer too.
+        Raises: EngineDeadError when nothing comes in time, and what else `RemoteBackend.reply` raises.
+        """
+        timeout_s = self._settings.load_timeout_s
+        messages = (Message(role="user", content="Hello"),)
+        try:
+            with anyio.fail_after(timeout_s):
+                await self.remote.reply(Ask(run_id=TRIAL, step_path=TRIAL, role=TRIAL, messages=messages, max_tokens=1))
+        except (AskRejectedError, ServerBusyError):
+            return
+        except TimeoutError as error:
+            problem = f"{self.url} does not say one token within fleet.load_timeout_s={timeout_s:g}"
+            raise EngineDeadError(problem, expected="an engine that computes") from error
 
     def failed(self, error: EngineError, *, whole: bool = False) -> None:
         """Record a failure; after one of the `whole` server with its breaker open, asks under way are cancelled."""
@@ -172,7 +201,7 @@ class FleetMember:
             try:
                 with self.account.answering(placed):
                     reply = await self._reply(ask, on_text)
-            except EngineDeadError:
+            except (EngineDeadError, GarbledAnswerError):
                 self.counters.failed_asks += 1
                 raise
             finally:

@@ -14,7 +14,7 @@ from ...agents.backend import OnText
 from ...agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, UnknownVariantError
 from ...agents.messages import Ask, Reply, Usage
 from ..settings.fleet import RemoteSettings
-from .server_calls import ServerCalls, ServerGoneError, shown
+from .server_calls import GarbledAnswerError, ServerCalls, ServerGoneError, shown
 
 if TYPE_CHECKING:
     from ...specializers.shelf.variant import Variant
@@ -299,7 +299,7 @@ class RemoteBackend:
                 try:
                     piece = json.loads(said)
                 except ValueError as error:
-                    raise EngineError(f"{self.url} streamed no JSON: {shown(said)}") from error
+                    raise GarbledAnswerError(f"{self.url} streamed no JSON: {shown(said)}") from error
                 if "error" in piece:
                     raise self._calls.refused(500, "/v1/chat/completions", said)
                 data |= {name: piece[name] for name in ("usage", "metier") if piece.get(name)}
@@ -330,7 +330,7 @@ class RemoteBackend:
                 engine=f"{self.url} {origin.get('engine', '')}".strip(),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EngineError(
+            raise GarbledAnswerError(
                 f"{self.url} answered what is no chat completion: {shown(json.dumps(data))}",
                 expected="an OpenAI-compatible server",
             ) from error

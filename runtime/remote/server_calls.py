@@ -15,7 +15,7 @@ from ..settings.fleet import RemoteSettings
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["ServerBusyError", "ServerCalls", "ServerGoneError", "shown"]
+__all__ = ["GarbledAnswerError", "ServerBusyError", "ServerCalls", "ServerGoneError", "shown"]
 
 RETRIED = frozenset({429, 502, 503, 504})
 SHOWN_CHARACTERS = 300
@@ -27,6 +27,10 @@ class ServerGoneError(EngineDeadError):
 
 class ServerBusyError(ServerGoneError):
     """The server is well, and has no room for another ask now (429)."""
+
+
+class GarbledAnswerError(EngineError):
+    """The server answered with success what is no answer."""
 
 
 class ServerCalls:
@@ -49,9 +53,10 @@ class ServerCalls:
             timeout=httpx.Timeout(settings.silence_timeout_s, connect=settings.connect_timeout_s, pool=None),
             limits=httpx.Limits(max_connections=settings.connections, max_keepalive_connections=settings.connections),
         )
+        self._room = anyio.Semaphore(settings.connections)
         # Of its own: all connections of the other may be taken by asks.
         self.probing = httpx.AsyncClient(base_url=self.url, headers=headers, limits=httpx.Limits(max_connections=1))
-        self._errors: tuple[type[Exception], ...] = (httpx.TransportError,)
+        self._errors: tuple[type[Exception], ...] = (httpx.RequestError,)
 
     async def close(self) -> None:
         """Close the connections; closing twice is harmless."""
@@ -71,19 +76,33 @@ class ServerCalls:
     async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """What the server answers, as JSON.
 
-        Raises: NotServedError, AskRejectedError, EngineError, EngineDeadError.
+        Raises: NotServedError, AskRejectedError, GarbledAnswerError, EngineError, EngineDeadError.
         """
         async with self.answered(method, path, body) as response:
             await response.aread()
             try:
                 data = response.json() if "json" in response.headers.get("content-type", "") else {}
             except ValueError as error:
-                raise EngineError(f"{self.url}{path} answered no JSON: {shown(response.text)}") from error
+                raise GarbledAnswerError(f"{self.url}{path} answered no JSON: {shown(response.text)}") from error
             return data if isinstance(data, dict) else {"data": data}
 
     @asynccontextmanager
     async def answered(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
-        """A response without an error status, its body not yet read; calls that failed on the way are tried again."""
+        """A response without an error status, its body not yet read; calls that failed on the way are tried again.
+
+        Raises: ServerGoneError also when the call has not ended within `answer_timeout_s`; waiting for a connection
+        is not counted.
+        """
+        async with self._room:
+            with anyio.move_on_after(self._settings.answer_timeout_s) as scope:
+                async with self._tried(method, path, body) as response:
+                    yield response
+            if scope.cancelled_caught:
+                bound = f"remote.answer_timeout_s={self._settings.answer_timeout_s:g}"
+                raise self.gone(f"did not end its answer within {bound}")
+
+    @asynccontextmanager
+    async def _tried(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
         left = self._settings.retries
         wait_s = self._settings.retry_wait_s
         while True:

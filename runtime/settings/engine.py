@@ -73,8 +73,16 @@ class EngineSettings(FrozenModel):
     close_timeout_s: float = Field(default=20.0, gt=0)
     """Seconds that an engine in a process of its own has to end."""
 
+    hang_timeout_s: float = Field(default=30.0, ge=0.5)
+    """Seconds within which an engine in a process of its own is noticed to hang, when it neither answers between two
+    steps nor uses CPU time. It is then killed and started again as one that died."""
+
+    step_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds that such an engine may compute without answering. Longer counts as hanging, whatever CPU time it uses.
+    Raise it where a step of `max_batch_tokens` takes that long."""
+
     restart_limit: int = Field(default=3, ge=0)
-    """How often an engine that dies is restarted within `restart_window_s`."""
+    """How often an engine that dies or hangs is restarted within `restart_window_s`."""
 
     restart_window_s: float = Field(default=600.0, gt=0)
     """Seconds over which restarts are counted."""
@@ -109,6 +117,11 @@ class EngineSettings(FrozenModel):
         known: tuple[int, ...] = get_args(SlotRank)
         wanted = min(max([self.slot_rank, *ranks]), known[-1])
         return self.model_copy(update={"slot_rank": next(rank for rank in known if rank >= wanted)})
+
+    @property
+    def beat_every_s(self) -> float:
+        """Seconds between two signs of life of an engine in a process of its own."""
+        return self.hang_timeout_s / 10
 
     @property
     def one_process(self) -> bool:

@@ -62,10 +62,11 @@ class FleetSettings(FrozenModel):
     """After this many failures in a row a server gets no asks, and those it has go elsewhere."""
 
     open_s: float = Field(default=10.0, ge=0)
-    """Seconds without asks before such a server's health is checked again."""
+    """Seconds without asks before such a server's health is checked again and it has to answer one token."""
 
     load_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds that loading an adapter may take before it counts as failed."""
+    """Seconds that loading an adapter may take before it counts as failed, and that a server which comes back has for
+    its first token."""
 
     conversations_kept: int = Field(default=1024, ge=1)
     """Prompts that are remembered for each server as being in its prefix cache."""
@@ -106,6 +107,10 @@ class RemoteSettings(FrozenModel):
 
     silence_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds that a server may send nothing before the call is given up."""
+
+    answer_timeout_s: float = Field(default=3600.0, gt=0)
+    """Seconds that a call may take with all its retries, so that a server which sends a byte now and then is given up
+    too. The default is an answer of 2,048 tokens at a token in two seconds, with time to wait for its turn there."""
 
     retries: int = Field(default=3, ge=0, le=20)
     """How often a call that failed on the way (no connection, 429, 502, 503, 504) is made again."""

@@ -25,10 +25,12 @@ from ..engine_arguments import engine_arguments
 from ..engine_errors import adapter_refused, ask_error, not_started
 from ..vllm_calls import VllmAsks, VllmCall, lora_request
 from ..vllm_environment import import_vllm
+from .core_pulse import CorePulse
 from .host_protocol import (
     Abandoned,
     Abort,
     Answered,
+    Beat,
     Begin,
     Died,
     Failed,
@@ -88,6 +90,9 @@ class EngineHost:
             return 1
         self._send(Ready(pids=pids, counters=self._counters()))
         health = asyncio.create_task(self._watch_health())
+        # The question goes through the queue that asks go through, so that a core that is stopped cannot answer it.
+        pulse = CorePulse(self._llm.is_sleeping, pids[1:], begin.settings, lambda: self._send(Beat()))
+        beating = asyncio.create_task(pulse.run())
         serving = asyncio.create_task(self._serve())
         try:
             done, _ = await asyncio.wait((health, serving), return_when=asyncio.FIRST_COMPLETED)
@@ -98,7 +103,7 @@ class EngineHost:
                 await self._writer.drain()
             return int(health in done)
         finally:
-            for task in (health, serving, *self._tasks.values()):
+            for task in (health, beating, serving, *self._tasks.values()):
                 task.cancel()
             # The engine holds nothing that has to be saved, so it is not shut down slowly.
             self._llm.shutdown(timeout=_FAREWELL_S)

@@ -64,9 +64,10 @@ class HostProcess:
         """Write a line to the host, soon."""
         self._lines.put(line)
 
-    def kill(self) -> None:
-        """Kill the host itself at once: while it builds its engine it reads no messages."""
+    def kill(self, pids: Iterable[int] = ()) -> None:
+        """Kill the host itself and `pids` at once: while it builds its engine, or hangs, it reads no messages."""
         self._process.kill()
+        _kill(pids)
 
     def end(self, pids: Iterable[int]) -> None:
         """Wait for the host to go, then make sure that `pids` and the rest of its group are gone too. Blocks."""
@@ -75,9 +76,7 @@ class HostProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(pids)
         # Python's resource tracker is in the group too: given a moment, it removes shared memory that a killed
         # process left behind, and ends by itself.
         deadline_s = time.monotonic() + _GROUP_GRACE_S
@@ -111,3 +110,9 @@ class HostProcess:
             for line in lines:
                 self._on_line(line)
         self._on_end()
+
+
+def _kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -18,6 +18,7 @@ __all__ = [
     "Abandoned",
     "Abort",
     "Answered",
+    "Beat",
     "Begin",
     "Died",
     "Failed",
@@ -168,6 +169,12 @@ class Swapped(_Line):
     counters: EngineCounters
 
 
+class Beat(_Line):
+    """The processes that compute are alive."""
+
+    op: Literal["beat"] = "beat"
+
+
 class Died(_Line):
     """The engine is gone; the host ends too."""
 
@@ -176,7 +183,7 @@ class Died(_Line):
 
 
 ToHost = Begin | Generate | Abort | Load | Unload | Quit
-FromHost = Ready | Text | Answered | Failed | Abandoned | Swapped | Died
+FromHost = Ready | Text | Answered | Failed | Abandoned | Swapped | Beat | Died
 
 _to_host: TypeAdapter[ToHost] = TypeAdapter(Annotated[ToHost, Field(discriminator="op")])
 _from_host: TypeAdapter[FromHost] = TypeAdapter(Annotated[FromHost, Field(discriminator="op")])

@@ -21,11 +21,13 @@ from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
 from ..loop_mailbox import LoopMailbox, Mailboxes, Promise, tell
+from .hang_watch import HangWatch
 from .host_process import HostProcess
 from .host_protocol import (
     Abandoned,
     Abort,
     Answered,
+    Beat,
     Begin,
     Died,
     Failed,
@@ -60,8 +62,8 @@ class SupervisedEngine:
     """An `Engine` in child processes. Make it with `start`.
 
     A child of ours, the host, runs vLLM's AsyncLLM, whose engine core is a child of the host. Threads talk to it, so
-    asyncio and trio are served alike. When any of the processes dies, the asks under way get EngineDeadError and the
-    rest of the processes are ended; starting anew is the pool's decision.
+    asyncio and trio are served alike. When any of the processes dies, or hangs for `hang_timeout_s`, the asks under way
+    get EngineDeadError and the rest of the processes are ended; starting anew is the pool's decision.
     """
 
     def __init__(self, name: str, settings: EngineSettings) -> None:
@@ -77,6 +79,7 @@ class SupervisedEngine:
         self._closed = False
         self._ended_by = "its host process ended"
         self.pids: tuple[int, ...] = ()
+        self._watch = HangWatch(name, settings, self._end_hung)
         self._host = HostProcess(name, settings, on_line=self._hear, on_end=self._host_ended)
 
     @classmethod
@@ -144,7 +147,7 @@ class SupervisedEngine:
 
     @property
     def dead(self) -> bool:
-        """Whether a process of the engine has ended by itself."""
+        """Whether a process of the engine has ended by itself, or hung."""
         with self._lock:
             return self._death is not None
 
@@ -167,6 +170,7 @@ class SupervisedEngine:
             return
         self._closed = True
         with anyio.CancelScope(shield=True):
+            self._watch.stop()
             self._send(Quit())
             await anyio.to_thread.run_sync(self._host.end, self.pids[1:])
 
@@ -199,14 +203,17 @@ class SupervisedEngine:
 
     def _hear(self, line: bytes) -> None:
         message = from_host(line)
-        if isinstance(message, Died):
-            self._ended_by = message.reason
-        else:
-            self._take(message)
+        match message:
+            case Beat():
+                self._watch.heard()
+            case Died(reason=reason):
+                self._ended_by = reason
+            case _:
+                self._take(message)
 
     def _take(self, message: FromHost) -> None:
         """Hand one message of the host to who waits for it."""
-        assert not isinstance(message, Died)
+        assert not isinstance(message, Beat | Died)
         if not isinstance(message, Text) and message.counters is not None:
             self._counters = message.counters
         key = 0 if isinstance(message, Ready) else message.key
@@ -220,6 +227,7 @@ class SupervisedEngine:
         match message:
             case Ready(pids=pids):
                 self.pids = pids
+                self._watch.start()
                 post(partial(promise.succeed, None))
             case Text(piece=piece):
                 assert waiting.on_text is not None
@@ -247,6 +255,7 @@ class SupervisedEngine:
 
     def _host_ended(self) -> None:
         """Fail every waiting ask: the engine is gone."""
+        self._watch.stop()
         with self._lock:
             death = EngineDeadError(
                 f"engine {self.name!r} is gone: {self._ended_by}",
@@ -264,6 +273,13 @@ class SupervisedEngine:
         with self._lock:
             if not self._closed:
                 self._death = death
+
+    # -- the watching thread -----------------------------------------------------------------------------
+
+    def _end_hung(self) -> None:
+        """End an engine that gives no sign of life; the reading thread then hears that the host has ended."""
+        self._ended_by = f"it gave no sign of life for engine.hang_timeout_s={self._settings.hang_timeout_s:g}"
+        self._host.kill(self.pids[1:])
 
 
 def _copy(error: EngineDeadError) -> EngineDeadError:
