@@ -31,7 +31,7 @@ check: $(INSTALLED) ## Lint, types, and the direction of imports
 format: $(INSTALLED) ## Sort imports and format
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
 
-faults: $(INSTALLED) ## Kill campaigns: what survives kill -9 (minutes)
+faults: $(INSTALLED) ## Kill and hang campaigns: what survives kill -9 and -STOP (tens of minutes)
 	@$(BIN)/python -m pytest -q -m faults
 
 $(CLIENTS)/.installed: $(INSTALLED) examples/clients/requirements.txt

@@ -206,16 +206,27 @@ class EnginePool:
         async with entry.changing:
             if entry.running is None:
                 await self._close_dead(entry)
-                self._check_may_start(entry)
                 began_s = time.monotonic()
                 self._emit("engine_starting", engine=entry.start.name, note=start_note(entry.start))
-                engine: Engine = await self._start_engine(entry.start)
-                await check_answers(engine, entry.start.self_check)
+                engine = await self._start_checked(entry)
                 entry.running = self._with_adapters(engine, entry)
                 kind: EventKind = "engine_restarted" if entry.past else "engine_ready"
                 entry.restarts += bool(entry.past)
                 self._emit(kind, engine=entry.start.name, seconds=round(time.monotonic() - began_s, 2))
             return entry.running
+
+    async def _start_checked(self, entry: _PoolEntry) -> Engine:
+        """A new engine that has passed its self-check; one that dies or hangs in it is restarted as any other."""
+        while True:
+            self._check_may_start(entry)
+            engine: Engine = await self._start_engine(entry.start)
+            try:
+                await check_answers(engine, entry.start.self_check)
+            except EngineDeadError:
+                entry.died_s.append(time.monotonic())
+                entry.past.append(engine.counters())
+            else:
+                return engine
 
     def _check_may_start(self, entry: _PoolEntry) -> None:
         if self._closed:

@@ -284,6 +284,26 @@ async def test_an_engine_that_computes_something_else_does_not_serve(
             assert started.engines[0].closed
 
 
+@pytest.mark.parametrize("limit", [0, 3])
+async def test_an_engine_that_dies_in_its_self_check_is_restarted_within_the_limit(
+    tiny_base: Path, tmp_path: Path, make_ask: MakeAsk, limit: int
+) -> None:
+    variants = checkpoints(tiny_base, tmp_path)
+    record, folder = variants["slim"]
+    known = [{"prompt": "0", "begins": " slim-000000:-"}]
+    variants["slim"] = (record.model_copy(update={"card": {"self_check": known}}), folder)
+    started = Started(deadly={"self-check"})
+    settings = TINY.model_copy(update={"restart_limit": limit})
+    async with EnginePool(tiny_base, variants.__getitem__, settings, start_engine=started) as pool:
+        if limit:
+            assert (await pool.reply(make_ask(variant="slim"))).text == "slim-000000:-"
+            assert pool.totals()["slim-000000"]["restarts"] == 1
+        else:
+            with pytest.raises(EngineDeadError, match="died 1 times"):
+                await pool.reply(make_ask(variant="slim"))
+    assert [engine.closed for engine in started.engines] == [True] * (1 + bool(limit))
+
+
 @pytest.mark.engine
 async def test_engines_on_three_checkpoints_live_together_and_close_apart(
     tiny_base: Path, tmp_path: Path, make_ask: MakeAsk
