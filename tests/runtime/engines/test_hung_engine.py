@@ -33,7 +33,7 @@ MakeAsk = Callable[..., Ask]
 ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 # Short enough for a test, long enough for a machine that is busy with other tests.
-IMPATIENT = TINY.model_copy(update={"hang_timeout_s": 5.0, "restart_limit": 20})
+IMPATIENT = TINY.model_copy(update={"hang_timeout_s": 10.0, "restart_limit": 20})
 QUICK = EngineSettings(hang_timeout_s=0.5, step_timeout_s=0.3)
 
 
