@@ -16,6 +16,8 @@ __all__ = ["answer_schema", "correction_messages", "parse_answer", "split_thinki
 
 _SHOWN_CHARACTERS = 200
 _OBJECT_BEGINS = re.compile(r'\{\s*["}]')
+_OBJECT_OR_CUT_BEGINS = re.compile(r'\{\s*(?:["}]|\Z)')
+_BARE_NUMBER = re.compile(r"\s*-?[\d.eE+-]+")
 # A string that is not closed runs to the end of the text: braces after it are part of it.
 _BRACE_OR_STRING = re.compile(r'[{}]|"(?:[^"\\]|\\(?:.|\Z))*+(?:"|\Z)', re.DOTALL)
 
@@ -25,11 +27,12 @@ def answer_schema(gives: Any) -> dict[str, Any] | None:
     return None if gives is str else gives.model_json_schema()
 
 
-def parse_answer(text: str, gives: Any) -> Any:
+def parse_answer(text: str, gives: Any, *, cut_off: bool = False) -> Any:
     """Turn a reply's text into the type a role gives.
 
     Free text is returned stripped. JSON may be surrounded by other text or a code fence: the first complete object
-    counts, and no object inside one that is cut off or malformed. Takes time linear in the text.
+    counts, and no object inside one that is cut off or malformed. Of a text that was `cut_off` by its limit of tokens
+    an object counts only when no other is begun behind it. Takes time linear in the text.
     Raises: AnswerError that quotes the text and says what did not fit.
     """
     try:
@@ -43,6 +46,8 @@ def parse_answer(text: str, gives: Any) -> Any:
     if gives is str:
         return text.strip()
     model: type[BaseModel] = gives
+    if cut_off and _ends_within(text):
+        raise _misfit(text, model, "it was cut off by max_tokens")
     try:
         return model.model_validate_json(text)
     except ValidationError:
@@ -101,6 +106,17 @@ def _first_object(text: str) -> str | None:
         else:
             return found
     return None
+
+
+def _ends_within(text: str) -> bool:
+    """Whether a text ends inside an object, or in a number of which more digits may have come."""
+    at = 0
+    while begins := _OBJECT_OR_CUT_BEGINS.search(text, at):
+        end = _end_of_object(text, begins.start())
+        if end is None:
+            return True
+        at = end
+    return _BARE_NUMBER.fullmatch(text) is not None
 
 
 def _end_of_object(text: str, start: int) -> int | None:

@@ -19,6 +19,7 @@ from .nodes import (
     StepOutput,
     Work,
 )
+from .recorded_values import check_recordable
 from .roles import InputType, Role, name_inputs, type_name
 from .sources import Level, candidates, find, fits, is_previous_round, locate, pin, source_of
 
@@ -29,6 +30,7 @@ def build_graph(graph: GraphDraft) -> BuiltGraph:
     """Check a declared workflow and freeze it; raises GraphError for everything that could not run."""
     if not graph.steps:
         raise GraphError(f"graph {graph.name!r} has no steps", remedy="Add one: graph.step(role).")
+    check_recordable(graph.takes, f"the input of graph {graph.name!r}")
     level = _level(graph, graph.steps, (), None)
     body = _build_body(level)
     return BuiltGraph(graph.name, graph.takes, graph.gives, body, _graph_output(level))
@@ -93,6 +95,7 @@ def _build_node(level: Level, draft: Draft) -> BuiltNode:
         source = pin(level, draft, name, wanted, pinned) if pinned else find(level, draft, name, wanted)
         if source is not None:
             sources[name] = source
+    check_recordable(gives_of(draft), f"what step {draft.name!r} gives")
     return BuiltNode(
         draft.name, work, inputs, sources, gives_of(draft), tuple(level.edges.predecessors(draft.name)),
         draft.when, each, draft.timeout_s, draft.retries,

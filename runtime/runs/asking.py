@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import reprlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +13,8 @@ from typing import Any
 
 from ...agents.answers import correction_messages, parse_answer
 from ...agents.backend import Backend
-from ...agents.errors import AnswerError, LimitError
-from ...agents.messages import Ask, Message, Reply
+from ...agents.errors import AnswerError, EngineError, LimitError
+from ...agents.messages import Ask, Message, Reply, Usage
 from ...agents.prompts import PROMPT_LAYOUT, task_text
 from ...agents.roles import Role
 from ...router.escalation import Failures
@@ -22,8 +24,12 @@ from ..store.records import AskRecord, StepRecord
 from .outlook import RunOutlook
 from .run_plan import RunPlan
 from .step_values import schema_of
+from .unforeseen import named
 
 __all__ = ["Asker", "RouteAsk", "StepAsk"]
+
+LARGEST_COUNT = 2**63 - 1
+"""The largest integer that SQLite keeps."""
 
 RouteAsk = Callable[[Ask, Failures], Route]
 """Route of an ask, given the failures before it."""
@@ -79,14 +85,14 @@ class Asker:
         """Ask, and correct once; returns (answer, threshold, mean log-probability)."""
         reply, threshold = await self._ask(step, step.messages, failures)
         try:
-            return parse_answer(reply.text, step.role.gives), threshold, reply.mean_logprob
+            return _parse(reply, step.role), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
             self._events.tell("ask_retried", step.record.path, step.role.name, reason=str(error))
             corrected = correction_messages(step.messages, reply.text, error)
         reply, threshold = await self._ask(step, corrected, failures)
         try:
-            return parse_answer(reply.text, step.role.gives), threshold, reply.mean_logprob
+            return _parse(reply, step.role), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
             raise
@@ -103,7 +109,8 @@ class Asker:
         step.record.asks.append(record)
         on_text = partial(self._tell_text, step) if self._plan.stream else None
         try:
-            reply = await self._backend.reply(ask, on_text=on_text)
+            with named(EngineError, "the backend", "Look at the cause, and resume the run once it is mended."):
+                reply = _checked(await self._backend.reply(ask, on_text=on_text))
         except BaseException as error:
             record.error = str(error) or type(error).__name__
             record.answered_at = time.time()
@@ -171,3 +178,22 @@ class Asker:
 
     def _tell_text(self, step: StepAsk, text: str) -> None:
         self._events.tell("text", step.record.path, step.role.name, text=text)
+
+
+def _parse(reply: Reply, role: Role) -> Any:
+    return parse_answer(reply.text, role.gives, cut_off=reply.finish_reason == "length")
+
+
+def _checked(reply: Any) -> Reply:
+    """The reply, when it is one whose counts can be recorded; raises EngineError otherwise."""
+    if not isinstance(reply, Reply):
+        raise EngineError(f"the backend gave {reprlib.repr(reply)}", expected="a Reply", remedy="Mend the backend.")
+    for name in Usage.model_fields:
+        amount = getattr(reply.usage, name)
+        if abs(amount) > LARGEST_COUNT or not math.isfinite(amount):
+            raise EngineError(
+                f"the backend counts {name}={reprlib.repr(amount)}",
+                expected="a finite amount below 2^63",
+                remedy="Look at what the server says of its usage.",
+            )
+    return reply

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import reprlib
 import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ...agents.answers import parse_answer
 from ...agents.errors import AnswerError, ResumeError, RunError, RunInterrupted
 from ...agents.nodes import BuiltGraph
 from ...agents.pictures import to_mermaid
+from ...agents.recorded_values import dump, load
 from ...agents.step_paths import StepPath
 from ...agents.tasksets import Task
 from ...agents.workflow_shape import workflow_shape
@@ -21,22 +23,26 @@ from ..store.commands import command
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
 
-__all__ = ["check_resumable", "keep_answers", "new_batch", "waiting_for_person"]
+__all__ = ["check_resumable", "keep_answers", "new_batch", "recorded_input", "waiting_for_person"]
 
 
 def new_batch(
     built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
-) -> tuple[BatchRecord, list[RunRecord]]:
-    """Records of a batch that is about to start; raises RunError for an input of the wrong type."""
+) -> tuple[BatchRecord, list[RunRecord], list[BaseModel]]:
+    """Records of a batch that is about to start, and its inputs as a resume would read them.
+
+    Raises: RunError for an input of the wrong type, or one that cannot be recorded.
+    """
     for task in tasks:
         if not isinstance(task.input, built.takes):
             raise RunError(
                 f"input {task.input!r} is no {built.takes.__name__}", expected=f"what graph {built.name!r} takes"
             )
+    inputs = [_recorded(built, task) for task in tasks]
     batch = f"{built.name}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     runs = [
-        RunRecord(f"{batch}.{index}", batch, task.id, task.input.model_dump_json(), seed)
-        for index, task in enumerate(tasks)
+        RunRecord(f"{batch}.{index}", batch, task.id, text, seed)
+        for index, (task, (_, text)) in enumerate(zip(tasks, inputs, strict=True))
     ]
     record = BatchRecord(
         batch,
@@ -48,7 +54,31 @@ def new_batch(
         time.time(),
         workflow_shape(built).model_dump_json(exclude_defaults=True),
     )
-    return record, runs
+    return record, runs, [value for value, _ in inputs]
+
+
+def _recorded(built: BuiltGraph, task: Task) -> tuple[BaseModel, str]:
+    try:
+        return dump(task.input, built.takes)
+    except Exception as error:
+        raise RunError(
+            f"the input {reprlib.repr(task.input)} of task {task.id!r} cannot be recorded: {error}",
+            expected="an input that a resumed run reads back as it was",
+            remedy="Mend the input, or the types of its fields.",
+        ) from error
+
+
+def recorded_input(built: BuiltGraph, run: RunRecord) -> BaseModel:
+    """The input that a run was started with; raises ResumeError when it is no longer what the workflow takes."""
+    try:
+        value: BaseModel = load(run.input, built.takes)
+    except ValidationError as error:
+        raise ResumeError(
+            f"the recorded input of run {run.id} is no {built.takes.__name__}: {error}",
+            expected="what the workflow took when the run was started",
+            remedy="Start a new run.",
+        ) from error
+    return value
 
 
 def check_resumable(store: RunStore, built: BuiltGraph, run: RunRecord) -> None:
@@ -76,16 +106,28 @@ def keep_answers(store: RunStore, built: BuiltGraph, run: RunRecord, answers: Ma
             raise ResumeError(
                 f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(asked) or 'none'}"
             )
-        text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
-        try:
-            parse_answer(text, built.step_at(StepPath.parse(path)).gives)
-        except AnswerError as error:
-            raise ResumeError(
-                f"the answer {text} does not fit the question at {path!r}: {error.problem}", expected=error.expected
-            ) from error
-        texts[path] = text
+        texts[path] = _answer_text(answer, built.step_at(StepPath.parse(path)).gives, path)
     for path, text in texts.items():
         store.answer_question(run.id, path, text)
+
+
+def _answer_text(answer: Any, gives: Any, path: str) -> str:
+    """A person's answer as it is recorded."""
+    try:
+        if isinstance(answer, BaseModel) and isinstance(gives, type) and isinstance(answer, gives):
+            return dump(answer, gives)[1]
+        text = answer.model_dump_json() if isinstance(answer, BaseModel) else json.dumps(answer)
+        answer = parse_answer(text, gives)
+        return text if gives is str else dump(answer, gives)[1]
+    except AnswerError as error:
+        raise ResumeError(
+            f"the answer {text} does not fit the question at {path!r}: {error.problem}", expected=error.expected
+        ) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ResumeError(
+            f"the answer {reprlib.repr(answer)} to the question at {path!r} cannot be recorded: {error}",
+            expected="JSON data, or an object of the type that is asked for",
+        ) from error
 
 
 def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:

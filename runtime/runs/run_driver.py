@@ -11,20 +11,32 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import anyio
+from pydantic import ValidationError
 
 from ...agents.backend import Backend
-from ...agents.errors import LimitError, MetierError, RunInterrupted, RunTakenError, StoreError, first_error
+from ...agents.errors import (
+    LimitError,
+    MetierError,
+    ResumeError,
+    RunError,
+    RunInterrupted,
+    RunTakenError,
+    StoreError,
+    first_error,
+)
+from ...agents.recorded_values import dump, load
 from ...router.route import Router
 from ..events import Listeners, RunEvents
 from ..settings.session import Settings
+from ..store.records import RunRecord
 from ..store.store import RunStore
 from .asking import Asker
 from .batches import waiting_for_person
 from .executor import Executor
 from .outlook import Outlooks
 from .run_plan import RunPlan, RunResult
-from .step_values import type_adapter
 from .steps import BLOCKED, StepRunner
+from .unforeseen import named
 
 __all__ = ["RunDriver"]
 
@@ -35,7 +47,7 @@ STOPPED = "stopped before its end"
 
 
 class RunDriver:
-    """Does a session's runs. A MetierError ends its run and is in its result; any other error ends the batch."""
+    """Does a session's runs. An error ends its run and is in its result; cancellation alone ends the batch."""
 
     def __init__(
         self, backend: Backend, router: Router, store: RunStore, settings: Settings, listeners: Listeners
@@ -83,8 +95,7 @@ class RunDriver:
                 return RunResult(plan.run_id, error=error)
             now = self._store.run(plan.run_id)
             if now.state == "finished":
-                output = type_adapter(plan.graph.gives).validate_json(now.output or "null")
-                return RunResult(plan.run_id, output, score=now.score)
+                return _finished(plan, now)
             begun = plan.resumed or now.state != "waiting"
             return await self._run_claimed(replace(plan, record=now, resumed=begun), again)
 
@@ -94,18 +105,18 @@ class RunDriver:
         began = time.monotonic()
         self._store.start_run(run_id)
         events = RunEvents(run_id, self._listeners)
-        executor = self._executor(plan, events, again)
         events.tell("run_started", resumed=plan.resumed)
         try:
-            output = await self._output(plan, executor)
+            with named(RunError, f"run {run_id}", "Look at the cause; `metier resume` then goes on from here."):
+                output = await self._output(plan, self._executor(plan, events, again))
+                text = "null" if output is None else dump(output, plan.graph.gives)[1]
+                score = None if plan.score is None else plan.score(output)
         except MetierError as error:
             return self._end_badly(plan, events, error, time.monotonic() - began)
         except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):
             with suppress(StoreError):  # where nothing can be written, that is said already
                 self._store.end_run(run_id, "stopped", error=STOPPED, busy_s=time.monotonic() - began)
             raise
-        text = type_adapter(plan.graph.gives).dump_json(output).decode()
-        score = None if plan.score is None else plan.score(output)
         self._store.end_run(run_id, "finished", output=text, score=score, busy_s=time.monotonic() - began)
         events.tell("run_finished", output=text)
         return _told(RunResult(run_id, output, score=score), events)
@@ -141,6 +152,16 @@ class RunDriver:
         self._store.end_run(run_id, state, error=str(error), score=score, busy_s=busy_s)
         events.tell("run_failed", error=str(error))
         return _told(RunResult(run_id, error=error, score=score), events)
+
+
+def _finished(plan: RunPlan, now: RunRecord) -> RunResult:
+    """The result of a run that another driver has finished."""
+    text = now.output or "null"
+    try:
+        return RunResult(now.id, None if text == "null" else load(text, plan.graph.gives), score=now.score)
+    except ValidationError as error:
+        problem = f"the recorded output of run {now.id} is no longer what the workflow gives: {error}"
+        return RunResult(now.id, error=ResumeError(problem, expected="the types the run was started with"))
 
 
 def _told(result: RunResult, events: RunEvents) -> RunResult:

@@ -14,6 +14,7 @@ import anyio
 from pydantic import BaseModel
 
 from ...agents.backend import Backend, OnText
+from ...agents.errors import ResumeError
 from ...agents.graph import TaskGraph
 from ...agents.messages import Ask, Reply
 from ...agents.nodes import BuiltGraph
@@ -27,7 +28,7 @@ from ..settings.limits import RunLimits
 from ..settings.session import Settings
 from ..store.records import RunRecord
 from ..store.store import RunStore
-from .batches import check_resumable, keep_answers, new_batch
+from .batches import check_resumable, keep_answers, new_batch, recorded_input
 from .run_driver import RunDriver
 from .run_plan import RunPlan, RunResult
 
@@ -114,7 +115,7 @@ class Session:
         Raises: RunError, EngineError or StoreError when it fails; RunInterrupted when it waits for a person.
         """
         built = _built(graph)
-        (run,) = self._add_batch(built, [Task("0", value)], seed, label, {})
+        (run,), (value,) = self._add_batch(built, [Task("0", value)], seed, label, {})
         return await self._output(RunPlan(built, run, value, limits or self.settings.limits))
 
     async def map(
@@ -135,11 +136,11 @@ class Session:
         """
         built = _built(graph)
         tasks = list(inputs) if isinstance(inputs, TaskSet) else [Task(str(i), v) for i, v in enumerate(inputs)]
-        runs = self._add_batch(built, tasks, seed, label, options or {})
+        runs, values = self._add_batch(built, tasks, seed, label, options or {})
         task_set, limits = inputs if isinstance(inputs, TaskSet) else None, limits or self.settings.limits
         plans = [
-            RunPlan(built, run, task.input, limits, _scored(task_set, task))
-            for run, task in zip(runs, tasks, strict=True)
+            RunPlan(built, run, value, limits, _scored(task_set, task))
+            for run, value, task in zip(runs, values, tasks, strict=True)
         ]
         return await self._results(plans, concurrency)
 
@@ -165,7 +166,7 @@ class Session:
         options: dict[str, Any] | None = None,
     ) -> str:
         """Record a run without starting it, and return its id: `resume` starts it, now or after a crash."""
-        (run,) = self._add_batch(_built(graph), [Task("0", value)], seed, label, options or {})
+        (run,), _ = self._add_batch(_built(graph), [Task("0", value)], seed, label, options or {})
         return run.id
 
     async def resume(
@@ -186,7 +187,7 @@ class Session:
         """
         built = _built(graph)
         run = self.take_answers(built, run_id, answers or {})
-        value = built.takes.model_validate_json(run.input)
+        value = recorded_input(built, run)
         self._begin(run.batch)
         return await self._output(
             RunPlan(built, run, value, limits or self.settings.limits, resumed=True, stream=stream)
@@ -217,17 +218,19 @@ class Session:
         open_runs = [run for run in self.store.runs(batch) if run.state != "finished"]
         for run in open_runs:
             check_resumable(self.store, built, run)
-        tasks = [Task(run.task or "", built.takes.model_validate_json(run.input)) for run in open_runs]
-        if inputs is not None:
-            by_id = {task.id: task for task in inputs}
-            tasks = [by_id.get(task.id, task) for task in tasks]
+        by_id = {} if inputs is None else {task.id: task for task in inputs}
         self._begin(batch)
-        limits = limits or self.settings.limits
-        plans = [
-            RunPlan(built, run, task.input, limits, _scored(inputs, task), resumed=True)
-            for run, task in zip(open_runs, tasks, strict=True)
-        ]
-        return await self._results(plans, concurrency)
+        plans, unreadable = [], {}
+        for run in open_runs:
+            try:
+                task = by_id.get(run.task or "") or Task(run.task or "", recorded_input(built, run))
+            except ResumeError as error:
+                unreadable[run.id] = RunResult(run.id, error=error)
+                continue
+            score = _scored(inputs, task)
+            plans.append(RunPlan(built, run, task.input, limits or self.settings.limits, score, resumed=True))
+        results = {result.run_id: result for result in await self._results(plans, concurrency)} | unreadable
+        return [results[run.id] for run in open_runs]
 
     @asynccontextmanager
     async def stream(
@@ -239,7 +242,7 @@ class Session:
         `run_interrupted`. Leaving the block early cancels the run.
         """
         built = _built(graph)
-        (run,) = self._add_batch(built, [Task("0", value)], seed, "", {})
+        (run,), (value,) = self._add_batch(built, [Task("0", value)], seed, "", {})
         sender, receiver = anyio.create_memory_object_stream[Event](math.inf)
 
         def listen(event: Event) -> None:
@@ -290,14 +293,14 @@ class Session:
 
     def _add_batch(
         self, built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
-    ) -> list[RunRecord]:
+    ) -> tuple[list[RunRecord], list[BaseModel]]:
         assignment = self._router.assignment
         assignment.check_roles({*built.roles(), *self._other_roles})
         options = {"assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
-        batch, runs = new_batch(built, tasks, seed, label, options)
+        batch, runs, values = new_batch(built, tasks, seed, label, options)
         self.store.add_batch(batch, runs)
         self._begin(batch.id)
-        return runs
+        return runs, values
 
     def _begin(self, batch: str) -> None:
         self._batches.append(batch)

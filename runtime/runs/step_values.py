@@ -1,23 +1,25 @@
-"""A step's values: content keys of inputs, JSON of outputs, and calls of function steps."""
+"""A step's values: content keys of inputs, outputs of their type, and calls of function steps."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import reprlib
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
 from anyio import to_thread
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from ...agents.answers import answer_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import MetierError, StepError
 from ...agents.messages import Message
 from ...agents.nodes import BuiltNode
+from ...agents.recorded_values import dump, type_adapter
 
-__all__ = ["call_function", "content_key", "gives_each", "schema_of", "type_adapter", "typed_output"]
+__all__ = ["call_function", "content_key", "gives_each", "schema_of", "typed_output"]
 
 
 async def call_function(function: Callable[..., Any], name: str, inputs: dict[str, Any]) -> Any:
@@ -61,26 +63,19 @@ def typed_output(output: Any, gives: Any, path: str) -> tuple[Any, str]:
 
     A run and its resumption then see the same value, also where a function returned another type.
     """
-    if isinstance(output, BaseModel) and type(output) is gives:
-        return output, output.model_dump_json()
     try:
-        typed = type_adapter(gives).validate_python(output)
-        return typed, type_adapter(gives).dump_json(typed).decode()
-    except (ValidationError, ValueError) as error:
+        own = isinstance(output, BaseModel) and type(output) is gives
+        return dump(output if own else type_adapter(gives).validate_python(output), gives)
+    except ValueError as error:
         raise StepError(
-            f"step {path!r} gave {output!r}: {error}",
-            expected=f"a value of its annotated type {gives!r}",
-            remedy="Return what the annotation says, or correct the annotation.",
+            f"step {path!r} gave {reprlib.repr(output)}: {error}",
+            expected=f"a value of its annotated type {gives!r} that a resumed run reads back as it was",
+            remedy="Return what the annotation says, or correct the annotation (a discriminator tells members of a "
+            "union apart, val_json_bytes='base64' with ser_json_bytes keeps bytes).",
         ) from error
 
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
-
-
-@cache
-def type_adapter(gives: Any) -> TypeAdapter[Any]:
-    """The pydantic adapter of an output type, made once."""
-    return TypeAdapter(type(None) if gives is None else gives)
 
 
 @cache

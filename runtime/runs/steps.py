@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import anyio
 from pydantic import ValidationError
 
-from ...agents.answers import parse_answer
 from ...agents.errors import AnswerError, EngineDeadError, MetierError, ResumeError, StepError, StepTimeoutError
 from ...agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ...agents.prompts import render_prompt
+from ...agents.recorded_values import load
 from ...agents.roles import Role
 from ...router.escalation import NO_FAILURES, Failures
 from ..events import RunEvents
@@ -20,7 +21,8 @@ from ..store.records import StepRecord
 from ..store.store import RunStore
 from .asking import Asker, StepAsk
 from .run_plan import RunPlan
-from .step_values import call_function, content_key, gives_each, type_adapter, typed_output
+from .step_values import call_function, content_key, gives_each, typed_output
+from .unforeseen import named
 
 __all__ = ["BLOCKED", "StepRunner"]
 
@@ -64,12 +66,17 @@ class StepRunner:
         """
         work = node.work
         assert isinstance(work, RoleWork | FunctionWork)
-        messages = render_prompt(work.role, inputs) if isinstance(work, RoleWork) else None
-        key = content_key(messages, inputs)
         gives = work.role.gives if isinstance(work, RoleWork) else gives_each(node)
+        step = StepRecord(path, work.role.name if isinstance(work, RoleWork) else "", "failed", None, "", time.time())
+        try:
+            with self._naming(path):
+                messages = render_prompt(work.role, inputs) if isinstance(work, RoleWork) else None
+                step.content_key = content_key(messages, inputs)
+        except MetierError as error:
+            self._fail(step, error)
+            raise
         if path in self._recorded:
-            return self._read_back(path, key, gives)
-        step = StepRecord(path, work.role.name if isinstance(work, RoleWork) else "", "failed", None, key, time.time())
+            return self._read_back(path, step.content_key, gives)
 
         def once(failures: Failures) -> Awaitable[Any]:
             if isinstance(work, FunctionWork):
@@ -80,16 +87,11 @@ class StepRunner:
 
         self._events.tell("step_started", path, step.role)
         try:
-            output, step.output = typed_output(await self._try(node, step, once, failures), gives, path)
+            with self._naming(path):
+                output, step.output = typed_output(await self._try(node, step, once, failures), gives, path)
             step.state = "done"
         except BaseException as error:
-            step.error = str(error) or type(error).__name__
-            if isinstance(error, MetierError):
-                self._record(step)
-                self._events.tell("step_failed", path, step.role, error=step.error)
-            elif step.asks:
-                # Cancelled: nothing may be awaited here, but the cost of the asks is recorded.
-                self._record(step)
+            self._fail(step, error)
             raise
         self._record(step)
         seconds = step.finished_at - step.started_at
@@ -112,7 +114,7 @@ class StepRunner:
             question = role.render_instructions(inputs)
             self._store.ask_question(self.run_id, path, question)
             return BLOCKED
-        return parse_answer(asked[1], node.gives)
+        return asked[1].strip() if node.gives is str else load(asked[1], node.gives)
 
     # --- inside -------------------------------------------------------------------------------------------
 
@@ -150,13 +152,26 @@ class StepRunner:
                 remedy="Start a new run, or undo the change to the workflow.",
             )
         try:
-            return type_adapter(gives).validate_json(output or "null")
+            return load(output or "null", gives)
         except ValidationError as error:
             raise ResumeError(
                 f"the recorded output of step {path!r} is no longer what the step gives: {error}",
                 expected="the answer types the run was started with",
                 remedy="Start a new run.",
             ) from error
+
+    def _naming(self, path: str) -> AbstractContextManager[None]:
+        return named(StepError, f"step {path!r}", "Look at the cause; `metier resume` then goes on from here.")
+
+    def _fail(self, step: StepRecord, error: BaseException) -> None:
+        """Record that a step failed; of one that was cancelled, what its asks cost."""
+        step.error = str(error) or type(error).__name__
+        if isinstance(error, MetierError):
+            self._record(step)
+            self._events.tell("step_failed", step.path, step.role, error=step.error)
+        elif step.asks:
+            # Cancelled: nothing may be awaited here.
+            self._record(step)
 
     def _record(self, step: StepRecord) -> None:
         step.finished_at = time.time()

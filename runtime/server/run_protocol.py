@@ -57,14 +57,19 @@ def run_row(run: RunRecord, *, live: bool) -> dict[str, Any]:
         "object": "metier.run",
         "workflow": run.batch.rsplit("-", 3)[0],  # a batch is named after its graph, day, time and four letters
         "state": "killed" if run.state == "running" and not live else run.state,
-        "input": json.loads(run.input),
-        "output": None if run.output is None else json.loads(run.output),
+        "input": _finite(run.input),
+        "output": None if run.output is None else _finite(run.output),
         "error": run.error,
         "score": run.score,
         "started_at": run.started_at,
         "finished_at": run.finished_at,
         "busy_s": run.busy_s,
     }
+
+
+def _finite(recorded: str) -> Any:
+    """Recorded JSON with null for NaN and infinity, which HTTP clients cannot read."""
+    return json.loads(recorded, parse_constant=lambda name: None)
 
 
 def run_steps(store: RunStore, run_id: str) -> dict[str, Any]:

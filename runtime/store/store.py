@@ -113,6 +113,12 @@ class RunStore:
                     self._db.execute("ROLLBACK")
                 raise
             self._db.execute("COMMIT")
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise StoreError(
+                f"the run store {self.path} cannot hold a value: {error}",
+                expected="text that can be written as UTF-8, and integers below 2^63",
+                remedy="Look at the step or the options it comes from.",
+            ) from error
         except UNREADABLE as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
@@ -165,7 +171,7 @@ class RunStore:
             db.execute(
                 "UPDATE runs SET state = ?, output = ?, error = ?, score = ?, finished_at = ?, busy_s = busy_s + ? "
                 "WHERE id = ?",
-                (state, output, error, score, time.time(), busy_s, run_id),
+                (state, output, _writable(error), score, time.time(), busy_s, run_id),
             )
 
     @contextmanager
@@ -245,8 +251,8 @@ class RunStore:
                 "tries = excluded.tries, started_at = excluded.started_at, finished_at = excluded.finished_at "
                 "WHERE steps.state != 'done'",
                 (
-                    run_id, step.path, step.role, step.state, step.output, step.content_key, step.error, step.tries,
-                    step.started_at, step.finished_at,
+                    run_id, step.path, step.role, step.state, step.output, step.content_key,
+                    _writable(step.error), step.tries, step.started_at, step.finished_at,
                 ),
             )  # fmt: skip
             for ask in step.asks:
@@ -278,7 +284,7 @@ class RunStore:
         with self._transaction() as db:
             db.execute(
                 "INSERT INTO questions (run, path, question) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                (run_id, path, question),
+                (run_id, path, _writable(question)),
             )
 
     def questions(self, run_id: str) -> dict[str, tuple[str, str | None]]:
@@ -390,11 +396,16 @@ def _insert(table: str, columns: list[str]) -> str:
 ASK_INSERT = _insert("asks", _ASK_COLUMNS)
 
 
+def _writable(text: str | None) -> str | None:
+    """Text with halves of surrogate pairs, which no file can hold, written as escapes."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()
+
+
 def _ask_values(run_id: str, path: str, ask: AskRecord) -> list[Any]:
     messages = json.dumps([{"role": m.role, "content": m.content} for m in ask.messages])
     return [
-        run_id, path, ask.attempt, ask.role, ask.variant, ask.reason, ask.prompt_layout, messages, ask.reply,
-        ask.finish_reason, ask.error, ask.asked_at, ask.answered_at, ask.engine,
+        run_id, path, ask.attempt, ask.role, ask.variant, ask.reason, ask.prompt_layout, messages, _writable(ask.reply),
+        ask.finish_reason, _writable(ask.error), ask.asked_at, ask.answered_at, _writable(ask.engine),
         *(getattr(ask.usage, column) for column in USAGE_COLUMNS),
-        ask.thinking, None if ask.profile is None else ask.profile.model_dump_json(),
+        _writable(ask.thinking), None if ask.profile is None else ask.profile.model_dump_json(),
     ]  # fmt: skip
