@@ -58,7 +58,7 @@ def test_a_step_and_its_asks_are_one_transaction() -> None:
         a_batch(store)
         step = a_step()
         step.asks.append(step.asks[0])  # the same attempt twice breaks the second insert
-        with pytest.raises(StoreError, match="cannot be written"):
+        with pytest.raises(StoreError, match="refuses a row"):
             store.record_step("b.0", step)
         assert store.finished_steps("b.0") == {}
 
