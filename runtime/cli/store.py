@@ -13,7 +13,12 @@ __all__ = ["add_store_commands"]
 
 StoreFile = Annotated[Path, typer.Argument(help="SQLite file of runs.")]
 
-store_app = typer.Typer(help="Look after a run store.", no_args_is_help=True, rich_markup_mode="markdown")
+store_app = typer.Typer(
+    help="Look after a run store.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    epilog="Example: `metier store check runs/runs.db`",
+)
 
 
 def add_store_commands(app: typer.Typer) -> None:
