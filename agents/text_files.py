@@ -43,7 +43,7 @@ DEEPEST_LEVELS = 64
 """How many lists and mappings may stand in each other."""
 
 MOST_VALUES = 1_000_000
-"""Values that a file may hold, those counted again that a YAML alias repeats."""
+"""Values that a YAML file may hold, those counted again that an alias repeats."""
 
 MOST_SEED = 2**32 - 1
 """Highest seed: NumPy and PyTorch take 32 bits everywhere."""
@@ -93,20 +93,21 @@ def read_bounded(path: Path, *, most_mib: int = MOST_JSON_MIB) -> str:
         raise UnreadableTextError(f"line {line} is not UTF-8 text (byte 0x{data[error.start]:02x})") from error
 
 
-def parse_json(text: str | bytes, *, repeated_keys: bool = False) -> Any:
-    """The value of a JSON text; `repeated_keys` lets the last one of a repeated key count, as parsers do.
+def parse_json(text: str | bytes, *, lenient: bool = False) -> Any:
+    """The value of a JSON text; `lenient` takes keys and values as parsers do, for files that other tools write.
 
     Raises: UnreadableTextError saying what is wrong.
     """
     try:
-        value = json.loads(text, object_pairs_hook=None if repeated_keys else _without_repeats)
+        value = json.loads(text, object_pairs_hook=None if lenient else _without_repeats)
     except UnreadableTextError:
         raise
     except RecursionError as error:
         raise UnreadableTextError(f"it is nested deeper than {DEEPEST_LEVELS} levels") from error
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and numbers of thousands of digits
         raise UnreadableTextError(f"it is not JSON: {error}") from error
-    _check_values(value)
+    if not lenient:
+        _check_values(value)
     return value
 
 
@@ -229,17 +230,13 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 def _check_values(value: Any) -> None:
-    """Refuse depth, number of values, and single values that files, stores and engines do not take."""
+    """Refuse depth, and single values that files, stores and engines do not take."""
     levels = [[value]]
-    count = 0
     while levels:
         if not levels[-1]:
             levels.pop()
             continue
         one = levels[-1].pop()
-        count += 1
-        if count > MOST_VALUES:
-            raise UnreadableTextError(f"it holds more than {MOST_VALUES} values")
         if isinstance(one, str):
             _check_text(one)
         elif isinstance(one, int) and not _LOWEST_NUMBER <= one <= _HIGHEST_NUMBER:

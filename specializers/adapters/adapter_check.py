@@ -12,7 +12,8 @@ from ..checkpoints.tensor_files import base_tensors
 from ..shelf.adapter_kinds import ADAPTER_KINDS, AdapterKind, kind_of_peft_type
 from ..shelf.base_model import base_fingerprint
 from ..shelf.variant import Variant
-from .adapter_files import CONFIG, WEIGHTS, AdapterFacts, check_finite, read_config, read_tensors
+from .adapter_files import CONFIG, WEIGHTS, AdapterFacts, check_values, read_config, read_tensors
+from .target_check import check_targets
 
 __all__ = ["SLOT_RANKS", "AdapterFacts", "check_adapter", "check_variant"]
 
@@ -24,8 +25,9 @@ def check_adapter(folder: Path, base: Path, *, slot_rank: int) -> AdapterFacts:
     """Check a LoRA or T-REX adapter folder (peft layout) against the base it is to be served on.
 
     All of it is read: file, keys, shapes against the base's own layers, declared against real rank, rows against
-    the engine's `slot_rank`, a T-REX adapter's semantic map against its embed function, and that every value is
-    finite. Takes milliseconds and needs no torch.
+    the engine's `slot_rank`, a T-REX adapter's semantic map against its embed function, the layers that the config
+    names against those of the file, and that every value is finite and of a magnitude that engines can hold.
+    Takes milliseconds and needs no torch.
     Raises: AdapterError that names the file, key or value that is wrong.
     """
     config = read_config(folder)
@@ -37,9 +39,11 @@ def check_adapter(folder: Path, base: Path, *, slot_rank: int) -> AdapterFacts:
             remedy=f"`metier variants add {folder} --name NAME` converts it, where that is possible.",
         )
     tensors = read_tensors(folder)
-    facts = _check_of(kind)(folder, config, tensors, base_tensors(base), base)
+    layers = base_tensors(base)
+    facts = _check_of(kind)(folder, config, tensors, layers, base)
+    check_targets(folder / CONFIG, config, facts.modules, layers)
     _check_slot(folder, kind, facts, slot_rank)
-    check_finite(folder / WEIGHTS, tensors)
+    check_values(folder / WEIGHTS, tensors, facts)
     return facts
 
 

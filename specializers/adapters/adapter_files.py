@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...agents.errors import AdapterError
-from ..checkpoints.tensor_files import CorruptFileError, TensorInfo, is_finite, read_header
+from ...agents.text_files import UnreadableTextError, parse_json, read_bounded, shown
+from ..checkpoints.tensor_files import FLOATS, CorruptFileError, TensorInfo, largest_value, read_header
 from ..shelf.adapter_kinds import AdapterName
 
 __all__ = [
     "CONFIG",
+    "LARGEST_CHANGE",
+    "LARGEST_VALUE",
+    "MOST_CONFIG_MIB",
     "PEFT_PREFIX",
     "WEIGHTS",
     "AdapterFacts",
     "check_finite",
+    "check_values",
     "linear_shape",
     "read_config",
     "read_tensors",
@@ -26,6 +31,16 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
 """What peft puts before a module's own name in the keys of an adapter."""
+
+MOST_CONFIG_MIB = 4
+"""Largest configuration read, in MiB."""
+
+LARGEST_VALUE = 65_504.0
+"""Largest magnitude of a served weight: float16's largest number, the narrowest type that an engine computes in."""
+
+LARGEST_CHANGE = 10_000.0
+"""Largest number that an adapter may add to a weight of the base, those being around 1; above it, activations of an
+ordinary size overflow some layers later."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +65,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read `adapter_config.json`; raises AdapterError when it is missing or no JSON object."""
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_bounded(path, most_mib=MOST_CONFIG_MIB))
     except OSError as error:
         raise AdapterError(
             f"adapter {folder} lacks {CONFIG}", expected="the peft layout", remedy="Copy it again, whole."
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise AdapterError(f"{path} is not JSON: {error}", expected=f"peft's {CONFIG}") from error
+    except UnreadableTextError as error:
+        raise AdapterError(f"{path} cannot be read: {error}", expected=f"peft's {CONFIG}") from error
     if not isinstance(config, dict):
         raise AdapterError(f"{path} holds {type(config).__name__}", expected="a JSON object, as peft writes it")
     return config
@@ -82,14 +97,45 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         ) from error
 
 
-def check_finite(path: Path, tensors: dict[str, TensorInfo]) -> None:
-    """Check every value of every tensor; raises AdapterError that names the first tensor with one not finite."""
-    for name, info in tensors.items():
-        if not is_finite(path, info):
+def check_finite(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, float]:
+    """Largest magnitude of each tensor; raises AdapterError that names the first with a value not finite."""
+    largest = {name: largest_value(path, info) for name, info in tensors.items()}
+    for name, value in largest.items():
+        if not math.isfinite(value):
             raise AdapterError(
                 f"{path}: {name} holds values that are not finite",
                 expected="finite numbers",
                 remedy="Its training diverged: make it again with a lower learning_rate.",
+            )
+    return largest
+
+
+def check_values(path: Path, tensors: dict[str, TensorInfo], facts: AdapterFacts) -> None:
+    """Check that every value is a finite number that can be served, and so is what each layer adds to the base.
+
+    Raises: AdapterError that names the first tensor or layer that is wrong.
+    """
+    for name, info in tensors.items():
+        if info.dtype not in FLOATS:
+            raise AdapterError(f"{path}: {shown(name)} is {info.dtype}", expected=f"one of {', '.join(FLOATS)}")
+    largest = check_finite(path, tensors)
+    remedy = "Its training diverged, or its alpha is wrong: make it again."
+    for name, value in largest.items():
+        if value > LARGEST_VALUE:
+            problem = f"{path}: {name} holds a value of magnitude {value:.3g}"
+            raise AdapterError(
+                problem, expected=f"at most {LARGEST_VALUE:g}, so that engines can hold it", remedy=remedy
+            )
+    for module in facts.modules:
+        key = f"{PEFT_PREFIX}{module}.lora_"
+        a, b = largest[f"{key}A.weight"], largest[f"{key}B.weight"]
+        change = facts.scaling * a * b * facts.rank
+        if not change <= LARGEST_CHANGE or not facts.scaling * b <= LARGEST_VALUE:
+            raise AdapterError(
+                f"{path}: {module} may add {change:.3g} to a weight (scaling {facts.scaling:.3g}, A up to {a:.3g}, "
+                f"B up to {b:.3g})",
+                expected=f"at most {LARGEST_CHANGE:g}, so that its numbers do not overflow in an engine",
+                remedy=remedy,
             )
 
 

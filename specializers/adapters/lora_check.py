@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.errors import AdapterError
+from ...agents.text_files import shown
 from ..checkpoints.tensor_files import TensorInfo
 from .adapter_files import CONFIG, WEIGHTS, AdapterFacts, linear_shape
+from .target_check import checked_pattern
 
 __all__ = ["check_lora"]
 
@@ -66,15 +68,20 @@ def _check_settings(path: Path, config: dict[str, Any]) -> None:
         value = config.get(name)
         if isinstance(value, bool) or not isinstance(value, type_) or not lowest <= value < math.inf:
             raise AdapterError(f"{path}: {name} is {value!r}", expected=f"a number of at least {lowest}")
+    ranks = config.get("rank_pattern") or {}
+    if not isinstance(ranks, dict) or not all(type(rank) is int and rank >= 1 for rank in ranks.values()):
+        raise AdapterError(f"{path}: rank_pattern is {shown(ranks)}", expected="layer → rank of at least 1")
+    for pattern in ranks:
+        checked_pattern(path, "rank_pattern", pattern)
     for name, meaning in _MUST_BE_UNSET.items():
         if config.get(name):
             raise AdapterError(
-                f"{path}: {name} is {config[name]!r}",
+                f"{path}: {name} is {shown(config[name])}",
                 expected=f"an adapter without {meaning}, which the engine does not implement",
                 remedy="Train it as plain LoRA, or merge it into a checkpoint of its own.",
             )
     if config.get("bias", "none") != "none":
-        raise AdapterError(f"{path}: bias is {config['bias']!r}", expected="'none'")
+        raise AdapterError(f"{path}: bias is {shown(config['bias'])}", expected="'none'")
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise AdapterError(

@@ -5,18 +5,30 @@ Format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSO
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ...agents.errors import BaseModelError
+from ...agents.text_files import UnreadableTextError, open_regular, parse_json, read_bounded, shown
 
 if TYPE_CHECKING:
     import numpy
 
-__all__ = ["CorruptFileError", "TensorInfo", "base_tensors", "is_finite", "read_header", "read_values", "weight_files"]
+__all__ = [
+    "FLOATS",
+    "MOST_DIMENSIONS",
+    "MOST_HEADER_BYTES",
+    "CorruptFileError",
+    "TensorInfo",
+    "base_tensors",
+    "largest_value",
+    "read_header",
+    "read_values",
+    "weight_files",
+]
 
 _BYTES = {
     "BOOL": 1,
@@ -35,8 +47,17 @@ _BYTES = {
     "U64": 8,
     "F64": 8,
 }
-# Bits of the exponent; a number is infinite or not a number when all of them are set.
-_EXPONENT = {"F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80), "F32": ("<u4", 0x7F800000)}
+FLOATS = ("BF16", "F16", "F32", "F64", "F8_E4M3", "F8_E5M2")
+"""Types of floating-point numbers."""
+
+MOST_HEADER_BYTES = 100_000_000
+"""Longest header read, in bytes: the format's own limit."""
+
+MOST_DIMENSIONS = 16
+"""Most dimensions of a tensor."""
+
+_CHUNK_VALUES = 2**20
+_NUMPY = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 class CorruptFileError(ValueError):
@@ -54,57 +75,111 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read which tensors a safetensors file holds, and check that its bytes are all there.
+    """Read which tensors a safetensors file holds, and check that its bytes are all there, each of one tensor.
 
     Raises: CorruptFileError saying what is wrong, OSError when the file cannot be opened.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= size - 8:
-            raise CorruptFileError(f"its header claims {length} bytes, the file has {size}")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CorruptFileError(f"its header is not JSON ({error})") from error
-    tensors: dict[str, TensorInfo] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            start, end = entry["data_offsets"]
-            info = TensorInfo(entry["dtype"], tuple(entry["shape"]), 8 + length + start, 8 + length + end)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CorruptFileError(f"tensor {name!r} has no type, shape and place") from error
-        if not 8 + length <= info.start <= info.end <= size:
-            raise CorruptFileError(f"tensor {name!r} ends at byte {info.end}, the file has {size}")
-        if info.dtype in _BYTES and math.prod(info.shape) * _BYTES[info.dtype] != info.end - info.start:
-            raise CorruptFileError(f"tensor {name!r} has {info.end - info.start} bytes for {info.shape}")
-        tensors[name] = info
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or not 2 <= length <= size - 8:
+                raise CorruptFileError(f"its header claims {length} bytes, the file has {size}")
+            if length > MOST_HEADER_BYTES:
+                raise CorruptFileError(f"its header claims {length} bytes; at most {MOST_HEADER_BYTES} are read")
+            header = parse_json(file.read(length))
+    except UnreadableTextError as error:
+        raise CorruptFileError(f"its header cannot be read ({error})") from error
+    if not isinstance(header, dict):
+        raise CorruptFileError(f"its header is {type(header).__name__}, not an object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CorruptFileError("its metadata is not an object of texts")
+    tensors = {name: _tensor_info(name, entry, 8 + length) for name, entry in header.items()}
+    _check_places(tensors, 8 + length, size)
     return tensors
 
 
-def is_finite(path: Path, info: TensorInfo) -> bool:
-    """Whether all values of a floating-point tensor are finite; other types count as finite."""
-    if info.dtype not in _EXPONENT:
-        return True
+def largest_value(path: Path, info: TensorInfo) -> float:
+    """Largest magnitude of a floating-point tensor's values, not finite if one is not; 0.0 for other types.
+
+    Reads `_CHUNK_VALUES` values at a time.
+    """
     import numpy
 
-    kind, exponent = _EXPONENT[info.dtype]
-    values: numpy.ndarray[Any, Any] = numpy.fromfile(path, dtype=kind, count=math.prod(info.shape), offset=info.start)
-    return not bool(numpy.any((values & exponent) == exponent))
+    if info.dtype not in FLOATS:
+        return 0.0
+    largest = 0.0
+    left, start = math.prod(info.shape), info.start
+    with numpy.errstate(all="ignore"):
+        while left > 0:
+            values = _floats(path, info.dtype, min(left, _CHUNK_VALUES), start)
+            here = float(numpy.max(numpy.abs(values)))
+            if not math.isfinite(here):
+                return here
+            largest = max(largest, here)
+            left -= len(values)
+            start += len(values) * _BYTES[info.dtype]
+    return largest
+
+
+def _tensor_info(name: str, entry: object, offset: int) -> TensorInfo:
+    """One tensor of a header; `offset` is where the bytes of tensors begin in the file."""
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, places = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(places) or len(places) != 2:
+        raise CorruptFileError(f"tensor {shown(name)} has no type, shape and place")
+    if len(shape) > MOST_DIMENSIONS:
+        raise CorruptFileError(f"tensor {shown(name)} has {len(shape)} dimensions; at most {MOST_DIMENSIONS} are read")
+    return TensorInfo(dtype, tuple(shape), offset + places[0], offset + places[1])
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_places(tensors: dict[str, TensorInfo], start: int, size: int) -> None:
+    """Check that the tensors' bytes follow each other from `start` to the file's end, without a gap or an overlap."""
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if not info.start <= info.end <= size:
+            raise CorruptFileError(f"tensor {shown(name)} ends at byte {info.end}, the file has {size}")
+        if info.start != start:
+            what = "overlaps the one before it" if info.start < start else "leaves a gap before it"
+            raise CorruptFileError(f"tensor {shown(name)} {what}")
+        if info.dtype in _BYTES and math.prod(info.shape) * _BYTES[info.dtype] != info.end - info.start:
+            raise CorruptFileError(f"tensor {shown(name)} has {info.end - info.start} bytes for {info.shape}")
+        start = info.end
+    if start != size:
+        raise CorruptFileError(f"{size - start} bytes at its end belong to no tensor")
+
+
+def _floats(path: Path, dtype: str, count: int, start: int) -> numpy.ndarray[Any, Any]:
+    """`count` values from byte `start` on, as float32, or float64 where they are."""
+    import numpy
+
+    if dtype in _NUMPY:
+        return numpy.fromfile(path, dtype=_NUMPY[dtype], count=count, offset=start)
+    if dtype == "BF16":  # the upper half of a float32
+        upper = numpy.fromfile(path, dtype="<u2", count=count, offset=start)
+        found: numpy.ndarray[Any, Any] = (upper.astype("<u4") << 16).view("<f4")
+        return found
+    codes = numpy.fromfile(path, dtype="u1", count=count, offset=start)
+    if dtype == "F8_E5M2":  # the upper half of a float16
+        return (codes.astype("<u2") << 8).view("<f2").astype(numpy.float32)
+    exponent, fraction = (codes >> 3) & 15, (codes & 7).astype(numpy.float32) / 8  # F8_E4M3
+    size = numpy.where(
+        exponent == 0, fraction * 2.0**-6, (1 + fraction) * numpy.exp2(exponent.astype(numpy.float32) - 7)
+    )
+    return numpy.where((codes & 127) == 127, numpy.nan, size)  # the sign does not matter to a magnitude
 
 
 def read_values(path: Path, info: TensorInfo) -> numpy.ndarray[Any, Any]:
     """Values of one F32, F16 or BF16 tensor as float32, in its shape; raises CorruptFileError for other types."""
     import numpy
 
-    if info.dtype not in _EXPONENT:
-        raise CorruptFileError(f"its values are {info.dtype}, not one of {', '.join(_EXPONENT)}")
-    kind = {"F16": "<f2", "F32": "<f4", "BF16": "<u2"}[info.dtype]
-    values: numpy.ndarray[Any, Any] = numpy.fromfile(path, dtype=kind, count=math.prod(info.shape), offset=info.start)
-    if info.dtype == "BF16":  # the upper half of a float32
-        values = (values.astype("<u4") << 16).view("<f4")
+    if info.dtype not in ("F16", "BF16", "F32"):
+        raise CorruptFileError(f"its values are {info.dtype}, not one of F16, BF16, F32")
+    values = _floats(path, info.dtype, math.prod(info.shape), info.start)
     return values.astype(numpy.float32).reshape(info.shape)
 
 
@@ -153,15 +228,15 @@ def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = parse_json(read_bounded(folder / name), lenient=True)
     except OSError as error:
         raise BaseModelError(
             f"model folder {folder} lacks {name}",
             expected="a Hugging Face checkpoint folder",
             remedy="Copy or download the model again, whole.",
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BaseModelError(f"{folder / name} is not JSON: {error}", remedy="Copy the model again.") from error
+    except UnreadableTextError as error:
+        raise BaseModelError(f"{folder / name} cannot be read: {error}", remedy="Copy the model again.") from error
     if not isinstance(content, dict):
         raise BaseModelError(f"{folder / name} holds {type(content).__name__}", expected="a JSON object")
     return content

@@ -59,7 +59,7 @@ def test_ranks_by_layer_follow_their_pattern(tmp_path: Path, tiny_base: Path) ->
     change_tensors(folder, lambda tensors: tensors.update(load_file(high / WEIGHTS)))
     with pytest.raises(AdapterError, match="expected the declared rank 2"):
         check_adapter(folder, tiny_base, slot_rank=8)
-    change_config(folder, rank_pattern={"up_proj": 6})
+    change_config(folder, rank_pattern={"up_proj": 6}, target_modules=["q_proj", "up_proj"])
     assert check_adapter(folder, tiny_base, slot_rank=8).rank == 6
     with pytest.raises(AdapterError, match=r"6 rows of a slot \(rank\).*slot_rank=4"):
         check_adapter(folder, tiny_base, slot_rank=4)
@@ -103,13 +103,92 @@ def test_one_number_that_is_not_finite_is_found(tmp_path: Path, tiny_base: Path,
         check_adapter(folder, tiny_base, slot_rank=8)
 
 
-def test_largest_finite_numbers_pass(tmp_path: Path, tiny_base: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "named"), [(-3e38, "magnitude 3e"), (70_000.0, "magnitude 7"), (65_000.0, "q_proj may add")]
+)
+def test_finite_numbers_that_no_engine_can_serve_are_refused(
+    tmp_path: Path, tiny_base: Path, value: float, named: str
+) -> None:
+    folder = write_random_lora(tmp_path / "adapter", tiny_base, rank=4, dtype="bfloat16")
+    change_tensors(folder, lambda tensors: tensors[SOME_A].view(-1)[17:18].fill_(value))
+    with pytest.raises(AdapterError, match=named):
+        check_adapter(folder, tiny_base, slot_rank=8)
+
+
+def test_large_numbers_that_an_engine_can_serve_pass(tmp_path: Path, tiny_base: Path) -> None:
+    folder = write_random_lora(tmp_path / "adapter", tiny_base, rank=4, dtype="bfloat16")
+    change_tensors(folder, lambda tensors: tensors[SOME_A].view(-1)[17:18].fill_(500.0))
+    check_adapter(folder, tiny_base, slot_rank=8)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float8_e4m3fn", "float8_e5m2"])
+def test_a_value_that_is_not_finite_is_found_in_other_float_types(adapter: Path, tiny_base: Path, dtype: str) -> None:
     import torch
 
-    folder = write_random_lora(tmp_path / "adapter", tiny_base, rank=4, dtype="bfloat16")
-    largest = torch.finfo(torch.bfloat16).max
-    change_tensors(folder, lambda tensors: tensors[SOME_A].view(-1)[17:18].fill_(-largest))
-    check_adapter(folder, tiny_base, slot_rank=8)
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[SOME_A] = tensors[SOME_A].to(torch.float64).to(getattr(torch, dtype))
+
+    change_tensors(adapter, change)
+    check_adapter(adapter, tiny_base, slot_rank=8)
+
+    def poison(tensors: dict[str, Any]) -> None:
+        values = tensors[SOME_A].to(torch.float64)
+        values[0, 3] = float("nan")
+        tensors[SOME_A] = values.to(getattr(torch, dtype))
+
+    change_tensors(adapter, poison)
+    with pytest.raises(AdapterError, match=r"q_proj.*not finite"):
+        check_adapter(adapter, tiny_base, slot_rank=8)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bool", "int64"])
+def test_numbers_that_are_no_floats_are_refused(adapter: Path, tiny_base: Path, dtype: str) -> None:
+    import torch
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[SOME_A] = torch.ones(tensors[SOME_A].shape, dtype=getattr(torch, dtype))
+
+    change_tensors(adapter, change)
+    with pytest.raises(AdapterError, match=r"q_proj\.lora_A\.weight.* is (I8|BOOL|I64)"):
+        check_adapter(adapter, tiny_base, slot_rank=8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"target_modules": ["q_proj"]}, "which is not among target_modules"),
+        ({"target_modules": [*LINEAR_TARGETS, "lm_head", "layers.0"]}, None),
+        ({"target_modules": "(.*)+x"}, "may take for ever"),
+        ({"target_modules": ".*.*.*.*.*x"}, "may take for ever"),
+        ({"target_modules": "("}, "has the pattern"),
+        ({"target_modules": r".*\.(q|k|v|o|up|down|gate)_proj"}, None),
+        ({"target_modules": 3}, "target_modules is 3"),
+        ({"target_modules": "all-linear"}, None),
+        ({"rank_pattern": {"(a+)+": 4}}, "may take for ever"),
+        ({"rank_pattern": [4]}, "rank_pattern is"),
+        ({"lora_alpha": 1e30}, "may add"),
+        ({"lora_alpha": 10**30}, "is too large"),
+    ],
+)
+def test_layers_and_scales_unlike_the_file_are_refused(
+    adapter: Path, tiny_base: Path, changes: dict[str, Any], named: str | None
+) -> None:
+    change_config(adapter, **changes)
+    if named is None:
+        check_adapter(adapter, tiny_base, slot_rank=8)
+        return
+    with pytest.raises(AdapterError, match=named):
+        check_adapter(adapter, tiny_base, slot_rank=8)
+
+
+def test_a_layer_that_the_weights_lack_is_named(adapter: Path, tiny_base: Path) -> None:
+    def change(tensors: dict[str, Any]) -> None:
+        for half in "AB":
+            del tensors[SOME_A.replace("lora_A", f"lora_{half}")]
+
+    change_tensors(adapter, change)
+    with pytest.raises(AdapterError, match=r"names model\.layers\.0\.self_attn\.q_proj, which the weights lack"):
+        check_adapter(adapter, tiny_base, slot_rank=8)
 
 
 def test_a_declared_rank_that_is_not_real_is_refused(adapter: Path, tiny_base: Path) -> None:
