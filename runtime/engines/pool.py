@@ -16,6 +16,7 @@ import anyio.to_thread
 from ...agents.backend import OnText, Prefetch, ResumedText, Upcoming
 from ...agents.errors import EngineDeadError, EngineError
 from ...agents.messages import Ask, Reply
+from ..closing import AsyncClosing
 from ..events import Event, EventKind, OnEvent
 from ..settings.engine import EngineSettings
 from ..slots.adapter import LoadedAdapter, SwapCost
@@ -57,7 +58,7 @@ class _PoolEntry:
         self.past_prefetches += running.prefetches
 
 
-class EnginePool:
+class EnginePool(AsyncClosing):
     """The engines of a session. Start it with `async with`; engines start when first asked, or by `warm`.
 
     `base` is the base checkpoint's folder; `resolve` turns a variant's name or content id into its record and
@@ -185,12 +186,6 @@ class EnginePool:
                     await running.engine.close()
                     entry.keep_counts(running)
 
-    async def __aenter__(self) -> EnginePool:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
     # -- engines -----------------------------------------------------------------------------------------
 
     def _entry(self, start: EngineStart) -> _PoolEntry:
@@ -298,19 +293,18 @@ async def _one_by_one(prefetches: list[Prefetch]) -> None:
 async def _start_in_process(start: EngineStart) -> Engine:
     from .inprocess.inprocess_engine import InProcessEngine
 
-    began_s = time.monotonic()
-    engine = await InProcessEngine.start(
-        start.weights, start.settings, adapters=start.adapters, dtype=start.dtype, name=start.name
-    )
-    note_start(start, time.monotonic() - began_s)
-    return engine
+    return await _start_timed(InProcessEngine.start, start)
 
 
 async def _start_supervised(start: EngineStart) -> Engine:
     from .supervised.supervised_engine import SupervisedEngine
 
+    return await _start_timed(SupervisedEngine.start, start)
+
+
+async def _start_timed(start_engine: Callable[..., Awaitable[Engine]], start: EngineStart) -> Engine:
     began_s = time.monotonic()
-    engine = await SupervisedEngine.start(
+    engine = await start_engine(
         start.weights, start.settings, adapters=start.adapters, dtype=start.dtype, name=start.name
     )
     note_start(start, time.monotonic() - began_s)

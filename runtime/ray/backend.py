@@ -8,8 +8,7 @@ import time
 from collections.abc import Collection, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import anyio
 
@@ -19,6 +18,7 @@ from ...agents.messages import Ask, Reply
 from ...router.placement.placement import place
 from ...router.placement.replica_account import ReplicaAccount
 from ...router.placement.token_estimates import TokenEstimates
+from ..closing import AsyncClosing, BackgroundTasks
 from ..engines.engine import OnAbandoned
 from ..engines.engine_totals import added_up
 from ..engines.running_engine import RunningEngine
@@ -32,13 +32,10 @@ from .deployment import EngineDeployment, LiveReplica
 from .replica_engine import ReplicaEngine
 from .resources import Available, ReplicaNeed, check_resources, free_mib, weights_mib
 
-if TYPE_CHECKING:
-    from anyio.abc import TaskGroup
-
 __all__ = ["RayBackend"]
 
 
-class RayBackend:
+class RayBackend(AsyncClosing):
     """A backend on Ray Serve. Start it with `async with`, on asyncio; Ray starts at the first ask, or by `warm`.
 
     Every engine half has a deployment, and every ask goes to the replica that `place` chooses from this driver's own
@@ -78,7 +75,7 @@ class RayBackend:
         self._estimates = TokenEstimates()
         self._stack = AsyncExitStack()
         self._ray: Any = None
-        self._tasks: TaskGroup | None = None
+        self._tasks = BackgroundTasks()
         self._closed = self._closed_down = False
 
     async def __aenter__(self) -> Self:
@@ -91,25 +88,14 @@ class RayBackend:
                 remedy="Run with anyio's asyncio backend, or another engine.",
             ) from error
         import_ray()
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
+        await self._tasks.open()
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """End every replica, and Ray if it was started here; closing twice is harmless."""
         self._closed = True
-        tasks, self._tasks = self._tasks, None
-        if tasks is not None:
-            tasks.cancel_scope.cancel()
         try:
-            if tasks is not None:
-                # Without the error of the block, which would come out wrapped in a group.
-                await tasks.__aexit__(None, None, None)
+            await self._tasks.close()
         finally:
             with anyio.CancelScope(shield=True):
                 await self._end()
@@ -199,13 +185,13 @@ class RayBackend:
             new = [start for start in dict.fromkeys(starts) if start not in self._ready]
             if not new:
                 return
-            if self._closed or self._tasks is None:
+            if self._closed or not self._tasks.running:
                 raise EngineError("the Ray backend is closed", expected="an open session")
             if self._ray is None:
                 if self._settings.address is None:
                     self._check([*self._ready, *new], Available("this machine", self._cores, free_mib()))
                 self._ray = await self._stack.enter_async_context(open_ray(self._settings, cores=self._cores))
-                self._tasks.start_soon(self._watch)
+                self._tasks.start(self._watch)
             if self._settings.address is not None:
                 self._check(new, self._cluster())
             for start in new:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
@@ -22,6 +21,7 @@ from ...agents.errors import (
 from ...agents.messages import Ask, Reply
 from ...router.placement.placement import PlacedAsk, Placement, PlacementCosts, ReplicaState, place
 from ...router.placement.token_estimates import TokenEstimates
+from ..closing import AsyncClosing, BackgroundTasks
 from ..events import OnEvent
 from ..settings.fleet import FleetSettings, RemoteSettings
 from .fleet_member import FleetMember
@@ -31,8 +31,6 @@ from .server_calls import GarbledAnswerError, ServerBusyError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from anyio.abc import TaskGroup
-
     from ...specializers.shelf.variant import Variant
 
 __all__ = ["Fleet"]
@@ -40,7 +38,7 @@ __all__ = ["Fleet"]
 Place = Callable[[PlacedAsk, Sequence[ReplicaState], PlacementCosts], Placement]
 
 
-class Fleet:
+class Fleet(AsyncClosing):
     """A backend over the servers of the settings. Start it with `async with`.
 
     Every ask goes to one healthy server that may hold its adapter, chosen by `place` from this driver's own account
@@ -70,7 +68,7 @@ class Fleet:
         self._place = place
         self._estimates = TokenEstimates()
         self._bases: dict[bool, tuple[str, str]] = {}
-        self._tasks: TaskGroup | None = None
+        self._tasks = BackgroundTasks()
         self._looking, self._looked = anyio.Lock(), False
         find = None if resolve is None else self._find
         # A call that fails is tried elsewhere at once, not here again.
@@ -91,26 +89,15 @@ class Fleet:
         }
 
     async def __aenter__(self) -> Self:
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
+        await self._tasks.open()
         for member in self._members.values():
-            self._tasks.start_soon(member.watch)
+            self._tasks.start(member.watch)
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Stop watching and close the connections; the servers go on. Closing twice is harmless."""
-        tasks, self._tasks = self._tasks, None
-        if tasks is not None:
-            tasks.cancel_scope.cancel()
         try:
-            if tasks is not None:
-                # Without the error of the block, which the task group would wrap in an exception group.
-                await tasks.__aexit__(None, None, None)
+            await self._tasks.close()
         finally:
             for member in self._members.values():
                 await member.remote.close()

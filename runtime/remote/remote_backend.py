@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from ...agents.backend import OnText
 from ...agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, UnknownVariantError
 from ...agents.messages import Ask, Reply, Usage
+from ..closing import AsyncClosing
 from ..settings.fleet import RemoteSettings
 from .server_calls import GarbledAnswerError, ServerCalls, ServerGoneError, shown
 
@@ -26,7 +26,7 @@ Resolve = Callable[[str], "tuple[Variant, Path]"]
 OURS = "metier"
 
 
-class RemoteBackend:
+class RemoteBackend(AsyncClosing):
     """Asks a server by HTTP; works on asyncio and trio. Close it, or use it as an async context manager.
 
     `url` is the server's address, with or without `/v1`. A server of ours serves variants by their names, and knows
@@ -53,14 +53,6 @@ class RemoteBackend:
         self._served: set[str] = set()
         self._loaded: set[str] = set()
         self._models: dict[str, str] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Close the connections; closing twice is harmless."""

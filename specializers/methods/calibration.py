@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ...agents.traffic import TrafficRow
 from ..training.batches import EncodedRow, encode_rows
+
+if TYPE_CHECKING:
+    from .method import Job
 
 __all__ = ["calibration_rows", "hooked", "run_rows", "sample_rows"]
 
@@ -21,14 +23,25 @@ def sample_rows(rows: Sequence[Row], *, count: int, seed: int) -> list[Row]:
     return [rows[number] for number in sorted(chosen)]
 
 
-def calibration_rows(
-    rows: Sequence[TrafficRow], tokenizer: Any, *, count: int, seed: int, max_row_tokens: int
-) -> list[EncodedRow]:
-    """Draw rows as `sample_rows` does, and give them as token ids.
+class CalibrationSettings(Protocol):
+    """Settings of a method that calibrates: how many rows it draws, and the most tokens of one."""
+
+    @property
+    def calibration_rows(self) -> int: ...
+
+    @property
+    def max_row_tokens(self) -> int: ...
+
+
+def calibration_rows(settings: CalibrationSettings, job: Job) -> list[EncodedRow]:
+    """Draw from the job's rows as `sample_rows` does, and give them as tokens of the job's model.
 
     Raises: TrainingError for no rows, or a row that was drawn and is longer than `max_row_tokens`.
     """
-    return encode_rows(sample_rows(rows, count=count, seed=seed), tokenizer, max_row_tokens=max_row_tokens)
+    from transformers import AutoTokenizer
+
+    drawn = sample_rows(job.rows, count=settings.calibration_rows, seed=job.seed)
+    return encode_rows(drawn, AutoTokenizer.from_pretrained(job.model), max_row_tokens=settings.max_row_tokens)
 
 
 def run_rows(model: Any, rows: Sequence[EncodedRow]) -> None:

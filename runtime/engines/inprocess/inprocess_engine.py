@@ -6,7 +6,6 @@ For demos, tests and scripts. The supervised engine is the form whose crash does
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import anyio.to_thread
 from ....agents.backend import OnText, ResumedText
 from ....agents.errors import MetierError
 from ....agents.messages import Reply
+from ...closing import WarnsWhenOpen
 from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
@@ -32,7 +32,7 @@ __all__ = ["InProcessEngine"]
 T = TypeVar("T")
 
 
-class InProcessEngine:
+class InProcessEngine(WarnsWhenOpen):
     """An `Engine` on vLLM's LLMEngine. Make it with `start`; several may live in one process.
 
     This class is the event loop's side, `SteppedLLM` the thread's. vLLM tears down process-wide state when one
@@ -122,16 +122,6 @@ class InProcessEngine:
         with anyio.CancelScope(shield=True):
             await self._in_thread(self._llm.dismantle)
             await anyio.to_thread.run_sync(self._thread.release)
-
-    async def __aenter__(self) -> InProcessEngine:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
-    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        if not getattr(self, "_closed", True):
-            _warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
 
     def _check_open(self) -> None:
         if self._closed:

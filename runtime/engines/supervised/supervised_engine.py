@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ import anyio.to_thread
 from ....agents.backend import OnText
 from ....agents.errors import EngineDeadError, EngineError
 from ....agents.messages import Reply, Usage
+from ...closing import WarnsWhenOpen
 from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
@@ -58,7 +57,7 @@ class _Waiting:
     gone: bool = False
 
 
-class SupervisedEngine:
+class SupervisedEngine(WarnsWhenOpen):
     """An `Engine` in child processes. Make it with `start`.
 
     A child of ours, the host, runs vLLM's AsyncLLM, whose engine core is a child of the host. Threads talk to it, so
@@ -173,16 +172,6 @@ class SupervisedEngine:
             self._watch.stop()
             self._send(Quit())
             await anyio.to_thread.run_sync(self._host.end, self.pids[1:])
-
-    async def __aenter__(self) -> SupervisedEngine:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.close()
-
-    def __del__(self, _warn: Callable[..., None] = warnings.warn) -> None:
-        if not getattr(self, "_closed", True):
-            _warn(f"{self!r} was never closed", ResourceWarning, stacklevel=2)
 
     # -- event loop side ---------------------------------------------------------------------------------
 

@@ -112,12 +112,7 @@ def _choose(settings: DepthPruningSettings, job: Job, model: Any, layers: int) -
     """The blocks that stay, ascending."""
     if settings.score == "random":
         return sorted(random.Random(job.seed).sample(range(layers), settings.layers))
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(job.model)
-    rows = calibration_rows(
-        job.rows, tokenizer, count=settings.calibration_rows, seed=job.seed, max_row_tokens=settings.max_row_tokens
-    )
+    rows = calibration_rows(settings, job)
     if settings.score == "loss":
         return _least_loss(settings.layers, job, model, rows)
     importance = _mean_importance(model, rows)

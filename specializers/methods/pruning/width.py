@@ -113,15 +113,8 @@ def _scores(
 def _mean_squares(settings: WidthPruningSettings, job: Job, model: Any) -> list[torch.Tensor]:
     """Mean square of every neuron's activation over the calibration rows' tokens, one [n] per layer."""
     import torch
-    from transformers import AutoTokenizer
 
-    rows = calibration_rows(
-        job.rows,
-        AutoTokenizer.from_pretrained(job.model),
-        count=settings.calibration_rows,
-        seed=job.seed,
-        max_row_tokens=settings.max_row_tokens,
-    )
+    rows = calibration_rows(settings, job)
     blocks = model.model.layers
     sums = [torch.zeros(block.mlp.down_proj.in_features, dtype=torch.float64) for block in blocks]
 

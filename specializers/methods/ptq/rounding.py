@@ -87,16 +87,9 @@ def round_nearest(work: RoundingWork) -> Iterator[Rounded]:
 
 def round_by_gptq(work: RoundingWork, job: Job) -> Iterator[Rounded]:
     """Layer by layer, each on what the layers before it make of the calibration rows once they are rounded."""
-    from transformers import AutoTokenizer
 
     settings = work.settings
-    rows = calibration_rows(
-        job.rows,
-        AutoTokenizer.from_pretrained(job.model),
-        count=settings.calibration_rows,
-        seed=job.seed,
-        max_row_tokens=settings.max_row_tokens,
-    )
+    rows = calibration_rows(settings, job)
     stream = LayerStream(job.model, work.merged)
     sequences = stream.embed([row.tokens for row in rows])
     done: list[Rounded] = []

@@ -91,8 +91,9 @@ def _mean_squares(model: Any, folder: Path, base: Path) -> list[torch.Tensor]:
     """Mean squares of all neurons, from activations that are kept and stacked."""
     from transformers import AutoTokenizer
 
-    from metier.specializers.methods.calibration import calibration_rows
+    from metier.specializers.methods.calibration import sample_rows
     from metier.specializers.recipes.recipe import read_rows
+    from metier.specializers.training.batches import encode_rows
 
     fields = {
         "name": "a",
@@ -101,7 +102,8 @@ def _mean_squares(model: Any, folder: Path, base: Path) -> list[torch.Tensor]:
         "folder": folder,
     }
     rows = read_rows(Recipe.model_validate(fields))
-    chosen = calibration_rows(rows, AutoTokenizer.from_pretrained(base), count=32, seed=0, max_row_tokens=200)
+    drawn = sample_rows(rows, count=32, seed=0)
+    chosen = encode_rows(drawn, AutoTokenizer.from_pretrained(base), max_row_tokens=200)
     assert len(chosen) == 32
     seen: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
     for layer, block in enumerate(model.model.layers):
