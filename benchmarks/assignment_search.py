@@ -122,7 +122,8 @@ def show(table: Table, rows: Sequence[Row], shuffles: int) -> str:
 async def record(arguments: argparse.Namespace) -> Table:
     """Run every assignment of a workflow on every task, through real engines, and note what each run asked."""
     from metier.runtime.cli.options import absolute, comma_separated
-    from metier.runtime.trials.run_probe import ProbeOptions, open_trials
+    from metier.runtime.trials.probe_options import ProbeOptions
+    from metier.runtime.trials.run_probe import open_trials
 
     options = ProbeOptions(
         workflow=absolute(arguments.record),

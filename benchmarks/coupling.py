@@ -32,8 +32,9 @@ from metier.router.probing.profile import read_profiles
 from metier.router.solving.coupling import Problem, make_problem, predict
 from metier.router.solving.limits import Limits
 from metier.router.solving.solve import solve
+from metier.runtime.trials.probe_options import read_options
 from metier.runtime.trials.run_assign import serving_of
-from metier.runtime.trials.run_probe import PROFILES, Trials, open_trials, read_options
+from metier.runtime.trials.run_probe import PROFILES, Trials, open_trials
 
 TASKS, BLOCK_TASKS, QUALITY_LOSS = "test:200:8", 100, 0.02
 COUPLED, UNCOUPLED = "coupled", "uncoupled"

@@ -17,7 +17,8 @@ from typing import Any
 from thinking_budgets import run_arms, run_study
 
 from metier.router.space import Candidate, Part
-from metier.runtime.trials.run_probe import ProbeOptions, open_trials
+from metier.runtime.trials.probe_options import ProbeOptions
+from metier.runtime.trials.run_probe import open_trials
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "gift_card.py"
 WHOLE, EIGHT_BIT = "gift-card-single", "gift-card-single-w8a8"

@@ -28,7 +28,8 @@ from harness import arguments, interval, resamples, write_rows
 from metier.agents import Role, ThinkingProfile
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.trials.run_probe import ProbeOptions, Trials, open_trials
+from metier.runtime.trials.probe_options import ProbeOptions
+from metier.runtime.trials.run_probe import Trials, open_trials
 from metier.specializers.methods.role_quality import Score, measure_role, paired_interval, same_answer
 from metier.specializers.methods.thinking.curves import ThinkingPoint, fit_saturation, saturated_budget
 

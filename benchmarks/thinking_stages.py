@@ -17,7 +17,8 @@ from thinking_budgets import run_arms, run_study
 
 from metier.router.probing.outcomes import Outcome
 from metier.router.space import Candidate, Part
-from metier.runtime.trials.run_probe import ProbeOptions, open_trials
+from metier.runtime.trials.probe_options import ProbeOptions
+from metier.runtime.trials.run_probe import open_trials
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "ledger.py"
 READER, TUNED = "ledger-reader", "ledger-staged"

@@ -18,7 +18,8 @@ from harness import arguments, write_rows
 from thinking_budgets import load_module
 
 from metier.agents import ThinkingProfile
-from metier.runtime.trials.run_probe import ProbeOptions, open_trials
+from metier.runtime.trials.probe_options import ProbeOptions
+from metier.runtime.trials.run_probe import open_trials
 from metier.specializers.methods.role_quality import RoleQuality, measure_role, paired_interval
 
 WORKFLOW = Path(__file__).parents[1] / "examples" / "ledger.py"

@@ -74,7 +74,8 @@ def probe(
     Stopped or killed, the same command goes on where it was: no run and no ask is made twice. On a machine that does
     other work too, add --set engine.threads=1: threads that spin for each other cost CPU-seconds that are not ours.
     """
-    from ..trials.run_probe import ProbeOptions, run_probe
+    from ..trials.probe_options import ProbeOptions
+    from ..trials.run_probe import run_probe
 
     candidates = comma_separated(variants)
     if not candidates:

@@ -24,7 +24,8 @@ from ...router.space import Candidate, Part, Space
 from ..backends import SUPERVISED, on_servers
 from ..console import say, show
 from ..report.figures import FrontPoint, draw_front
-from .run_probe import PROFILES, ProbeOptions, Trials, open_trials, read_options
+from .probe_options import ProbeOptions, read_options
+from .run_probe import PROFILES, Trials, open_trials
 
 __all__ = ["held_out", "run_assign", "serving_of"]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from rich.table import Table
 
 from ...agents.answers import parse_answer
@@ -24,83 +23,33 @@ from ...agents.errors import (
 from ...agents.nodes import RoleWork
 from ...agents.step_paths import StepPath
 from ...agents.tasksets import Task, TaskSet
-from ...agents.text_files import UnreadableTextError, read_bounded
 from ...agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...router.assignment import BASE, Assignment, load_assignment
 from ...router.probing.evaluator import Evaluator, OnOutcome
 from ...router.probing.journal import Journal, record_key
 from ...router.probing.outcomes import Outcome
-from ...router.probing.probe import ProbeResult, ProbeSettings, probe
+from ...router.probing.probe import ProbeResult, probe
 from ...router.probing.profile import Footprint, Profile, write_profiles
 from ...router.route import Router
 from ...router.solving.engine_work import EngineWork
 from ...router.space import Candidate, Space, role_rounds, space_of
-from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ...specializers.shelf.shelf import Shelf
-from ..backends import DEFAULT_ENGINE, SCRIPTED, BackendRequest, EngineName, OpenBackend, open_backend
+from ..backends import SCRIPTED, BackendRequest, OpenBackend, open_backend
 from ..console import StepBar, say, show
 from ..events import STARTUP, Event, in_words
 from ..runs.run_plan import RunResult
 from ..runs.session import Session
-from ..settings.session import Settings, load_settings
+from ..settings.session import Settings
 from ..store.store import RunStore
 from .footprints import footprints, footprints_elsewhere
+from .probe_options import OPTIONS, ProbeOptions
 from .replayed_backend import RecordedReply, ReplayedBackend
 from .work_meter import WorkMeter
 
-__all__ = ["ProbeOptions", "SessionRunner", "Trials", "open_trials", "read_options", "run_probe"]
+__all__ = ["SessionRunner", "Trials", "open_trials", "run_probe"]
 
-OPTIONS, PROFILES, RUNS, REPLIES = "probe.json", "profiles.jsonl", "runs.jsonl", "replies.jsonl"
+PROFILES, RUNS, REPLIES = "profiles.jsonl", "runs.jsonl", "replies.jsonl"
 WORK = "engine_work.jsonl"
-
-
-class ProbeOptions(BaseModel):
-    """What a probe was started with, kept in its folder so that `metier assign` runs the workflow in the same way."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    workflow: str
-    """`file.py` or `file.py:name` of the task graph."""
-    tasks: str
-    """Tasks of the file to probe on, as `split:size[:seed]`."""
-    variants: tuple[str, ...]
-    """Candidates beside those of the incumbent, as `name` or `name@thinking tokens`."""
-    incumbent: str | None = None
-    """File of the assignment to start from; None: the base plays every role."""
-    split_rounds: bool = True
-    """Whether a loop's first round and later ones are different parts."""
-    base: str = DEFAULT_BASE
-    """Base model: a bundled name, a folder or a Hugging Face id."""
-    # Probes were made when folders of variants were called `also`.
-    shelf: tuple[str, ...] = Field(default=(), validation_alias=AliasChoices("shelf", "also"))
-    """Folders of variants beside the user's own shelf."""
-    engine: EngineName = DEFAULT_ENGINE
-    """Which engine answers: its name, or a server's URL."""
-    concurrency: int | None = None
-    """Runs at a time; None: as the settings say."""
-    seed: int = 0
-    """Seed of sampling."""
-    settings: str | None = None
-    """Settings file, None for the defaults."""
-    overrides: dict[str, Any] = Field(default_factory=dict)
-    """Single settings over that file, by name."""
-    probe: ProbeSettings = ProbeSettings()
-    """How long and how exactly to probe."""
-
-    def load_settings(self) -> Settings:
-        """Settings of the sessions and engines."""
-        return load_settings(Path(self.settings) if self.settings else None, self.overrides)
-
-
-def read_options(folder: Path) -> ProbeOptions:
-    """What the probe of a folder was started with; raises ProfileError when there was none."""
-    path = folder / OPTIONS
-    try:
-        return ProbeOptions.model_validate_json(read_bounded(path))
-    except (OSError, UnreadableTextError, ValidationError) as error:
-        raise ProfileError(
-            f"{path} cannot be read: {error}", expected="a folder of `metier probe`", remedy="Name it with --probe."
-        ) from error
 
 
 @dataclass(frozen=True)

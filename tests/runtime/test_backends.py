@@ -19,8 +19,9 @@ from metier.runtime.bench.load import LoadLevel
 from metier.runtime.bench.workload import SyntheticMix
 from metier.runtime.cli.run import RunOptions
 from metier.runtime.settings.session import load_settings
+from metier.runtime.trials.probe_options import ProbeOptions
 from metier.runtime.trials.run_assign import run_assign
-from metier.runtime.trials.run_probe import ProbeOptions, run_probe
+from metier.runtime.trials.run_probe import run_probe
 from metier.specializers import Shelf
 from tests import workflow_for_probe
 from tests.runtime.served import server

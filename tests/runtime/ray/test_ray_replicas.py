@@ -22,7 +22,8 @@ from metier.runtime.ray.backend import RayBackend
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.settings.ray import RaySettings
 from metier.runtime.settings.session import load_settings
-from metier.runtime.trials.run_probe import ProbeOptions, open_trials
+from metier.runtime.trials.probe_options import ProbeOptions
+from metier.runtime.trials.run_probe import open_trials
 from metier.specializers.shelf.variant import Variant
 from tests.agents.workflow import Puzzle
 from tests.runtime.trials.test_probe_engine import WORKFLOW

@@ -15,8 +15,9 @@ from metier.runtime import RunStore
 from metier.runtime.cli.run import RunOptions, run_workflow
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.trials.footprints import checkpoint_mib, slot_mib
+from metier.runtime.trials.probe_options import ProbeOptions
 from metier.runtime.trials.run_assign import run_assign
-from metier.runtime.trials.run_probe import ProbeOptions, run_probe
+from metier.runtime.trials.run_probe import run_probe
 from metier.specializers.shelf.base_model import base_fingerprint
 from metier.specializers.shelf.shelf import Shelf
 from metier.specializers.shelf.variant import AskSpec, EngineSpec

@@ -18,9 +18,10 @@ from metier.agents.messages import Reply
 from metier.router import Candidate, Journal, load_assignment, read_profiles
 from metier.router.probing.outcomes import Outcome
 from metier.runtime.report.figures import FrontPoint, draw_front
+from metier.runtime.trials.probe_options import ProbeOptions
 from metier.runtime.trials.replayed_backend import RecordedReply, ReplayedBackend, common_prefix
 from metier.runtime.trials.run_assign import serving_of
-from metier.runtime.trials.run_probe import ProbeOptions, open_trials, run_probe
+from metier.runtime.trials.run_probe import open_trials, run_probe
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = str(ROOT / "workflow_for_probe.py")
