@@ -21,8 +21,10 @@ Written by `scripts/write_cli_page.py` from the commands themselves; `--help` af
 
 In every verb `--shelf` names folders of variants beside your own shelf, `--variants` names variants, `--engine` says
 what answers, and `--set` changes one of the [settings](settings.md). Answers and tables go to stdout, progress and
-notes to stderr. The exit status is 0 when all went well, 1 after an error, which is one line that says what to do, 2
-for an option that does not exist, 3 when a run waits for a person, and 130 after Ctrl-C.
+notes to stderr. The exit status is 0 when all went well, 1 when a run,
+an engine or a training failed, 2 for what is yours to mend (an option, a setting, a file, a workflow, a recipe, an
+assignment, a variant, a full disk), 3 when a run waits for a person, 130 after Ctrl-C and 143 after SIGTERM. An error
+is one line that says what to do; after a signal one line says what is kept and how to go on.
 """
 
 FIELDS = ("option", "takes", "default", "what it is")

@@ -30,6 +30,7 @@ from .options import (
     names_option,
     overrides,
 )
+from .output_files import can_be_written
 
 __all__ = ["add_router_commands"]
 
@@ -101,7 +102,9 @@ def probe(
 
 def assign(
     folder: Annotated[Path, typer.Option("--probe", help="Folder of `metier probe`.")] = DEFAULT_FOLDER,
-    out: Annotated[Path, typer.Option(help="Where the assignment goes.")] = Path("assignment.yaml"),
+    out: Annotated[Path, typer.Option(help="Where the assignment goes.", callback=can_be_written)] = Path(
+        "assignment.yaml"
+    ),
     minimise: Annotated[Goal, typer.Option(help="What is made as small as the limits let it be.")] = "cpu_s",
     quality_loss: Annotated[float, typer.Option(help="How far below the incumbent the score may be.")] = 0.02,
     min_quality: Annotated[float | None, typer.Option(help="Lowest score, instead of a loss.")] = None,

@@ -12,6 +12,7 @@ from ...agents.errors import SettingsError
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE
 from .options import Base, Engine, Sets, SettingsFile, Shelf, checked, comma_separated, names_option, overrides
+from .output_files import can_be_written
 
 __all__ = ["add_bench_command"]
 
@@ -49,7 +50,9 @@ def bench(
     shelf: Shelf = None,
     engine: Engine = DEFAULT_ENGINE,
     seed: Annotated[int, typer.Option(help="Seed of made-up requests and of arrivals.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="JSONL of every request, with AIPerf's field names.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL of every request, with AIPerf's field names.", callback=can_be_written)
+    ] = None,
     settings: SettingsFile = None,
     set: Sets = None,
 ) -> None:

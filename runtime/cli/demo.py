@@ -15,8 +15,10 @@ from ..events import Event
 from ..opening import open_session
 from ..report import render_report
 from ..settings.session import Settings
+from ..store.commands import command
 from ..store.store import RunStore
 from .live import LiveView
+from .output_files import write_output
 
 __all__ = ["demo_folder", "run_demo"]
 
@@ -57,9 +59,9 @@ async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report
         if not skip_base:
             batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, shelf, runs, settings, None))
         text = render_report(runs, batches)
-    report.write_text(text, encoding="utf-8")  # noqa: ASYNC240
     show_markdown(text)
-    say(f"Report written to {report}; runs are in {store} (metier report --store {store}).")
+    write_output(report, text)
+    say(f"Runs are in {store}: {command('report', *batches, store=str(store))}")
     say(f"That took {time.monotonic() - began:.0f} s in all.")
 
 

@@ -10,19 +10,22 @@ from typing import Annotated, Any, Literal
 import anyio
 import typer
 
-from ...agents.errors import MetierError, RunInterrupted, SettingsError
+from ...agents.errors import SettingsError
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE
 from ..console import say
 from ..settings.session import load_settings
 from .assign import add_router_commands
 from .bench import add_bench_command
+from .ending import end_with
 from .options import (
     DEFAULT_STORE,
     AssignmentFile,
     Base,
     Concurrency,
     Engine,
+    MaxSeconds,
+    MaxTokens,
     ReportFile,
     Seed,
     Sets,
@@ -30,12 +33,14 @@ from .options import (
     Shelf,
     Store,
     Tasks,
+    TrafficFile,
     Workflow,
     checked,
     open_shelf,
     overrides,
     read_json,
 )
+from .output_files import can_be_written
 from .report import add_report_command
 from .run import RunOptions, resume_run, run_workflow
 from .serve import add_serve_command
@@ -44,6 +49,8 @@ from .store import add_store_commands
 
 __all__ = ["main"]
 
+DEMO_REPORT = Path("demo-report.md")
+
 app = typer.Typer(
     help="Run a team of specialised agents on one open-weights model.",
     no_args_is_help=True,
@@ -51,9 +58,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-
-EXIT_WAITS = 3
-EXIT_INTERRUPTED = 130
 
 
 @app.command(
@@ -69,12 +73,12 @@ def run(
     shelf: Shelf = None,
     engine: Engine = DEFAULT_ENGINE,
     concurrency: Concurrency = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Stop a run that has used this many tokens.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(help="Stop a run after this many seconds.")] = None,
+    max_tokens: MaxTokens = None,
+    max_seconds: MaxSeconds = None,
     seed: Seed = 0,
     store: Store = DEFAULT_STORE,
     report: ReportFile = None,
-    export_traffic: Annotated[Path | None, typer.Option(help="Write what was asked and answered as JSONL.")] = None,
+    export_traffic: TrafficFile = None,
     settings: SettingsFile = None,
     set: Sets = None,
 ) -> None:
@@ -103,11 +107,16 @@ def resume(
     which: Annotated[str | None, typer.Argument(help="Run or batch; the newest unfinished batch by default.")] = None,
     answer: Annotated[str | None, typer.Option(help="A person's answer as JSON, for the run that waits.")] = None,
     at: Annotated[str | None, typer.Option(help="Step that the answer is for, when several wait.")] = None,
+    max_tokens: MaxTokens = None,
+    max_seconds: MaxSeconds = None,
     store: Store = DEFAULT_STORE,
     report: ReportFile = None,
+    export_traffic: TrafficFile = None,
 ) -> None:
     """Go on with runs that were killed, stopped, failed, or wait for a person; nothing recorded runs again."""
-    anyio.run(resume_run, which, None if answer is None else read_json(answer, "--answer"), at, store, report)
+    given = None if answer is None else read_json(answer, "--answer")
+    limits = {"max_tokens": max_tokens, "max_seconds": max_seconds}
+    anyio.run(resume_run, which, given, at, limits, store, report, export_traffic)
 
 
 add_report_command(app)
@@ -121,7 +130,9 @@ def demo(
     skip_base: Annotated[bool, typer.Option(help="Do not run the bare base beside it.")] = False,
     engine: Engine = DEFAULT_ENGINE,
     store: Store = Path("runs/demo.db"),
-    report: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("demo-report.md"),
+    report: Annotated[Path, typer.Option(help="Where the report goes.", callback=can_be_written)] = Path(
+        "demo-report.md"
+    ),
     set: Sets = None,
 ) -> None:
     """Solve fresh puzzles with three roles on three variants of one small model, and on the bare base beside it."""
@@ -221,7 +232,7 @@ def variants_export(
 @variants_app.command("draw", epilog="Example: `metier variants draw ledger-accountant-thinking curves.svg`")
 def variants_draw(
     name: Annotated[str, typer.Argument(help="Name or content id of a variant that method `thinking` made.")],
-    out: Annotated[Path, typer.Argument(help="SVG file to write.")],
+    out: Annotated[Path, typer.Argument(help="SVG file to write.", callback=can_be_written)],
     shelf: Shelf = None,
     set: Sets = None,
 ) -> None:
@@ -248,7 +259,10 @@ def doctor() -> None:
 @app.command(epilog="Example: `metier graph examples/solve_and_check.py --out picture.png`")
 def graph(
     workflow: Workflow,
-    out: Annotated[Path | None, typer.Option(help="Draw it here: PNG where Graphviz is, else Mermaid text.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Draw it here: PNG where Graphviz is, else Mermaid text.", callback=can_be_written),
+    ] = None,
 ) -> None:
     """Draw a workflow: Mermaid text on the terminal, or a picture."""
     from ...agents.pictures import to_mermaid, write_picture
@@ -262,20 +276,6 @@ def graph(
 
 
 def main() -> None:
-    """Entry point: errors on purpose are one line, Ctrl-C stops cleanly, anything else is a traceback."""
+    """Entry point: errors on purpose are one line, signals stop cleanly, anything else is a traceback."""
     command: Callable[..., Any] = typer.main.get_command(app)
-    try:
-        command(prog_name="metier")
-    except RunInterrupted as waiting:
-        say(str(waiting), style="yellow")
-        sys.exit(EXIT_WAITS)
-    except MetierError as error:
-        say(f"{type(error).__name__}: {error}", style="red")
-        sys.exit(1)
-    except SystemExit as done:
-        if done.code == EXIT_INTERRUPTED:
-            say(
-                "Stopped. What was recorded is kept: go on with `metier resume` (make, probe: the same command; "
-                "a benchmark: the levels that are missing)."
-            )
-        raise
+    end_with(lambda: command(prog_name="metier"))

@@ -17,6 +17,7 @@ from ..backends import engine_help
 from ..settings.session import load_settings, setting_value
 from ..store.reading import store_for_reading
 from ..store.store import RunStore
+from .output_files import can_be_written
 
 __all__ = [
     "DEFAULT_STORE",
@@ -24,6 +25,8 @@ __all__ = [
     "Base",
     "Concurrency",
     "Engine",
+    "MaxSeconds",
+    "MaxTokens",
     "ReportFile",
     "Seed",
     "Sets",
@@ -31,6 +34,7 @@ __all__ = [
     "Shelf",
     "Store",
     "Tasks",
+    "TrafficFile",
     "Workflow",
     "absolute",
     "checked",
@@ -59,7 +63,15 @@ Engine = Annotated[str, typer.Option("--engine", help=engine_help())]
 Concurrency = Annotated[int | None, typer.Option("--concurrency", help="Runs at a time.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Seed of sampling.")]
 Store = Annotated[Path, typer.Option("--store", help="SQLite file of runs.")]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="Write the report here as Markdown.")]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="Write the report here as Markdown.", callback=can_be_written)
+]
+TrafficFile = Annotated[
+    Path | None,
+    typer.Option("--export-traffic", help="Write what was asked and answered as JSONL.", callback=can_be_written),
+]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", help="Stop a run that has used this many tokens.")]
+MaxSeconds = Annotated[float | None, typer.Option("--max-seconds", help="Stop a run after this many seconds.")]
 SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings file (YAML).", resolve_path=True)]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as engine.kv_cache_mib=1024; may be repeated.")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ...agents.errors import ResumeError, SettingsError
-from ...agents.whole_files import write_whole
-from ..console import say, show_markdown
+from ..console import show_markdown
 from ..report import render_html, render_markdown, render_report
 from ..store.store import RunStore
-from .options import DEFAULT_STORE, Sets, Shelf, Store, open_shelf, stored_runs
-from .run import list_batches
+from .options import DEFAULT_STORE, Sets, Shelf, Store, TrafficFile, open_shelf, stored_runs
+from .output_files import can_be_written, write_output
+from .run import export, list_batches
 
 __all__ = ["add_report_command"]
 
@@ -33,9 +32,13 @@ def report(
     ] = None,
     store: Store = DEFAULT_STORE,
     html: Annotated[
-        Path | None, typer.Option(help="Write the full report here, as one page that needs nothing.")
+        Path | None,
+        typer.Option(help="Write the full report here, as one page that needs nothing.", callback=can_be_written),
     ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the full report's tables here.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Write the full report's tables here.", callback=can_be_written)
+    ] = None,
+    export_traffic: TrafficFile = None,
     probe: Annotated[
         Path | None, typer.Option(help="With --html or --markdown: a probe's folder, whose profiles are shown too.")
     ] = None,
@@ -57,15 +60,18 @@ def report(
                 raise SettingsError(f"{option} shows in the full report", expected="--html or --markdown beside it")
     with stored_runs(store) as runs:
         wanted = batches or [batch.id for batch in runs.batches()[-1:]]
+        if export_traffic is not None:
+            export(runs, _batches(runs, wanted), export_traffic)
+            return
         if html is None and markdown is None:
             show_markdown(render_report(runs, _batches(runs, wanted) if wanted else []))
             return
         named = _batches(runs, wanted)
         swept = [open_shelf(shelf, set).get(name) for name in curves or []]
         if html is not None:
-            _write(html, lambda: render_html(runs, named, probe, swept))
+            write_output(html, render_html(runs, named, probe, swept))
         if markdown is not None:
-            _write(markdown, lambda: render_markdown(runs, named, probe, swept))
+            write_output(markdown, render_markdown(runs, named, probe, swept))
 
 
 def _batches(store: RunStore, named: list[str]) -> list[str]:
@@ -76,15 +82,3 @@ def _batches(store: RunStore, named: list[str]) -> list[str]:
         )
     known = {batch.id for batch in store.batches()}
     return list(dict.fromkeys(name if name in known else store.run(name).batch for name in named))
-
-
-def _write(path: Path, render: Callable[[], str]) -> None:
-    """Write a file whole or not at all; raises SettingsError when it cannot be written."""
-    text = render()
-    try:
-        write_whole(path, text)
-    except OSError as error:
-        raise SettingsError(
-            f"{path} cannot be written: {error}", expected="a file in a folder that is there"
-        ) from error
-    say(f"wrote {path} ({len(text.encode()) / 1024:.0f} KiB)")

@@ -28,10 +28,12 @@ from ..settings.session import load_settings
 from ..store.commands import command
 from ..store.records import BatchRecord
 from ..store.store import RunStore
+from .ending import when_stopped
 from .live import LiveView
 from .options import absolute, open_store
+from .output_files import write_output, writing
 
-__all__ = ["RunOptions", "list_batches", "resume_run", "run_workflow"]
+__all__ = ["RunOptions", "export", "list_batches", "resume_run", "run_workflow"]
 
 
 class RunOptions(BaseModel):
@@ -82,6 +84,7 @@ async def run_workflow(options: RunOptions, store: Path, report: Path | None, ex
     options = options.model_copy(update={"workflow": absolute(options.workflow), "assignment": _read(options)})
     with RunStore(store) as runs:
         async with _watched(options, runs, file, len(inputs)) as session:
+            when_stopped(lambda: _how_to_go_on(runs, session.batch))
             results = await session.map(
                 file.graph,
                 inputs,
@@ -92,17 +95,30 @@ async def run_workflow(options: RunOptions, store: Path, report: Path | None, ex
             )
             batch = session.batch
         assert batch is not None
-        _finish(runs, batch, results, report)
-        if export_traffic is not None:
-            count = write_traffic(export_traffic, runs.traffic(batch))
-            say(f"wrote {count} asks to {export_traffic}")
+        _finish(runs, batch, results, report, export_traffic)
 
 
-async def resume_run(which: str | None, answer: Any, at: str | None, store: Path, report: Path | None) -> None:
+def export(runs: RunStore, batches: list[str], path: Path) -> None:
+    """Write what batches asked and were answered; raises SettingsError when the file cannot be written."""
+    with writing(path):
+        count = write_traffic(path, (row for batch in batches for row in runs.traffic(batch)))
+    say(f"wrote {count} asks to {path}")
+
+
+async def resume_run(
+    which: str | None,
+    answer: Any,
+    at: str | None,
+    limits: dict[str, Any],
+    store: Path,
+    report: Path | None,
+    export_traffic: Path | None,
+) -> None:
     """Go on with a batch, or with one run; see `metier resume --help`."""
     with open_store(store) as runs:
         batch, run_id = _find(runs, which)
-        options = RunOptions.model_validate(batch.options)
+        raised = {name: value for name, value in limits.items() if value is not None}
+        options = RunOptions.model_validate(batch.options).model_copy(update=raised)
         if not options.workflow:
             raise ResumeError(
                 f"batch {batch.id} was not started by `metier run`",
@@ -115,6 +131,7 @@ async def resume_run(which: str | None, answer: Any, at: str | None, store: Path
         if not open_runs:
             see = command("report", batch.id, store=runs.path)
             raise ResumeError(f"every run of batch {batch.id} is finished", remedy=f"See it: {see}")
+        when_stopped(lambda: _how_to_go_on(runs, batch.id))
         async with _watched(options, runs, file, len(open_runs)) as session:
             if answers:
                 assert run_id is not None
@@ -123,7 +140,13 @@ async def resume_run(which: str | None, answer: Any, at: str | None, store: Path
                 results = await session.resume_batch(
                     file.graph, batch.id, tasks, concurrency=options.concurrency, limits=options.limits()
                 )
-        _finish(runs, batch.id, results, report)
+        _finish(runs, batch.id, results, report, export_traffic)
+
+
+def _how_to_go_on(runs: RunStore, batch: str | None) -> str:
+    if batch is None:
+        return "Nothing was started yet."
+    return f"What was recorded is kept; go on: {command('resume', batch, store=runs.path)}"
 
 
 def list_batches(store: Path) -> None:
@@ -207,12 +230,15 @@ def _answers(runs: RunStore, run_id: str | None, answer: Any, at: str | None) ->
     return {at or waiting[0]: answer}
 
 
-def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path | None) -> None:
+def _finish(
+    runs: RunStore, batch: str, results: list[RunResult], report: Path | None, export_traffic: Path | None
+) -> None:
     text = render_report(runs, [batch])
     show_markdown(text)
     if report is not None:
-        report.write_text(text, encoding="utf-8")
-        say(f"wrote {report}")
+        write_output(report, text)
+    if export_traffic is not None:
+        export(runs, [batch], export_traffic)
     waiting = [r.error for r in results if isinstance(r.error, RunInterrupted)]
     if waiting:
         raise waiting[0]
@@ -225,6 +251,7 @@ def _finish(runs: RunStore, batch: str, results: list[RunResult], report: Path |
             f"Should it be stopped: {resume}"
         )
     if failed and len(failed) == len(results):
+        say(f"To go on, once what stopped it is mended: {resume}")
         raise failed[0]
     if len(results) == 1 and results[0].output is not None:
         output = results[0].output

@@ -17,6 +17,7 @@ from ..console import say
 from ..events import STARTUP, in_words
 from ..opening import open_session
 from ..settings.session import load_settings
+from ..store.commands import command
 from .options import (
     DEFAULT_STORE,
     AssignmentFile,
@@ -139,4 +140,4 @@ async def _serve(
             shown = f"[{host}]" if ":" in host else host
             say(f"serving http://{shown}:{listening.getsockname()[1]}/v1")
             await run_server(app, listening, settings.server)
-    say("stopped; runs that were under way go on with `metier resume`")
+    say(f"stopped; runs that were under way go on with: {command('resume', store=str(store))}")

@@ -159,7 +159,7 @@ class Asker:
             raise LimitError(
                 f"run {self._plan.run_id} has used {self._tokens} tokens before step {path!r}",
                 expected=f"at most max_tokens={limit}",
-                remedy="Raise the limit and `metier resume` the run: what was recorded is kept.",
+                remedy="Raise the limit (--max-tokens) and resume the run: what was recorded is kept.",
             )
 
     def _ask_seed(self, path: str, attempt: int) -> int:

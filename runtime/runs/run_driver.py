@@ -135,7 +135,7 @@ class RunDriver:
             raise LimitError(
                 f"run {plan.run_id} took longer than max_seconds_s={limit_s}",
                 expected="the run to end within its limit",
-                remedy="Raise the limit and resume the run: what was recorded is kept.",
+                remedy="Raise the limit (--max-seconds) and resume the run: what was recorded is kept.",
             )
         if output is BLOCKED:
             raise waiting_for_person(self._store, plan.run_id)

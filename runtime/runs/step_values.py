@@ -34,7 +34,7 @@ async def call_function(function: Callable[..., Any], name: str, inputs: dict[st
         raise StepError(
             f"function step {name!r} raised {type(error).__name__}: {error}",
             expected="a result of the annotated type",
-            remedy="Mend the function; `metier resume` then goes on from here.",
+            remedy="Mend the function and resume the run: it goes on from here.",
         ) from error
 
 

@@ -126,19 +126,19 @@ def test_a_probe_that_is_stopped_goes_on(folder: Path, how: signal.Signals) -> N
 )
 def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], says: str) -> None:
     done = metier(*words, cwd=tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert says in done.stderr
 
 
 def test_limits_that_nothing_meets_leave_no_file(folder: Path) -> None:
     assert metier(*probe_words("tune:8"), cwd=folder).returncode == 0
     done = metier("assign", "--max-tokens", "10", "--out", "a.yaml", cwd=folder)
-    assert done.returncode == 1 and "InfeasibleError: no assignment meets the limits" in done.stderr
+    assert done.returncode == 2 and "InfeasibleError: no assignment meets the limits" in done.stderr
     assert "tokens=10 (nearest feasible: " in done.stderr and not (folder / "a.yaml").exists()
     same = metier("assign", "--check", "tune:8", "--out", "a.yaml", cwd=folder)
-    assert same.returncode == 1 and "every task of --check tune:8 was probed on" in same.stderr
+    assert same.returncode == 2 and "every task of --check tune:8 was probed on" in same.stderr
     missing = metier("assign", "--variants", "sharp,nope", "--out", "a.yaml", cwd=folder)
-    assert missing.returncode == 1 and "no profile of nope at planner[1]" in missing.stderr
+    assert missing.returncode == 2 and "no profile of nope at planner[1]" in missing.stderr
 
 
 # ---- reuse --------------------------------------------------------------------------------------------------
