@@ -47,11 +47,13 @@ def stock_servers(
     adapter_slots: int = 2,
     context_tokens: int = 512,
     compiled: bool = False,
+    dtype: str = "auto",
 ) -> Iterator[list[StockServer]]:
     """Servers with `adapter_slots` each, their logs in `folder`."""
     sizes = {"max-model-len": context_tokens, "kv-cache-memory-bytes": kv_cache_mib << 20, "max-num-seqs": 8}
     sizes |= {"max-loras": adapter_slots, "max-lora-rank": rank}
     arguments = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    arguments += ["--dtype", dtype]
     if not compiled:
         arguments.append("--enforce-eager")
     with ExitStack() as stack:

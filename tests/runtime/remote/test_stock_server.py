@@ -17,6 +17,7 @@ from metier.runtime.remote.remote_backend import RemoteBackend
 from metier.runtime.settings.fleet import FleetServer, FleetSettings
 from metier.runtime.slots.adapter import LoadedAdapter
 from metier.specializers.shelf.variant import Variant
+from tests.runtime.conftest import TINY
 from tests.runtime.remote.stock_servers import StockServer, stock_servers
 
 pytestmark = [pytest.mark.engine, pytest.mark.stock]
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.stock]
 
 @pytest.fixture(scope="module")
 def stock(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[StockServer]]:
-    with stock_servers(tiny_base, tmp_path_factory.mktemp("stock"), 2) as servers:
+    with stock_servers(tiny_base, tmp_path_factory.mktemp("stock"), 2, dtype=TINY.dtype) as servers:
         yield servers
 
 
