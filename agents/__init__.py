@@ -5,7 +5,6 @@ Nothing here imports torch or vllm, reads a file or opens a connection, except w
 
 from .answers import parse_answer
 from .backend import Backend, ScriptedBackend
-from .drafts import FieldRef, StepRef
 from .errors import (
     AdapterError,
     AnswerError,
@@ -35,10 +34,11 @@ from .errors import (
     UnknownVariantError,
     VariantError,
 )
-from .graph import TaskGraph
+from .graphs.drafts import FieldRef, StepRef
+from .graphs.graph import TaskGraph
+from .graphs.nodes import BuiltGraph
+from .graphs.pictures import write_picture
 from .messages import Ask, Message, Reply, Usage
-from .nodes import BuiltGraph
-from .pictures import write_picture
 from .prompts import PROMPT_LAYOUT, TASK_TEXT_RULE, render_prompt, task_text
 from .reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
 from .roles import Role

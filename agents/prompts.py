@@ -54,6 +54,8 @@ def render_value(value: Any) -> str:
         return "\n".join(f"{name}: {render_value(v)}" for name, v in fields.items() if v not in (None, ""))
     if isinstance(value, list) and value and isinstance(value[0], BaseModel):
         return "\n".join(f"- {render_value(v)}" for v in value)
+    if isinstance(value, set | frozenset):  # in one order in every process, or a resumed run would ask something else
+        value = sorted(value, key=_ANYTHING.dump_json)
     return _ANYTHING.dump_json(value).decode()
 
 

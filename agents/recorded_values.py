@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     WrapSerializer,
 )
+from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_json
 
 from .errors import GraphError
@@ -44,16 +45,15 @@ def dump(value: Any, kind: Any) -> tuple[Any, str]:
     problem: ValueError | None = None
     less: tuple[Any, str] | None = None
     for round_trip in (False, True):  # the second leaves out computed fields and writes `Json` fields as text
-        plain = type_adapter(kind).dump_python(
-            value, mode="json", by_alias=False, round_trip=round_trip, warnings=False
-        )
-        text = to_json(plain, inf_nan_mode="constants").decode()
+        text = _as_json(value, kind, round_trip)
         try:
             back = load(text, kind)
         except ValidationError as error:
             problem = problem or error
             continue
-        if back == value or repr(back) == repr(value):
+        # Neither NaN nor what holds it is equal to itself.
+        same = back == value or repr(back) == repr(value)
+        if same or (_holds_sets(kind) and type(back) is type(value) and _as_json(back, kind, round_trip) == text):
             return value, text
         if not _is_other_model(value, back):
             less = less or (back, text)
@@ -62,6 +62,39 @@ def dump(value: Any, kind: Any) -> tuple[Any, str]:
         return less
     assert problem is not None
     raise problem
+
+
+def _as_json(value: Any, kind: Any, round_trip: bool) -> str:
+    adapter = type_adapter(kind)
+    plain = adapter.dump_python(value, mode="json", by_alias=False, round_trip=round_trip, warnings=False)
+    if _holds_sets(kind):
+        shown = adapter.dump_python(value, mode="python", by_alias=False, round_trip=round_trip, warnings=False)
+        plain = _in_order(shown, plain)
+    return to_json(plain, inf_nan_mode="constants").decode()
+
+
+@cache
+def _holds_sets(kind: Any) -> bool:
+    """Whether values of a type hold sets, whose order differs from process to process."""
+    return "'uniqueItems': True" in str(_schema(kind))
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    try:
+        return type_adapter(kind).json_schema(mode="serialization")
+    except PydanticInvalidForJsonSchema:
+        return {}
+
+
+def _in_order(shown: Any, plain: Any) -> Any:
+    """`plain` (a value as JSON's types) with what is a set in `shown` (the same as Python's types) in one order."""
+    if isinstance(shown, set | frozenset) and isinstance(plain, list):
+        return sorted(plain, key=lambda item: to_json(item, inf_nan_mode="constants"))
+    if isinstance(shown, Mapping) and isinstance(plain, dict) and len(shown) == len(plain):
+        return {name: _in_order(s, p) for s, (name, p) in zip(shown.values(), plain.items(), strict=True)}
+    if isinstance(shown, list | tuple) and isinstance(plain, list) and len(shown) == len(plain):
+        return [_in_order(s, p) for s, p in zip(shown, plain, strict=True)]
+    return plain
 
 
 def load(text: str, kind: Any) -> Any:

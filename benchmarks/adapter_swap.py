@@ -24,7 +24,7 @@ from pydantic import BaseModel
 from random_adapters import shelve_random_adapters
 
 from metier.agents import Role, TaskGraph
-from metier.agents.nodes import BuiltGraph
+from metier.agents.graphs.nodes import BuiltGraph
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Session, load_settings, open_session
 from metier.runtime.engines.pool import EnginePool

@@ -32,7 +32,7 @@ from harness import append_row, arguments, in_turns, read_rows
 from measured_run import measured_run
 
 from metier.agents.errors import VariantError
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.router.assignment import BASE, Assignment, RoleAssignment, load_assignment
 from metier.router.probing.journal import record_key
 from metier.runtime.settings.session import load_settings

@@ -26,7 +26,7 @@ from harness import arguments, in_turns
 from measured_run import measured_run
 
 from metier.agents.errors import InfeasibleError
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.router.assignment import load_assignment
 from metier.router.probing.profile import read_profiles
 from metier.router.solving.coupling import Problem, make_problem, predict

@@ -29,7 +29,7 @@ def steps(context: int, batch: int, budgets: list[int]) -> dict[str, Callable[[]
     """The same step by each way, on the same keys and values."""
     from vllm import _custom_ops as ops
 
-    from metier.runtime.plugin.fier_cpu import SideCache
+    from metier.runtime.plugin.fier.fier_cpu import SideCache
     from metier.specializers.shelf.fier_settings import FierSettings
 
     blocks = context // BLOCK * batch
@@ -76,7 +76,7 @@ def main() -> None:
     asked = options.parse_args()
     import_vllm(threads=1, in_process=True)
     torch.set_num_threads(1)
-    from metier.runtime.plugin.fier_cpu import load_operators
+    from metier.runtime.plugin.fier.fier_cpu import load_operators
 
     reason = load_operators()
     if reason:

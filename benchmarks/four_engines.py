@@ -22,8 +22,8 @@ from typing import Any
 import anyio
 from harness import append_row, arguments, clocked, machine, print_table, spread, tree_cpu_s
 
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.agents.tasksets import TaskSet
-from metier.agents.workflow_file import load_workflow
 from metier.runtime import open_session
 from metier.runtime.settings.session import load_settings
 from metier.specializers.shelf.base_model import find_base

@@ -8,8 +8,8 @@ from typing import Any
 
 from harness import clocked, resident_mib
 
+from metier.agents.graphs.workflow_file import WorkflowFile
 from metier.agents.tasksets import TaskSet
-from metier.agents.workflow_file import WorkflowFile
 from metier.router.assignment import Assignment
 from metier.runtime.opening import open_session
 from metier.runtime.settings.session import load_settings

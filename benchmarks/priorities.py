@@ -20,7 +20,7 @@ from harness import Samples, arguments, machine, paired_rounds, print_table, spr
 from pydantic import BaseModel
 
 from metier.agents import Role, TaskGraph
-from metier.agents.nodes import BuiltGraph
+from metier.agents.graphs.nodes import BuiltGraph
 from metier.router import PrioritySettings, Router
 from metier.runtime import RunStore, Session, Settings
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from metier.runtime.plugin.fier_cpu import SideCache
+from metier.runtime.plugin.fier.fier_cpu import SideCache
 from metier.specializers.methods.fier.key_retrieval import (
     attend,
     page_bounds,
@@ -120,7 +120,7 @@ class ArmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         from metier.runtime.engines.engine_arguments import engine_arguments
-        from metier.runtime.plugin.fier_attention import FierAttention
+        from metier.runtime.plugin.fier.fier_attention import FierAttention
         from metier.runtime.settings.engine import EngineSettings
 
         settings = EngineSettings(

@@ -25,8 +25,8 @@ from pydantic import BaseModel
 from random_adapters import shelve_random_adapters
 
 from metier.agents import TaskGraph
-from metier.agents.nodes import BuiltGraph
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.nodes import BuiltGraph
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, load_settings, open_session
 from metier.runtime.settings.engine import SlotRank

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..agents.errors import AssignmentError
-from ..agents.nodes import BuiltBody, BuiltGraph, GraphWork, LoopWork, RoleWork
+from ..agents.graphs.nodes import BuiltBody, BuiltGraph, GraphWork, LoopWork, RoleWork
 from ..agents.thinking import ThinkingProfile
 from .assignment import BASE, Assignment, RoleAssignment
 

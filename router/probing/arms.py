@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ...agents.step_paths import PathStep
+from ...agents.graphs.step_paths import PathStep
 from ..assignment import BASE
 from ..space import Candidate, Part
 from .intervals import bootstrap_interval, mean

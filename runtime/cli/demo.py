@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from ...agents.errors import SettingsError
+from ...agents.graphs.workflow_file import WorkflowFile, load_workflow
 from ...agents.tasksets import TaskSet
-from ...agents.workflow_file import WorkflowFile, load_workflow
 from ...router.assignment import Assignment, load_assignment
 from ..console import say, show_markdown
 from ..events import Event

@@ -265,8 +265,8 @@ def graph(
     ] = None,
 ) -> None:
     """Draw a workflow: Mermaid text on the terminal, or a picture."""
-    from ...agents.pictures import to_mermaid, write_picture
-    from ...agents.workflow_file import load_workflow
+    from ...agents.graphs.pictures import to_mermaid, write_picture
+    from ...agents.graphs.workflow_file import load_workflow
 
     built = load_workflow(workflow).graph
     if out is None:

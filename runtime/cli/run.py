@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from ...agents.errors import ResumeError, RunError, RunInterrupted, RunTakenError, SettingsError
-from ...agents.nodes import BuiltGraph
+from ...agents.graphs.nodes import BuiltGraph
+from ...agents.graphs.workflow_file import WorkflowFile, load_workflow
 from ...agents.tasksets import TaskSet
 from ...agents.traffic import write_traffic
-from ...agents.workflow_file import WorkflowFile, load_workflow
 from ...router.assignment import Assignment, load_assignment
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE, EngineName

@@ -9,7 +9,7 @@ import anyio
 import typer
 
 from ...agents.errors import ServerError, SettingsError
-from ...agents.workflow_file import WorkflowFile, load_workflow
+from ...agents.graphs.workflow_file import WorkflowFile, load_workflow
 from ...router.assignment import Assignment, load_assignment
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE

@@ -8,8 +8,8 @@ from typing import Any
 from ...agents.errors import AskRejectedError
 from ...agents.messages import Ask
 from ...agents.thinking import ThinkingTags, open_thinking
-from ..plugin.budget_forcing import ThinkingRules
-from ..plugin.end_tag import EndTag, ThinkingScanner, end_tag, tag_token_ids
+from ..plugin.thinking.budget_forcing import ThinkingRules
+from ..plugin.thinking.end_tag import EndTag, ThinkingScanner, end_tag, tag_token_ids
 from ..plugin.wire import plugin_status
 
 __all__ = ["ReplyReader", "ThinkingAsks"]

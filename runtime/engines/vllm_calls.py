@@ -8,7 +8,7 @@ from typing import Any
 from ...agents.chat_tokens import chat_tokens
 from ...agents.errors import AskRejectedError, EngineError
 from ...agents.messages import Ask, Reply, Usage
-from ..plugin.budget_forcing import ThinkingRules
+from ..plugin.thinking.budget_forcing import ThinkingRules
 from ..plugin.wire import INTUITION_KEY, THINKING_KEY
 from ..settings.engine import EngineSettings
 from ..slots.adapter import LoadedAdapter

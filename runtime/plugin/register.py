@@ -49,7 +49,9 @@ def register() -> None:
         return
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
     check_signatures(FINITE_VALUES_METHODS)
-    from . import compile_cache, fier_attention, finite_values, lora_cpu, quantised_lora
+    from . import compile_cache, finite_values
+    from .adapters import lora_cpu, quantised_lora
+    from .fier import fier_attention
 
     STATUS["lora"] = STATUS["trex"] = lora_cpu.install()
     STATUS["lora on int8"] = quantised_lora.install()
@@ -63,7 +65,7 @@ def _register_thinking() -> str:
     from vllm.reasoning import ReasoningParserManager
 
     ReasoningParserManager.register_lazy_module(
-        REASONING_PARSER, "metier.runtime.plugin.thinking_parser", "EndTagParser"
+        REASONING_PARSER, "metier.runtime.plugin.thinking.thinking_parser", "EndTagParser"
     )
     return "active"
 
@@ -71,6 +73,6 @@ def _register_thinking() -> str:
 def _register_gpu() -> str:
     """T-REX on CUDA; not run on a GPU yet."""
     check_signatures(GPU_LORA_METHODS | TREX_METHODS)
-    from . import trex_gpu
+    from .adapters import trex_gpu
 
     return trex_gpu.install()

@@ -25,7 +25,7 @@ FIER_KEY = "metier_fier"
 """Name under which an engine's retrieval settings reach the plugin, in vLLM's `additional_config`."""
 
 # What our engines are started with, so that asks can think before they answer.
-LOGITS_PROCESSOR = "metier.runtime.plugin.thinking_processor:ThinkingProcessor"
+LOGITS_PROCESSOR = "metier.runtime.plugin.thinking.thinking_processor:ThinkingProcessor"
 REASONING_PARSER = "metier"
 
 STATUS: dict[str, str] = {}

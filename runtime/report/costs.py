@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ...agents.step_paths import StepPath
+from ...agents.graphs.step_paths import StepPath
 from .critical_path import critical_path_s
 from .ledger import AskEntry, Ledger
 

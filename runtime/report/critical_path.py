@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...agents.workflow_shape import StepShape
+from ...agents.graphs.workflow_shape import StepShape
 from .ledger import Ledger
 from .step_order import step_order
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from html import escape
 
-from ...agents.step_paths import StepPath
-from ...agents.workflow_shape import StepShape, WorkflowShape
+from ...agents.graphs.step_paths import StepPath
+from ...agents.graphs.workflow_shape import StepShape, WorkflowShape
 from .costs import Cost
 from .graph_layout import Box, Drawing, Line, lay_out
 from .ledger import Ledger

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ...agents.workflow_shape import WorkflowShape, read_shape
+from ...agents.graphs.workflow_shape import WorkflowShape, read_shape
 from ..meters.energy import Energy
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore

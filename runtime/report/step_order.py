@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ...agents.step_paths import ROOT, StepPath
-from ...agents.workflow_shape import StepShape, StepsThatRan
+from ...agents.graphs.step_paths import ROOT, StepPath
+from ...agents.graphs.workflow_shape import StepShape, StepsThatRan
 
 __all__ = ["step_order"]
 

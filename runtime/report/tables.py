@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...agents.step_paths import StepPath
+from ...agents.graphs.step_paths import StepPath
 from ...router.assignment import BASE
 from ..meters.percentiles import percentile
 from .comparison import Comparison

@@ -13,12 +13,12 @@ from pydantic import BaseModel, ValidationError
 
 from ...agents.answers import parse_answer
 from ...agents.errors import AnswerError, ResumeError, RunError, RunInterrupted
-from ...agents.nodes import BuiltGraph
-from ...agents.pictures import to_mermaid
+from ...agents.graphs.nodes import BuiltGraph
+from ...agents.graphs.pictures import to_mermaid
+from ...agents.graphs.step_paths import StepPath
+from ...agents.graphs.workflow_shape import workflow_shape
 from ...agents.recorded_values import dump, load
-from ...agents.step_paths import StepPath
 from ...agents.tasksets import Task
-from ...agents.workflow_shape import workflow_shape
 from ..store.commands import command
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore

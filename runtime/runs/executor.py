@@ -8,9 +8,9 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from ...agents.drafts import StepRef
 from ...agents.errors import GraphError, LoopLimitError
-from ...agents.nodes import (
+from ...agents.graphs.drafts import StepRef
+from ...agents.graphs.nodes import (
     Alternatives,
     BuiltBody,
     BuiltGraph,
@@ -24,7 +24,7 @@ from ...agents.nodes import (
     Source,
     StepOutput,
 )
-from ...agents.step_paths import ROOT, StepPath
+from ...agents.graphs.step_paths import ROOT, StepPath
 from ...router.escalation import NO_FAILURES, Failures
 from .foresight import RunForesight
 from .steps import BLOCKED, StepRunner

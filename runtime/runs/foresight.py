@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...agents.backend import ForeseeingBackend, Prefetch, Upcoming
-from ...agents.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
-from ...agents.step_paths import ROOT, StepPath
+from ...agents.graphs.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
+from ...agents.graphs.step_paths import ROOT, StepPath
 
 __all__ = ["Foresight", "RunForesight", "VariantOf"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ...agents.backend import Backend, ForeseeingBackend
-from ...agents.nodes import BuiltGraph
+from ...agents.graphs.nodes import BuiltGraph
 from ...router.route import Router
 from ..settings.session import Settings
 from .foresight import Foresight, RunForesight

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ...agents.errors import MetierError
-from ...agents.nodes import BuiltGraph
+from ...agents.graphs.nodes import BuiltGraph
 from ..settings.limits import RunLimits
 from ..store.records import RunRecord
 

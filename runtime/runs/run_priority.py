@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...agents.graphs.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
+from ...agents.graphs.step_paths import StepPath
 from ...agents.messages import Usage
-from ...agents.nodes import BuiltBody, BuiltGraph, BuiltNode, GraphWork, LoopWork, RoleWork
-from ...agents.step_paths import StepPath
 from ...router.priority import PrioritySettings, order_key_s, priority_of
 
 __all__ = ["AttainedService", "RemainingPath", "RunPriority"]

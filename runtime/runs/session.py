@@ -15,9 +15,9 @@ from pydantic import BaseModel
 
 from ...agents.backend import Backend, OnText
 from ...agents.errors import ResumeError
-from ...agents.graph import TaskGraph
+from ...agents.graphs.graph import TaskGraph
+from ...agents.graphs.nodes import BuiltGraph
 from ...agents.messages import Ask, Reply
-from ...agents.nodes import BuiltGraph
 from ...agents.tasksets import Task, TaskSet
 from ...router.assignment import Assignment
 from ...router.route import Router

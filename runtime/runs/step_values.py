@@ -15,8 +15,8 @@ from pydantic import BaseModel, TypeAdapter
 from ...agents.answers import answer_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import MetierError, StepError
+from ...agents.graphs.nodes import BuiltNode
 from ...agents.messages import Message
-from ...agents.nodes import BuiltNode
 from ...agents.recorded_values import dump, type_adapter
 
 __all__ = ["call_function", "content_key", "gives_each", "schema_of", "typed_output"]

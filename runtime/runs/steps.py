@@ -11,7 +11,7 @@ import anyio
 from pydantic import ValidationError
 
 from ...agents.errors import AnswerError, EngineDeadError, MetierError, ResumeError, StepError, StepTimeoutError
-from ...agents.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
+from ...agents.graphs.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ...agents.prompts import render_prompt
 from ...agents.recorded_values import load
 from ...agents.roles import Role

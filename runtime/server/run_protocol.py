@@ -8,8 +8,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...agents.nodes import BuiltBody, BuiltGraph, BuiltNode, FunctionWork, GraphWork, LoopWork, PersonWork, RoleWork
-from ...agents.step_paths import ROOT, StepPath
+from ...agents.graphs.nodes import (
+    BuiltBody,
+    BuiltGraph,
+    BuiltNode,
+    FunctionWork,
+    GraphWork,
+    LoopWork,
+    PersonWork,
+    RoleWork,
+)
+from ...agents.graphs.step_paths import ROOT, StepPath
 from ..settings.limits import RunLimits
 from ..store.records import RunRecord
 from ..store.store import RunStore

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...agents.errors import did_you_mean
-from ...agents.nodes import BuiltGraph
+from ...agents.graphs.nodes import BuiltGraph
 from ...agents.roles import Role
 from ...router.assignment import BASE
 from .error_replies import RequestRefused

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ...agents.nodes import BuiltGraph
+from ...agents.graphs.nodes import BuiltGraph
 from ...agents.roles import InputType, Role, type_name
 from .error_replies import RequestRefused
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict
 
 from ...agents.backend import Backend, ForeseeingBackend, OnText, Prefetch, Upcoming
+from ...agents.graphs.step_paths import PathStep
 from ...agents.messages import Ask, Reply
-from ...agents.step_paths import PathStep
 from ...router.assignment import BASE
 from ...router.probing.journal import Journal, record_key
 from ...router.probing.outcomes import AskCost

@@ -12,18 +12,11 @@ import anyio
 from rich.table import Table
 
 from ...agents.answers import parse_answer
-from ...agents.errors import (
-    AnswerError,
-    AskRejectedError,
-    ProfileError,
-    RunError,
-    RunInterrupted,
-    UnknownVariantError,
-)
-from ...agents.nodes import RoleWork
-from ...agents.step_paths import StepPath
+from ...agents.errors import AnswerError, AskRejectedError, ProfileError, RunError, RunInterrupted, UnknownVariantError
+from ...agents.graphs.nodes import RoleWork
+from ...agents.graphs.step_paths import StepPath
+from ...agents.graphs.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...agents.tasksets import Task, TaskSet
-from ...agents.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...router.assignment import BASE, Assignment, load_assignment
 from ...router.probing.evaluator import Evaluator, OnOutcome
 from ...router.probing.journal import Journal, record_key

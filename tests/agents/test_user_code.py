@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metier.agents.errors import GraphError, TaskSetError
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.workflow_file import load_workflow
 
 GOOD = """from pydantic import BaseModel
 from metier.agents import Role, TaskGraph

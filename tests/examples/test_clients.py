@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metier.agents import ScriptedBackend
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.runtime.server.served_models import ServedWorkflow
 from tests.runtime.served import server
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.workflow_file import load_workflow
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

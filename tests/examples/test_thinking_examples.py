@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from metier.agents.answers import parse_answer
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.agents.tasksets import Split
-from metier.agents.workflow_file import load_workflow
 from metier.specializers import load_recipe
 from metier.specializers.recipes.recipe import read_rows
 

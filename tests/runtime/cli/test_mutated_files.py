@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from metier.agents.errors import MetierError, SettingsError
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.router import load_assignment
 from metier.runtime.cli.options import overrides
 from metier.runtime.settings.session import load_settings

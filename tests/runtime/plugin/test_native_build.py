@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metier.agents.errors import PluginError
-from metier.runtime.plugin.fier_cpu import KERNEL_SOURCE
+from metier.runtime.plugin.fier.fier_cpu import KERNEL_SOURCE
 from metier.runtime.plugin.native_build import build_library, library_path
 
 

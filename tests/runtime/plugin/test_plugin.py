@@ -90,7 +90,7 @@ def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     assert "before: not registered" in output
     active = ("thinking", "lora", "trex", "lora on int8", "compile cache", "fier", "finite values")
     assert f"after: {dict.fromkeys(active, 'active')}" in output
-    assert "wrapper: metier.runtime.plugin.lora_cpu.GroupedPunicaCPU" in output
+    assert "wrapper: metier.runtime.plugin.adapters.lora_cpu.GroupedPunicaCPU" in output
 
 
 @pytest.mark.engine

@@ -19,7 +19,7 @@ import pytest
 
 from metier.agents import Ask, ScriptedBackend
 from metier.agents.errors import EngineDeadError, UnknownVariantError
-from metier.agents.workflow_file import load_workflow
+from metier.agents.graphs.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Settings, open_session
 from metier.runtime.cli.run import RunOptions, run_workflow

@@ -19,8 +19,8 @@ from markdown_it import MarkdownIt
 
 from metier.agents import Message, ProfileError, SettingsError, Task, TaskGraph
 from metier.agents.errors import VariantError
+from metier.agents.graphs.workflow_shape import StepShape, workflow_shape
 from metier.agents.messages import Usage
-from metier.agents.workflow_shape import StepShape, workflow_shape
 from metier.runtime import RunStore
 from metier.runtime.meters.energy import Energy
 from metier.runtime.report import render_html, render_markdown, render_report

@@ -12,7 +12,7 @@ from metier.agents import Message, TrafficRow
 from metier.agents.messages import Ask
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
 from metier.runtime.engines.thinking_asks import ReplyReader, ThinkingAsks
-from metier.runtime.plugin.end_tag import end_tag
+from metier.runtime.plugin.thinking.end_tag import end_tag
 from metier.specializers.training.batches import encode_rows
 
 MESSAGES = (Message(role="user", content="Add 12 and 7."),)

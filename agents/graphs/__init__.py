@@ -1,0 +1,1 @@
+"""Task graphs: declared, built and checked; their files, pictures and step paths."""

@@ -1,0 +1,200 @@
+"""TaskGraph: write a workflow as steps and loops; `build` checks all of it before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from ..errors import GraphError
+from ..roles import Role
+from .build import build_graph
+from .drafts import Draft, FieldRef, GraphDraft, LoopDraft, PersonDraft, Reference, StepRef, gives_of
+from .nodes import BuiltGraph, Condition
+from .pictures import to_mermaid
+from .step_paths import RESERVED
+
+__all__ = ["TaskGraph"]
+
+MAX_ROUNDS_LIMIT = 1000
+"""No loop may be declared longer than this many rounds."""
+
+
+class TaskGraph(GraphDraft):
+    """A workflow under construction: steps over one typed input, with loops, fan-out and conditions.
+
+    Inputs are found by type among the graph's input, the step's ancestors and, inside a loop, the previous
+    round; where two steps fit, `inputs` must name one. Nothing is checked against the rest of the graph until
+    `build`, so steps may name later ones by string.
+
+    >>> from pydantic import BaseModel
+    >>> from metier.agents import Role
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> class Answer(BaseModel):
+    ...     value: int
+    >>> class Verdict(BaseModel):
+    ...     correct: bool
+    >>> solver = Role("solver", takes=(Puzzle, Verdict | None), gives=Answer)
+    >>> critic = Role("critic", takes=(Puzzle, Answer), gives=Verdict)
+    >>> graph = TaskGraph("solve-and-check", takes=Puzzle, gives=Answer)
+    >>> with graph.loop("attempt", max_rounds=3, until=lambda s: s[check].correct):
+    ...     solve = graph.step(solver)
+    ...     check = graph.step(critic, after=solve)
+    >>> graph.build().name
+    'solve-and-check'
+    """
+
+    def __init__(self, name: str, *, takes: type[BaseModel], gives: Any) -> None:
+        super().__init__(name, takes=takes, gives=gives)
+        self._open: list[tuple[str, list[Draft]]] = []
+        self._built: BuiltGraph | None = None
+
+    def step(
+        self,
+        work: Role | Callable[..., Any] | TaskGraph,
+        *,
+        name: str | None = None,
+        after: Reference | Sequence[Reference] = (),
+        inputs: Mapping[str, Reference | tuple[Reference, ...]] | None = None,
+        when: Condition | None = None,
+        timeout_s: float | None = None,
+        retries: int = 1,
+    ) -> StepRef:
+        """Add a role, a Python function or a whole graph as one step.
+
+        `after` names the steps it waits for (their outputs, and those of their own ancestors, become
+        available). `inputs` pins an input to a step; a tuple of steps means the first of them that ran.
+        `when` decides from the outputs so far whether it runs at all. A failing step is tried `retries` more
+        times, each try within `timeout_s` seconds.
+        """
+        return self._add(
+            Draft(
+                name or _default_name(work), work, _as_tuple(after), dict(inputs or {}), when,
+                timeout_s=timeout_s, retries=retries,
+            )
+        )  # fmt: skip
+
+    def map(
+        self,
+        work: Role | Callable[..., Any] | TaskGraph,
+        *,
+        over: Reference,
+        name: str | None = None,
+        after: Reference | Sequence[Reference] = (),
+        inputs: Mapping[str, Reference | tuple[Reference, ...]] | None = None,
+        when: Condition | None = None,
+        timeout_s: float | None = None,
+        retries: int = 1,
+    ) -> StepRef:
+        """Run a role, function or graph once for each item of a list, at the same time; gives the list of answers.
+
+        `over` is a step that gives a list, or a list field of one (`plan.field("parts")`).
+        """
+        after = _as_tuple(after) or (over.step if isinstance(over, FieldRef) else over,)
+        return self._add(
+            Draft(
+                name or _default_name(work), work, after, dict(inputs or {}), when, over,
+                timeout_s=timeout_s, retries=retries,
+            )
+        )  # fmt: skip
+
+    def ask_person(
+        self,
+        name: str,
+        *,
+        takes: Any = (),
+        gives: type[BaseModel],
+        question: str,
+        after: Reference | Sequence[Reference] = (),
+        inputs: Mapping[str, Reference | tuple[Reference, ...]] | None = None,
+        when: Condition | None = None,
+    ) -> StepRef:
+        """Stop for a person: the run is kept on disk until `resume` brings an answer of type `gives`.
+
+        `question` is a Jinja template over the inputs, like a role's instructions.
+        """
+        Role(name, takes=takes, gives=gives, instructions=question)  # the same checks as a role's
+        person = PersonDraft(takes, gives, question)
+        return self._add(Draft(name, person, _as_tuple(after), dict(inputs or {}), when, retries=0))
+
+    @contextmanager
+    def loop(
+        self,
+        name: str,
+        *,
+        max_rounds: int | None = None,
+        until: Condition | None = None,
+        after: Reference | Sequence[Reference] = (),
+        when: Condition | None = None,
+        on_limit: Literal["continue", "fail"] = "continue",
+    ) -> Iterator[StepRef]:
+        """Repeat the steps written inside the `with` block until a condition holds, at most `max_rounds` times.
+
+        Steps see the previous round's outputs where they take them. After the last round the run goes on with
+        what there is, or fails with LoopLimitError when `on_limit="fail"`. Later steps see the last round.
+        """
+        if max_rounds is None or not 1 <= max_rounds <= MAX_ROUNDS_LIMIT:
+            raise GraphError(
+                f"loop {name!r} has max_rounds={max_rounds}",
+                expected=f"1 to {MAX_ROUNDS_LIMIT}",
+                remedy="Give every loop a limit: graph.loop(…, max_rounds=3).",
+            )
+        loop = LoopDraft(max_rounds, until, on_limit)
+        ref = self._add(Draft(name, loop, _as_tuple(after), {}, when, retries=0))
+        self._open.append((name, loop.body))
+        try:
+            yield ref
+        finally:
+            self._open.pop()
+
+    def returns(self, *references: Reference) -> None:
+        """Name the step whose output is the graph's; several mean the first of them that ran."""
+        self.output = references
+        self._built = None
+
+    def build(self) -> BuiltGraph:
+        """Check everything and freeze the workflow.
+
+        Raises: GraphError for unknown names, types that do not match along an edge, two steps that fit one
+        input, a cycle outside a loop, an empty loop, a step the input does not reach.
+        """
+        if self._built is None:
+            self._built = build_graph(self)
+        return self._built
+
+    def to_mermaid(self) -> str:
+        """The workflow as Mermaid text."""
+        return to_mermaid(self.build())
+
+    def _add(self, draft: Draft) -> StepRef:
+        self._built = None
+        if draft.retries < 0 or (draft.timeout_s is not None and draft.timeout_s <= 0):
+            raise GraphError(
+                f"step {draft.name!r} has retries={draft.retries}, timeout_s={draft.timeout_s}",
+                expected="retries >= 0 and timeout_s > 0",
+            )
+        if any(c in draft.name for c in RESERVED) or not draft.name:
+            raise GraphError(f"step name {draft.name!r}", expected=f"a name without {' '.join(RESERVED)}")
+        body = self._open[-1][1] if self._open else self.steps
+        if any(other.name == draft.name for other in body):
+            raise GraphError(
+                f"graph {self.name!r} has two steps named {draft.name!r} on one level",
+                expected="different names",
+                remedy="Give one of them a name: graph.step(…, name=…).",
+            )
+        body.append(draft)
+        path = (*(name for name, _ in self._open), draft.name)
+        return StepRef(path, gives_of(draft), self.name)
+
+
+def _as_tuple(after: Reference | Sequence[Reference]) -> tuple[Reference, ...]:
+    return (after,) if isinstance(after, str | StepRef | FieldRef) else tuple(after)
+
+
+def _default_name(work: Role | Callable[..., Any] | TaskGraph) -> str:
+    if isinstance(work, Role | TaskGraph):
+        return work.name
+    return getattr(work, "__name__", type(work).__name__).strip("<>")

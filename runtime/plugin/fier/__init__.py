@@ -1,0 +1,1 @@
+"""FIER inside vLLM: attention that reads only the best tokens of the cache."""
