@@ -87,7 +87,7 @@ def serve(
         raise ServerError(
             f"`metier serve` needs {error.name}, which is not installed",
             expected="the packages that come with the engine",
-            remedy="Install metier[cpu], or fastapi, uvicorn and prometheus_client.",
+            remedy="Install metier[cpu], or fastapi, uvicorn[standard] and prometheus_client.",
         ) from error
     names = comma_separated(variants)
     anyio.run(_serve, options, files, references, names, host, port, store, backend_options=loop_options())

@@ -87,7 +87,7 @@ class Chat:
                 remedy="A role has instructions of its own. To send yours, name a variant.",
             )
         self._check_format(request, role.gives, f"role {role.name!r}")
-        inputs = role_inputs(role, first.content)
+        inputs = role_inputs(role, first.content, self._settings.json_depth)
         origin = request.metier or AskOrigin()
         ask = self._new_ask(
             request,
@@ -189,7 +189,7 @@ class Chat:
                 param="messages",
                 expected="one user message: the workflow's input",
             )
-        value = workflow_input(graph, messages[0].content)
+        value = workflow_input(graph, messages[0].content, self._settings.json_depth)
 
         async def run() -> Completed:
             return await self._run(served, value, request.seed or 0)

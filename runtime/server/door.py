@@ -1,4 +1,4 @@
-"""What every request passes before anything reads it: host, key, and a body that is small and arrives in time."""
+"""What every request passes before anything reads it: host, key, and a small body in time, of JSON that can be kept."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..settings.server import ServerSettings
 from .error_replies import RequestRefused, error_response
+from .strict_json import NotStrictError, check_json
 
 __all__ = ["Door", "is_loopback"]
 
@@ -65,6 +66,9 @@ class Door:
             if scope["path"] not in OPEN_PATHS:
                 self._check_key(headers)
             body = b"" if scope["method"] in ("GET", "HEAD") else await self._read(headers, receive)
+            if body is None:
+                return
+            self._check_body(body)
             await self._app(scope, _replay(body, receive), counted)
         except Exception as error:
             if began:
@@ -99,7 +103,22 @@ class Door:
                 expected="Authorization: Bearer, with the METIER_API_KEY that the server was started with",
             )
 
-    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+    def _check_body(self, body: bytes) -> None:
+        try:
+            text = body.decode()
+            if "\0" in text:
+                raise NotStrictError("it holds a byte of 0")
+            check_json(text, self._settings.json_depth)
+        except ValueError as error:  # also UnicodeDecodeError
+            raise RequestRefused(
+                f"the body cannot be read: {error}",
+                code="invalid_json",
+                expected="JSON in UTF-8 with finite numbers, of at most "
+                f"server.json_depth={self._settings.json_depth} levels",
+            ) from error
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body; None when the client went away before its end."""
         limit = self._settings.request_kib << 10
         announced = headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
@@ -109,7 +128,7 @@ class Door:
             while more:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    break
+                    return None
                 pieces.append(message.get("body", b""))
                 size += len(pieces[-1])
                 if size > limit:

@@ -89,6 +89,7 @@ def error_body(error: BaseException) -> tuple[int, dict[str, Any], dict[str, str
         log.error("unforeseen error %s", mark, exc_info=error)
         status, code, param = 500, "internal_error", None
         message = f"something went wrong inside the server; its log has it under {mark}"
+    message = message.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be sent
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}, headers
 

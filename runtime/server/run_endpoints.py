@@ -67,7 +67,7 @@ class RunEndpoints:
     async def start(self, new: NewRun) -> JSONResponse:
         """Start a run of a workflow; it goes on whether or not anybody watches."""
         served = self._models.workflow(new.workflow)
-        value = workflow_input(served.graph, new.input, param="input")
+        value = workflow_input(served.graph, new.input, self._session.settings.server.json_depth, param="input")
         self._admission.check()
         options = self._run_options(served)
         run_id = self._session.prepare(served.graph, value, seed=new.seed, label="served", options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Generator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +20,7 @@ from ...agents.errors import ServerError
 from ..settings.server import ServerSettings
 from ..settings.session import API_KEY_VARIABLE
 from .app import MetierApp
+from .bounded_connection import BoundedConnection, OpenConnections
 from .door import is_loopback
 
 __all__ = ["api_key", "listen_on", "loop_options", "new_server", "serve"]
@@ -68,8 +71,11 @@ async def serve(app: MetierApp, listening: socket.socket, settings: ServerSettin
 
 def new_server(app: MetierApp, settings: ServerSettings) -> uvicorn.Server:
     """The HTTP server over the application, not yet started; `handle_exit` drains and stops it."""
+    connection: Any = partial(BoundedConnection, opened=OpenConnections(settings))
     config = uvicorn.Config(
         app,
+        http=connection,
+        timeout_keep_alive=settings.idle_timeout_s,
         log_level="warning",
         access_log=False,
         lifespan="on",
@@ -95,6 +101,14 @@ class _Server(uvicorn.Server):
             log.warning("stopping: what is under way may end; once more, and it may not")
             self.should_exit = True
             self._on_exit()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: close the connections whose clients are late."""
+        now_s = asyncio.get_running_loop().time()
+        for connection in [*self.server_state.connections]:
+            if isinstance(connection, BoundedConnection):
+                connection.check(now_s)
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,23 +12,26 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from ...agents.graphs.nodes import BuiltGraph
 from ...agents.roles import InputType, Role, type_name
 from .error_replies import RequestRefused
+from .strict_json import check_json
 
 __all__ = ["role_inputs", "workflow_input"]
 
 
-def workflow_input(graph: BuiltGraph, given: Any, *, param: str = "messages") -> BaseModel:
+def workflow_input(graph: BuiltGraph, given: Any, max_depth: int, *, param: str = "messages") -> BaseModel:
     """What the workflow takes, from JSON data, JSON text, or plain text where it takes one text only.
+
+    JSON text has `max_depth` levels at most.
 
     Raises: RequestRefused that shows the fields it has.
     """
     try:
-        value: BaseModel = _read(graph.takes, given)
+        value: BaseModel = _read(graph.takes, given, max_depth)
         return value
     except ValueError as error:
         raise _misfit(f"workflow {graph.name!r}", _shape(graph.takes), error, param) from error
 
 
-def role_inputs(role: Role, text: str, *, param: str = "messages") -> dict[str, Any]:
+def role_inputs(role: Role, text: str, max_depth: int, *, param: str = "messages") -> dict[str, Any]:
     """A role's inputs by name, in the order it declares them.
 
     `text` is a JSON object with an entry for each; or, where the role needs one only, that one as JSON or as plain
@@ -36,11 +40,12 @@ def role_inputs(role: Role, text: str, *, param: str = "messages") -> dict[str, 
     try:
         data = _json_object(text)
         if data is not None and data.keys() <= role.inputs.keys() and _needed(role.inputs) <= data.keys():
-            return {n: _read(t.type, data[n]) for n, t in role.inputs.items() if data.get(n) is not None}
+            check_json(text, max_depth)
+            return {n: _read(t.type, data[n], max_depth) for n, t in role.inputs.items() if data.get(n) is not None}
         needed = _needed(role.inputs) or set(list(role.inputs)[:1])
         if len(needed) == 1:
             (name,) = needed
-            return {name: _read(role.inputs[name].type, text)}
+            return {name: _read(role.inputs[name].type, text, max_depth)}
         raise ValueError(f"it needs {len(needed)} inputs")
     except ValueError as error:
         shape = "{" + ", ".join(f'"{n}": {_shape(t.type)}' for n, t in role.inputs.items()) + "}"
@@ -51,18 +56,35 @@ def _needed(inputs: Mapping[str, InputType]) -> set[str]:
     return {name for name, wanted in inputs.items() if not wanted.optional}
 
 
-def _read(kind: Any, given: Any) -> Any:
-    """A value of a type; text may be JSON of it, or stand for the only field of a model when that is text."""
+def _read(kind: Any, given: Any, max_depth: int) -> Any:
+    """A value of a type; text may be JSON of it, or stand for the only field of a model when that is text.
+
+    Raises: ValueError, also for numbers that are not finite: no run could be recorded with them.
+    """
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
     if kind is str or not isinstance(given, str):
-        return adapter.validate_python(given)
+        return _finite(adapter, adapter.validate_python(given))
     try:
-        return adapter.validate_json(given)
-    except ValidationError:
+        check_json(given, max_depth)
+        return _finite(adapter, adapter.validate_json(given))
+    except ValueError:
         only = _only_text_field(kind)
         if only is None or _json_object(given) is not None:
             raise
         return kind.model_validate({only: given})
+
+
+def _finite(adapter: TypeAdapter[Any], value: Any) -> Any:
+    left = [adapter.dump_python(value)]
+    while left:
+        one = left.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError(f"{one} is no finite number")
+        if isinstance(one, dict):
+            left.extend(one.values())
+        elif isinstance(one, list | tuple | set | frozenset):
+            left.extend(one)
+    return value
 
 
 def _only_text_field(kind: Any) -> str | None:

@@ -25,11 +25,29 @@ class ServerSettings(FrozenModel):
     retry_after_max_s: int = Field(default=60, ge=1)
     """Longest time that a refused client is told to wait, in seconds."""
 
+    connections: int = Field(default=640, ge=1, le=1_000_000)
+    """Connections open at a time; further ones are refused with 503. Each needs a file descriptor (`ulimit -n`)."""
+
+    connections_per_client: int = Field(default=512, ge=1, le=1_000_000)
+    """Connections open at a time from one address. A proxy is one address."""
+
+    idle_timeout_s: int = Field(default=5, ge=1)
+    """Seconds that a connection may stay open between two requests."""
+
+    header_bytes: int = Field(default=1 << 16, ge=1024)
+    """Largest address and headers of a request together, in bytes."""
+
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds in which a new connection has to begin a request, and in which a request's headers have to arrive."""
+
     request_kib: int = Field(default=1024, ge=1)
     """Largest body of a request, in KiB."""
 
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds in which a body has to arrive."""
+
+    json_depth: int = Field(default=64, ge=8, le=200)
+    """Most levels of lists and objects in each other in a body."""
 
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds until a request is given up, waiting included."""
