@@ -11,10 +11,11 @@ import anyio
 
 from ...agents.backend import OnText
 from ...agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, UnknownVariantError
-from ...agents.messages import Ask, Reply, Usage
+from ...agents.messages import Ask, Reply
 from ..closing import AsyncClosing
 from ..settings.fleet import RemoteSettings
-from .server_calls import GarbledAnswerError, ServerCalls, ServerGoneError, shown
+from .completions import completed, text_of
+from .server_calls import ServerCalls, ServerGoneError
 
 if TYPE_CHECKING:
     from ...specializers.shelf.variant import Variant
@@ -24,6 +25,7 @@ __all__ = ["RemoteBackend"]
 Resolve = Callable[[str], "tuple[Variant, Path]"]
 
 OURS = "metier"
+COMPLETIONS = "/v1/chat/completions"
 
 
 class RemoteBackend(AsyncClosing):
@@ -85,7 +87,7 @@ class RemoteBackend(AsyncClosing):
     async def _complete(self, ask: Ask, model: str, on_text: OnText | None) -> Reply:
         body = self._body(ask, model, stream=on_text is not None)
         if on_text is None:
-            data = await self._calls.call("POST", "/v1/chat/completions", body)
+            data = await self._calls.call("POST", COMPLETIONS, body)
             return self._read_reply(ask, data)
         return await self._stream(ask, body, on_text)
 
@@ -213,11 +215,15 @@ class RemoteBackend(AsyncClosing):
         listed = (await self._calls.call("GET", "/v1/models")).get("data")
         if not isinstance(listed, list) or not listed:
             raise EngineError(f"{self.url}/v1/models lists no model", expected="an OpenAI-compatible server")
+        if not all(isinstance(model, dict) and isinstance(model.get("id"), str) for model in listed):
+            raise self._calls.garbled("answered /v1/models with no list of models", json.dumps(listed))
         bases = [model["id"] for model in listed if not model.get("parent")]
-        self._served = {model["id"] for model in listed}
         ours = listed[0].get("owned_by") == OURS
-        self._base = listed[0].get("root", "") if ours else bases[0] if bases else listed[0]["id"]
-        self._ours = ours
+        base = listed[0].get("root", "") if ours else bases[0] if bases else listed[0]["id"]
+        if not isinstance(base, str):
+            raise self._calls.garbled("answered /v1/models with a root that is no name", json.dumps(base))
+        self._served = {model["id"] for model in listed}
+        self._base, self._ours = base, ours
 
     async def _find(self, variant: str | None) -> str:
         if self._ours:
@@ -280,28 +286,30 @@ class RemoteBackend(AsyncClosing):
         thoughts: list[str] = []
         data: dict[str, Any] = {}
         finish, ended = "stop", False
-        async with self._calls.answered("POST", "/v1/chat/completions", body) as response:
-            async for line in response.aiter_lines():
-                if not line.startswith("data:"):
+        async with self._calls.answered("POST", COMPLETIONS, body) as response:
+            async for line in self._calls.lines(response, COMPLETIONS):
+                if not line.startswith(b"data:"):
                     continue
                 said = line[5:].strip()
-                if said == "[DONE]":
+                if said == b"[DONE]":
                     ended = True
                     break
+                piece = self._calls.read_json(said, COMPLETIONS)
+                if isinstance(piece, dict) and "error" in piece:
+                    raise self._calls.refused(500, COMPLETIONS, said.decode())
+                text = ""
                 try:
-                    piece = json.loads(said)
-                except ValueError as error:
-                    raise GarbledAnswerError(f"{self.url} streamed no JSON: {shown(said)}") from error
-                if "error" in piece:
-                    raise self._calls.refused(500, "/v1/chat/completions", said)
-                data |= {name: piece[name] for name in ("usage", "metier") if piece.get(name)}
-                for choice in piece.get("choices", ()):
-                    delta = choice.get("delta") or {}
-                    thoughts.append(delta.get("reasoning_content") or delta.get("reasoning") or "")
-                    finish = choice.get("finish_reason") or finish
-                    if delta.get("content"):
-                        texts.append(delta["content"])
-                        on_text(delta["content"])
+                    data |= {name: piece[name] for name in ("usage", "metier") if piece.get(name)}
+                    for choice in piece.get("choices") or ():
+                        delta = choice.get("delta") or {}
+                        thoughts.append(text_of(delta.get("reasoning_content") or delta.get("reasoning")))
+                        finish = choice.get("finish_reason") or finish
+                        text = text_of(delta.get("content"))
+                        texts.append(text)
+                except (TypeError, AttributeError) as error:
+                    raise self._calls.garbled("streamed what is no chat completion", said.decode()) from error
+                if text:
+                    on_text(text)
         if not ended:
             raise self._calls.gone("stopped in the middle of an answer")
         message = {"content": "".join(texts), "reasoning_content": "".join(thoughts)}
@@ -309,33 +317,6 @@ class RemoteBackend(AsyncClosing):
 
     def _read_reply(self, ask: Ask, data: dict[str, Any]) -> Reply:
         try:
-            (choice,) = data["choices"]
-            message = choice["message"]
-            origin = data.get("metier") or {}
-            return Reply(
-                text=message.get("content") or "",
-                thinking=message.get("reasoning_content") or message.get("reasoning") or "",
-                profile=origin.get("profile"),
-                finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
-                usage=_usage(data.get("usage") or {}),
-                variant=ask.variant,
-                engine=f"{self.url} {origin.get('engine', '')}".strip(),
-            )
+            return completed(ask, data, self.url)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GarbledAnswerError(
-                f"{self.url} answered what is no chat completion: {shown(json.dumps(data))}",
-                expected="an OpenAI-compatible server",
-            ) from error
-
-
-def _usage(usage: dict[str, Any]) -> Usage:
-    """The cost of an ask as the server reports it; `metier serve` reports all of it, other servers tokens only."""
-    if "metier" in usage:
-        return Usage.model_validate(usage["metier"])
-    thinking = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
-    return Usage(
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-        thinking_tokens=thinking,
-        answer_tokens=(usage.get("completion_tokens") or 0) - thinking,
-    )
+            raise self._calls.garbled("answered what is no chat completion", json.dumps(data)) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
@@ -46,7 +47,9 @@ class ServerCalls:
             ) from error
         self.url = url.rstrip("/").removesuffix("/v1")
         self._settings = settings
-        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        headers = {"accept-encoding": "identity"}  # what is not packed cannot unpack to a thousand times its size
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
         self.client = httpx.AsyncClient(
             base_url=self.url,
             headers=headers,
@@ -56,7 +59,7 @@ class ServerCalls:
         self._room = anyio.Semaphore(settings.connections)
         # Of its own: all connections of the other may be taken by asks.
         self.probing = httpx.AsyncClient(base_url=self.url, headers=headers, limits=httpx.Limits(max_connections=1))
-        self._errors: tuple[type[Exception], ...] = (httpx.RequestError,)
+        self._errors: tuple[type[Exception], ...] = (httpx.RequestError, httpx.InvalidURL)
 
     async def close(self) -> None:
         """Close the connections; closing twice is harmless."""
@@ -69,7 +72,8 @@ class ServerCalls:
         unanswered: tuple[type[Exception], ...] = (*self._errors, TimeoutError)
         try:
             with anyio.fail_after(timeout_s):
-                return (await self.probing.get(path, timeout=timeout_s)).status_code
+                async with self.probing.stream("GET", path, timeout=timeout_s) as response:
+                    return response.status_code
         except unanswered as error:
             raise self.gone(f"does not answer {path} within {timeout_s:g} s: {_reason(error)}") from error
 
@@ -79,12 +83,20 @@ class ServerCalls:
         Raises: NotServedError, AskRejectedError, GarbledAnswerError, EngineError, EngineDeadError.
         """
         async with self.answered(method, path, body) as response:
-            await response.aread()
-            try:
-                data = response.json() if "json" in response.headers.get("content-type", "") else {}
-            except ValueError as error:
-                raise GarbledAnswerError(f"{self.url}{path} answered no JSON: {shown(response.text)}") from error
+            content = await self._whole(response, path)
+            if "json" not in response.headers.get("content-type", ""):
+                return {}
+            data = self.read_json(content, path)
             return data if isinstance(data, dict) else {"data": data}
+
+    def read_json(self, content: bytes, path: str) -> Any:
+        """JSON that the server wrote; raises GarbledAnswerError, also for texts that hold half a surrogate pair."""
+        try:
+            data = json.loads(content.decode())
+            json.dumps(data, ensure_ascii=False).encode()
+            return data
+        except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, digits without end, too deep
+            raise self.garbled(f"answered {path} with no JSON", content.decode(errors="replace")) from error
 
     @asynccontextmanager
     async def answered(self, method: str, path: str, body: dict[str, Any] | None) -> AsyncIterator[httpx.Response]:
@@ -114,8 +126,8 @@ class ServerCalls:
                         except self._errors as error:
                             raise self.gone(f"stopped in the middle of an answer: {_reason(error)}") from error
                         return
-                    await response.aread()
-                    status, text = response.status_code, response.text
+                    text = (await self._whole(response, path)).decode(errors="replace")
+                    status = response.status_code
                     asked_s = response.headers.get("retry-after", "")
             except self._errors as error:
                 if not left:
@@ -125,8 +137,51 @@ class ServerCalls:
                 if status not in RETRIED or not left:
                     raise self.refused(status, path, text)
             left -= 1
-            await anyio.sleep(min(float(asked_s) if asked_s.isdigit() else wait_s, self._settings.retry_wait_max_s))
+            asked = float(asked_s[:9]) if asked_s.isascii() and asked_s.isdigit() else wait_s
+            await anyio.sleep(min(asked, self._settings.retry_wait_max_s))
             wait_s *= 2
+
+    async def pieces(self, response: httpx.Response, path: str) -> AsyncIterator[bytes]:
+        """The body of a response, unpacked and piece by piece; raises GarbledAnswerError beyond `answer_bytes`."""
+        limit, size = self._settings.answer_bytes, 0
+        packing = response.headers.get("content-encoding", "identity").strip().lower()
+        if packing not in ("identity", "", "gzip"):
+            raise self.garbled(f"packed its answer to {path} as", packing)
+        unpack = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16) if packing == "gzip" else None
+        # As it comes from the wire: `aiter_bytes` would unpack a whole piece at once.
+        async for piece in cast("AsyncIterable[bytes]", response.stream):
+            if unpack is not None:
+                try:
+                    piece = unpack.decompress(piece, limit - size + 1)
+                except zlib.error as error:
+                    raise self.garbled(f"packed its answer to {path} wrongly", str(error)) from error
+            size += len(piece)
+            if size > limit:
+                raise self.garbled(f"answered {path} with more than remote.answer_bytes={limit}", "")
+            yield piece
+        if unpack is not None and not unpack.eof:
+            raise self.garbled(f"packed its answer to {path} wrongly", "it ends early")
+
+    async def lines(self, response: httpx.Response, path: str) -> AsyncIterator[bytes]:
+        """The same line by line; what follows the last line end is a line as well."""
+        rest = bytearray()
+        async for piece in self.pieces(response, path):
+            rest += piece
+            if b"\n" in piece:
+                *whole, last = bytes(rest).split(b"\n")
+                rest = bytearray(last)
+                for line in whole:
+                    yield line.rstrip(b"\r")
+        yield bytes(rest)
+
+    async def _whole(self, response: httpx.Response, path: str) -> bytes:
+        return b"".join([piece async for piece in self.pieces(response, path)])
+
+    def garbled(self, what: str, said: str) -> GarbledAnswerError:
+        """The error that says so."""
+        return GarbledAnswerError(
+            f"{self.url} {what}{f': {shown(said)}' if said else ''}", expected="an OpenAI-compatible server"
+        )
 
     def gone(self, reason: str) -> ServerGoneError:
         """The error that says so."""
@@ -139,7 +194,7 @@ class ServerCalls:
         try:
             said = json.loads(text)
             reason = said["error"]["message"] if "error" in said else said.get("message") or said["detail"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reason = text
         problem = f"{self.url}{path} answered {status}: {shown(str(reason))}"
         if status in (401, 403):
@@ -160,4 +215,5 @@ def _reason(error: Exception) -> str:
 
 def shown(text: str) -> str:
     """The beginning of a text, as errors show it."""
+    text = text.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

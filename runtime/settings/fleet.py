@@ -112,6 +112,9 @@ class RemoteSettings(FrozenModel):
     """Seconds that a call may take with all its retries, so that a server which sends a byte now and then is given up
     too. The default is an answer of 2,048 tokens at a token in two seconds, with time to wait for its turn there."""
 
+    answer_bytes: int = Field(default=64 << 20, ge=1 << 16)
+    """Largest answer of a server, in bytes after unpacking. A stream counts as one answer."""
+
     retries: int = Field(default=3, ge=0, le=20)
     """How often a call that failed on the way (no connection, 429, 502, 503, 504) is made again."""
 
