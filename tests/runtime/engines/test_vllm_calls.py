@@ -40,12 +40,14 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def output(text: str, ids: list[int], *, finished: str | None = None) -> Any:
     """One of vLLM's outputs: queued for 1 s, prefilled in 2, decoded in 3."""
+    from vllm.v1.metrics.stats import RequestStateStats
+
     return SimpleNamespace(
         outputs=[SimpleNamespace(text=text, token_ids=ids, cumulative_logprob=-0.5 * len(ids), finish_reason=finished)],
         finished=finished is not None,
         prompt_token_ids=[1, 2, 3],
         num_cached_tokens=2,
-        metrics=SimpleNamespace(scheduled_ts=11.0, first_token_ts=13.0, last_token_ts=16.0),
+        metrics=RequestStateStats(scheduled_ts=11.0, first_token_ts=13.0, last_token_ts=16.0),
     )
 
 
