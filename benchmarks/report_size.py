@@ -48,7 +48,7 @@ def record(store: RunStore, label: str, runs: int, seed: int, speed: float) -> s
     variants = {"planner": "planner-448", "solver": "solver-w8a8", "critic": "critic-lora"}
     tasks = [Task(str(i), Puzzle(text=f"How much is {i} and {i + 1}?")) for i in range(runs)]
     roles = {role: {"variant": name, "reason": "made up"} for role, name in variants.items()}
-    batch, records = new_batch(workflow().build(), tasks, seed, label, {"assignment": {"roles": roles}})
+    batch, records, _ = new_batch(workflow().build(), tasks, seed, label, {"assignment": {"roles": roles}})
     store.add_batch(batch, records)
     start = time.time() - 3600.0
     free = [start] * CONCURRENCY

@@ -50,7 +50,7 @@ def looped() -> TaskGraph:
 def record(store: RunStore, *, runs: int = 4, label: str = "team", decode_s: float = 1.0, broken: bool = False) -> str:
     """A batch at 1000 s: run i takes one round, odd ones two; the last of a broken batch has only begun."""
     tasks = [Task(str(i), Puzzle(text=f"{i}")) for i in range(runs)]
-    batch, records = new_batch(looped().build(), tasks, 0, label, {"assignment": {"roles": {"solver": "lora"}}})
+    batch, records, _ = new_batch(looped().build(), tasks, 0, label, {"assignment": {"roles": {"solver": "lora"}}})
     store.add_batch(batch, records)
     for index, run in enumerate(records):
         store.start_run(run.id)
@@ -215,7 +215,7 @@ def test_the_page_is_valid_whole_and_needs_nothing_from_elsewhere(store: RunStor
 
 def test_sections_without_data_are_left_out(store: RunStore) -> None:
     tasks = [Task("0", Puzzle(text="0"))]
-    batch, runs = new_batch(looped().build(), tasks, 0, "idle", {})
+    batch, runs, _ = new_batch(looped().build(), tasks, 0, "idle", {})
     store.add_batch(batch, runs)
     for text in (render_html(store, [batch.id]), render_markdown(store, [batch.id])):
         assert "Nothing was asked." in text and "Energy is not shown" in text
