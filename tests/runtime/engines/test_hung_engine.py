@@ -27,7 +27,7 @@ from metier.runtime.engines.supervised.hang_watch import HangWatch
 from metier.runtime.engines.supervised.supervised_engine import SupervisedEngine
 from metier.runtime.settings.engine import EngineSettings
 from tests.runtime.conftest import TINY
-from tests.runtime.engines.test_supervised_engine import Engines, shared_memory
+from tests.runtime.engines.test_supervised_engine import Engines
 
 MakeAsk = Callable[..., Ask]
 ON_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -83,7 +83,7 @@ class Stopper:
 
 async def hang_again_and_again(base: Path, store: Path, victims: list[str], draw: random.Random) -> list[float]:
     """Map the graph once for each victim, which is stopped in the middle; the seconds that each map took."""
-    engines, memory_before, seconds = Engines(), shared_memory(), list[float]()
+    engines, seconds = Engines(), list[float]()
     async with EnginePool(base, {}.__getitem__, IMPATIENT, adapters=False, start_engine=engines) as pool:
         stopper = Stopper(pool, engines)
         async with open_session(backend=stopper, store=store) as session:
@@ -96,7 +96,7 @@ async def hang_again_and_again(base: Path, store: Path, victims: list[str], draw
                 assert [result.error for result in results] == [None] * TASKS
                 assert len(engines.started) == number + 2
     assert engines.left_behind() == []
-    assert shared_memory() <= memory_before
+    assert engines.shared_memory_left() == []
     with RunStore(store) as runs:
         states = runs.query("SELECT state, count(*) AS n FROM runs GROUP BY state")
         answered = runs.query("SELECT count(*) AS n FROM asks WHERE error IS NULL GROUP BY run, path")

@@ -6,8 +6,9 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -39,13 +40,20 @@ class Engines:
 
     def __init__(self) -> None:
         self.started: list[SupervisedEngine] = []
+        self._shared_memory: set[str] = set()
 
     async def __call__(self, start: EngineStart) -> SupervisedEngine:
         engine = await SupervisedEngine.start(
             start.weights, start.settings, adapters=start.adapters, dtype=start.dtype, name=start.name
         )
         self.started.append(engine)
+        self._note_shared_memory(engine.pids)
         return engine
+
+    def _note_shared_memory(self, pids: Sequence[int]) -> None:
+        """While the engine lives: one that was killed can no longer be asked what it held."""
+        for pid in pids:
+            self._shared_memory |= set(re.findall(r"/dev/shm/\S+", Path(f"/proc/{pid}/maps").read_text()))
 
     def left_behind(self) -> list[int]:
         """Processes of any started engine's group that still run (a zombie waits for init, it does not run)."""
@@ -60,9 +68,9 @@ class Engines:
                 found.append(int(stat.parent.name))
         return found
 
-
-def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+    def shared_memory_left(self) -> list[str]:
+        """Files of shared memory that a started engine had mapped and that are still there."""
+        return [path for path in sorted(self._shared_memory) if os.path.exists(path)]
 
 
 def kill_after(pieces: int, pid: int) -> Callable[[str], None]:
@@ -105,7 +113,6 @@ async def test_supervised_engine_serves_accounts_and_survives_kill_9(
 ) -> None:
     """One test, because each start takes tens of seconds."""
     engines, events, lost = Engines(), list[Event](), list[Usage]()
-    memory_before = shared_memory()
     names = [None, *tiny_variants]
     asks = [make_ask(f"Add {n}.", variant=names[n % 6], max_tokens=20) for n in range(18)]
     pool = EnginePool(
@@ -187,7 +194,7 @@ async def test_supervised_engine_serves_accounts_and_survives_kill_9(
         assert [event.kind for event in events].count("engine_restarted") == 1
         assert pool.totals()["base"]["restarts"] == 1
     assert engines.left_behind() == []
-    assert shared_memory() <= memory_before
+    assert engines.shared_memory_left() == []
 
 
 @pytest.mark.anyio
@@ -213,7 +220,7 @@ async def test_campaign_of_kills_loses_nothing(
     tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk, victim: str
 ) -> None:
     """Kill at random moments under load, again and again; every ask is answered as it is without them."""
-    draw, engines, memory_before = random.Random(f"{victim}"), Engines(), shared_memory()
+    draw, engines = random.Random(f"{victim}"), Engines()
     settings: EngineSettings = TINY.model_copy(update={"restart_limit": 10})
     names = [None, *tiny_variants]
     asks = [make_ask(f"Add {n}.", variant=names[n % 6], max_tokens=200) for n in range(36)]
@@ -228,7 +235,7 @@ async def test_campaign_of_kills_loses_nothing(
             assert [reply.text[:60] for reply in replies] == expected
             assert len(engines.started) == kill + 2
     assert engines.left_behind() == []
-    assert shared_memory() <= memory_before
+    assert engines.shared_memory_left() == []
 
 
 @pytest.mark.faults

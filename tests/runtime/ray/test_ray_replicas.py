@@ -19,13 +19,13 @@ from metier.runtime import open_session
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from metier.runtime.ray.backend import RayBackend
-from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.settings.ray import RaySettings
 from metier.runtime.settings.session import load_settings
 from metier.runtime.trials.probe_options import ProbeOptions
 from metier.runtime.trials.run_probe import open_trials
 from metier.specializers.shelf.variant import Variant
 from tests.agents.workflow import Puzzle
+from tests.runtime.conftest import TINY
 from tests.runtime.trials.test_probe_engine import WORKFLOW
 
 pytestmark = [pytest.mark.ray, pytest.mark.anyio]
@@ -34,7 +34,6 @@ KILLS = 10
 text_graph = TaskGraph("texts", takes=Puzzle, gives=str)
 _first = text_graph.step(Role("planner", takes=Puzzle, gives=str, max_tokens=24))
 text_graph.returns(text_graph.step(Role("solver", takes={"draft": str}, gives=str, max_tokens=24), after=_first))
-TINY = EngineSettings(kv_cache_mib=64, max_model_tokens=512, eager=True, slot_rank=8, adapter_slots=2)
 
 
 @pytest.fixture
