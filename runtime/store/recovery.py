@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ...agents.errors import StoreError
 from .reading import copied_store
-from .store import UNREADABLE, RunStore
+from .store import RunStore
+from .store_file import UNREADABLE
 
 __all__ = ["check_store", "recover_store"]
 

@@ -130,7 +130,7 @@ async def test_one_unreadable_input_does_not_keep_the_others_from_resuming() -> 
     with RunStore(":memory:") as store:
         async with open_session(backend=ScriptedBackend({"first": down}), store=store) as session:
             results = await session.map(graph, VALUES)
-            with store._transaction() as db:  # as earlier versions recorded NaN
+            with store.transaction() as db:  # as earlier versions recorded NaN
                 db.execute("UPDATE runs SET input = ? WHERE id = ?", ('{"share":null,"camel":7}', results[1].run_id))
             down.up = True
             assert session.batch is not None
