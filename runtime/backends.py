@@ -250,10 +250,10 @@ async def _on_this_machine(request: BackendRequest) -> _OnThisMachine:
     known = {name: _resolve(request.shelf, name) for name in dict.fromkeys(request.names) if name is not None}
     wanted = [variant for variant, _ in known.values()]
 
-    def tell(what: str) -> None:
+    def show(what: str) -> None:
         from_thread.run_sync(request.on_event, Event(kind="preparing", data={"what": what}))
 
-    folder = await to_thread.run_sync(partial(find_base, str(request.base), progress=tell))
+    folder = await to_thread.run_sync(partial(find_base, str(request.base), progress=show))
     return _OnThisMachine(
         base_folder=folder,
         base=await to_thread.run_sync(base_fingerprint, folder),

@@ -83,7 +83,7 @@ class Listeners(list[OnEvent]):
 
 
 class RunEvents:
-    """Tells the events of one run; false while nobody listens."""
+    """Sends the events of one run to the listeners; false when there are none."""
 
     def __init__(self, run_id: str, listeners: Listeners) -> None:
         self._run_id = run_id
@@ -92,7 +92,7 @@ class RunEvents:
     def __bool__(self) -> bool:
         return bool(self._listeners)
 
-    def tell(self, kind: EventKind, path: str = "", role: str = "", **data: Any) -> None:
+    def emit(self, kind: EventKind, path: str = "", role: str = "", **data: Any) -> None:
         """Something happened, to the run itself or to one of its steps."""
         if self._listeners:
             self._listeners(Event(kind=kind, run_id=self._run_id, step_path=path, role=role, data=data))

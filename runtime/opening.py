@@ -79,7 +79,7 @@ async def open_session(
             store = stack.enter_context(RunStore(store if store is not None else settings.store))
         session: Session | None = None
 
-        def tell(event: Event) -> None:
+        def note(event: Event) -> None:
             if event.kind in ENGINE_EVENTS and session is not None and session.batch is not None:
                 store.record_engine_event(session.batch, event.kind, event.data)
             if session is not None:
@@ -95,7 +95,7 @@ async def open_session(
                 names=(*router.assignment.names(), *variants),
                 ready=tuple(dict.fromkeys([*router.assignment.expected_names(), *variants])),
                 scripted=scripted,
-                on_event=tell,
+                on_event=note,
                 on_abandoned=store.record_abandoned,
             )
             opened = await stack.enter_async_context(open_backend(engine, request))

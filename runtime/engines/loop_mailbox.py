@@ -12,7 +12,7 @@ from anyio.lowlevel import current_token
 
 from ...agents.backend import OnText
 
-__all__ = ["LoopMailbox", "Mailboxes", "Promise", "tell"]
+__all__ = ["LoopMailbox", "Mailboxes", "Promise", "deliver"]
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Promise(Generic[T]):
         return cast(T, self._value)
 
 
-def tell(on_text: OnText, piece: str, promise: Promise[Any]) -> None:
+def deliver(on_text: OnText, piece: str, promise: Promise[Any]) -> None:
     """Call the asker's `on_text` with a piece; an error it raises fails the asker's ask, not the delivery."""
     try:
         on_text(piece)

@@ -79,7 +79,7 @@ class Asker:
                 return answer
             failures = failures._replace(unsure=failures.unsure + 1, logprob=logprob)
             reason = f"mean log-probability {logprob:.2f} below {threshold:g}"
-            self._events.tell("ask_retried", step.record.path, step.role.name, reason=reason)
+            self._events.emit("ask_retried", step.record.path, step.role.name, reason=reason)
 
     async def _parsed(self, step: StepAsk, failures: Failures) -> tuple[Any, float | None, float | None]:
         """Ask, and correct once; returns (answer, threshold, mean log-probability)."""
@@ -88,7 +88,7 @@ class Asker:
             return _parse(reply, step.role), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
-            self._events.tell("ask_retried", step.record.path, step.role.name, reason=str(error))
+            self._events.emit("ask_retried", step.record.path, step.role.name, reason=str(error))
             corrected = correction_messages(step.messages, reply.text, error)
         reply, threshold = await self._ask(step, corrected, failures)
         try:
@@ -107,7 +107,7 @@ class Asker:
         ask = route.send(ask)
         record = AskRecord(ask.attempt, step.role.name, ask.variant, route.reason, PROMPT_LAYOUT, messages, time.time())
         step.record.asks.append(record)
-        on_text = partial(self._tell_text, step) if self._plan.stream else None
+        on_text = partial(self._emit_text, step) if self._plan.stream else None
         try:
             with named(EngineError, "the backend", "Look at the cause, and resume the run once it is mended."):
                 reply = _checked(await self._backend.reply(ask, on_text=on_text))
@@ -117,7 +117,7 @@ class Asker:
             raise
         self._note(record, reply)
         if self._events:
-            self._tell_asked(step, ask, route, record)
+            self._emit_asked(step, ask, route, record)
         return reply, route.min_logprob
 
     def _new_ask(self, step: StepAsk, messages: tuple[Message, ...]) -> Ask:
@@ -166,7 +166,7 @@ class Asker:
         digest = hashlib.sha256(f"{self._plan.record.seed}|{path}|{attempt}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
-    def _tell_asked(self, step: StepAsk, ask: Ask, route: Route, record: AskRecord) -> None:
+    def _emit_asked(self, step: StepAsk, ask: Ask, route: Route, record: AskRecord) -> None:
         seconds = record.answered_at - record.asked_at
         data = {"variant": ask.variant, "reason": record.reason, "seconds": seconds}
         data |= record.usage.model_dump(exclude_defaults=True)
@@ -174,10 +174,10 @@ class Asker:
             data["priority"] = ask.priority
         if route.climbs:
             data["climbs"] = route.climbs
-        self._events.tell("ask_finished", step.record.path, step.role.name, **data)
+        self._events.emit("ask_finished", step.record.path, step.role.name, **data)
 
-    def _tell_text(self, step: StepAsk, text: str) -> None:
-        self._events.tell("text", step.record.path, step.role.name, text=text)
+    def _emit_text(self, step: StepAsk, text: str) -> None:
+        self._events.emit("text", step.record.path, step.role.name, text=text)
 
 
 def _parse(reply: Reply, role: Role) -> Any:

@@ -105,7 +105,7 @@ class RunDriver:
         began = time.monotonic()
         self._store.start_run(run_id)
         events = RunEvents(run_id, self._listeners)
-        events.tell("run_started", resumed=plan.resumed)
+        events.emit("run_started", resumed=plan.resumed)
         try:
             with named(RunError, f"run {run_id}", "Look at the cause; `metier resume` then goes on from here."):
                 output = await self._output(plan, self._executor(plan, events, again))
@@ -118,7 +118,7 @@ class RunDriver:
                 self._store.end_run(run_id, "stopped", error=STOPPED, busy_s=time.monotonic() - began)
             raise
         self._store.end_run(run_id, "finished", output=text, score=score, busy_s=time.monotonic() - began)
-        events.tell("run_finished", output=text)
+        events.emit("run_finished", output=text)
         return _told(RunResult(run_id, output, score=score), events)
 
     def _executor(self, plan: RunPlan, events: RunEvents, again: Callable[[], bool]) -> Executor:
@@ -145,12 +145,12 @@ class RunDriver:
         run_id = plan.run_id
         if isinstance(error, RunInterrupted):
             self._store.end_run(run_id, "interrupted", busy_s=busy_s)
-            events.tell("run_interrupted", questions=error.questions)
+            events.emit("run_interrupted", questions=error.questions)
             return RunResult(run_id, error=error)
         state: Literal["stopped", "failed"] = "stopped" if isinstance(error, LimitError) else "failed"
         score = None if plan.score is None else plan.score(None)
         self._store.end_run(run_id, state, error=str(error), score=score, busy_s=busy_s)
-        events.tell("run_failed", error=str(error))
+        events.emit("run_failed", error=str(error))
         return _told(RunResult(run_id, error=error, score=score), events)
 
 
@@ -166,7 +166,7 @@ def _finished(plan: RunPlan, now: RunRecord) -> RunResult:
 
 def _told(result: RunResult, events: RunEvents) -> RunResult:
     if result.score is not None:
-        events.tell("run_scored", score=result.score)
+        events.emit("run_scored", score=result.score)
     return result
 
 

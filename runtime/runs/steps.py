@@ -85,7 +85,7 @@ class StepRunner:
             ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
             return self._asker.answer(ask, failures)
 
-        self._events.tell("step_started", path, step.role)
+        self._events.emit("step_started", path, step.role)
         try:
             with self._naming(path):
                 output, step.output = typed_output(await self._try(node, step, once, failures), gives, path)
@@ -95,16 +95,16 @@ class StepRunner:
             raise
         self._record(step)
         seconds = step.finished_at - step.started_at
-        self._events.tell("step_finished", path, step.role, output=step.output, seconds=seconds)
+        self._events.emit("step_finished", path, step.role, output=step.output, seconds=seconds)
         return output
 
     def skip(self, path: str, reason: str) -> None:
         """Record that a step does not run, and why."""
-        self._events.tell("step_skipped", path, reason=reason)
+        self._events.emit("step_skipped", path, reason=reason)
 
     def begin_round(self, path: str, max_rounds: int) -> None:
         """Record that a round of a loop begins."""
-        self._events.tell("round_started", path, of=max_rounds)
+        self._events.emit("round_started", path, of=max_rounds)
 
     def ask_person(self, node: BuiltNode, work: PersonWork, path: str, inputs: dict[str, Any]) -> Any:
         """A person's answer when there is one; otherwise keep the question and return BLOCKED."""
@@ -140,7 +140,7 @@ class StepRunner:
                     failures = failures._replace(unparsed=failures.unparsed + 1)
             if not left:
                 raise failure
-            self._events.tell("ask_retried", step.path, step.role, reason=str(failure))
+            self._events.emit("ask_retried", step.path, step.role, reason=str(failure))
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _read_back(self, path: str, key: str, gives: Any) -> Any:
@@ -168,7 +168,7 @@ class StepRunner:
         step.error = str(error) or type(error).__name__
         if isinstance(error, MetierError):
             self._record(step)
-            self._events.tell("step_failed", step.path, step.role, error=step.error)
+            self._events.emit("step_failed", step.path, step.role, error=step.error)
         elif step.asks:
             # Cancelled: nothing may be awaited here.
             self._record(step)

@@ -9,7 +9,7 @@ from functools import partial
 from ....agents.backend import ResumedText
 from ....agents.messages import Reply, Usage
 from ..engine import EngineRequest
-from ..loop_mailbox import LoopMailbox, Promise, tell
+from ..loop_mailbox import LoopMailbox, Promise, deliver
 from ..vllm_calls import VllmCall
 
 __all__ = ["PendingAsk"]
@@ -44,4 +44,4 @@ class PendingAsk:
     def stream(self, piece: str) -> None:
         """Pass on a piece of the answer, if the asker streams it."""
         if piece and self.on_text is not None:
-            self.mailbox.post(partial(tell, self.on_text, piece, self.promise))
+            self.mailbox.post(partial(deliver, self.on_text, piece, self.promise))

@@ -41,48 +41,64 @@ class _Line(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Call(_Line):
+    """A line that belongs to one call: an ask, or an adapter's loading or unloading."""
+
+    key: int
+    """Number of the call; every line back about it carries the same one."""
+
+
+class _Outcome(_Call):
+    """A line that ends a call."""
+
+    counters: EngineCounters
+    """The engine's totals right after the call, so that the other process can account without asking."""
+
+
 class Begin(_Line):
     """Start the engine."""
 
     op: Literal["begin"] = "begin"
     name: str
+    """What messages and events call the engine."""
     weights: Path
+    """Folder of the checkpoint."""
     dtype: str
+    """Format of the weights in memory, as vLLM names it; `auto` leaves it to the checkpoint."""
     adapters: bool
+    """Whether adapters will be loaded; an engine without is lighter."""
     settings: EngineSettings
 
 
-class Generate(_Line):
+class Generate(_Call):
     """Answer an ask; its pieces as they come when `stream`."""
 
     op: Literal["generate"] = "generate"
-    key: int
     ask: Ask
     adapter: LoadedAdapter | None = None
     intuition: tuple[float, ...] | None = None
+    """The run's semantic vector where the adapter is a T-REX one, r1·r2 values."""
     stream: bool = False
+    """Send `Text` lines on the way."""
 
 
-class Abort(_Line):
+class Abort(_Call):
     """The asker is gone: abort this ask."""
 
     op: Literal["abort"] = "abort"
-    key: int
 
 
-class Load(_Line):
+class Load(_Call):
     """Load an adapter."""
 
     op: Literal["load"] = "load"
-    key: int
     adapter: LoadedAdapter
 
 
-class Unload(_Line):
+class Unload(_Call):
     """Take an adapter out."""
 
     op: Literal["unload"] = "unload"
-    key: int
     adapter: LoadedAdapter
 
 
@@ -100,29 +116,26 @@ class Ready(_Line):
     counters: EngineCounters
 
 
-class Text(_Line):
+class Text(_Call):
     """A piece of an answer."""
 
     op: Literal["text"] = "text"
-    key: int
     piece: str
 
 
-class Answered(_Line):
+class Answered(_Outcome):
     """The whole reply."""
 
     op: Literal["answered"] = "answered"
-    key: int
     reply: Reply
-    counters: EngineCounters
 
 
-class Failed(_Line):
+class Failed(_Call):
     """What was asked under `key` failed; `usage` is what an ask had used."""
 
     op: Literal["failed"] = "failed"
-    key: int
     kind: str
+    """Class name of the error, in agents/errors.py."""
     problem: str
     expected: str = ""
     remedy: str = ""
@@ -151,22 +164,18 @@ class Failed(_Line):
         return kind(self.problem, expected=self.expected, remedy=self.remedy)
 
 
-class Abandoned(_Line):
+class Abandoned(_Outcome):
     """An aborted ask has ended; this is what it used."""
 
     op: Literal["abandoned"] = "abandoned"
-    key: int
     usage: Usage
-    counters: EngineCounters
 
 
-class Swapped(_Line):
+class Swapped(_Outcome):
     """An adapter was loaded or taken out."""
 
     op: Literal["swapped"] = "swapped"
-    key: int
     cost: SwapCost
-    counters: EngineCounters
 
 
 class Beat(_Line):

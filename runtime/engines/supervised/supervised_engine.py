@@ -19,7 +19,7 @@ from ...closing import WarnsWhenOpen
 from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
 from ..engine import EngineCounters, EngineRequest
-from ..loop_mailbox import LoopMailbox, Mailboxes, Promise, tell
+from ..loop_mailbox import LoopMailbox, Mailboxes, Promise, deliver
 from .hang_watch import HangWatch
 from .host_process import HostProcess
 from .host_protocol import (
@@ -220,7 +220,7 @@ class SupervisedEngine(WarnsWhenOpen):
                 post(partial(promise.succeed, None))
             case Text(piece=piece):
                 assert waiting.on_text is not None
-                post(partial(tell, waiting.on_text, piece, promise))
+                post(partial(deliver, waiting.on_text, piece, promise))
             case Answered(reply=reply):
                 if waiting.gone and waiting.request is not None:  # the reply crossed the cancellation
                     self.write_off(waiting.request.ask.role, reply.usage.cpu_s)
