@@ -18,14 +18,14 @@ from ...agents.errors import MetierError
 from ..runs.session import Session
 from .admission import Admission
 from .announced_errors import errors
-from .chat import Chat
-from .chat_endpoints import add_chat_endpoints
-from .door import Door
+from .chat.chat import Chat
+from .chat.chat_endpoints import add_chat_endpoints
+from .chat.responses_endpoint import add_responses_endpoint
 from .error_replies import RequestRefused, error_response, refuse_validation
 from .event_hub import EventHub
 from .live_runs import LiveRuns
 from .metrics import ServerMetrics
-from .responses_endpoint import add_responses_endpoint
+from .request_checks import RequestChecks
 from .run_endpoints import RunEndpoints, add_run_endpoints
 from .served_models import ServedModels, ServedWorkflow
 
@@ -106,7 +106,7 @@ def make_app(
     api.add_exception_handler(MetierError, _answer_error)
     api.add_exception_handler(RequestValidationError, _answer_error)
     api.add_exception_handler(HTTPException, _answer_error)
-    return MetierApp(Door(api, settings, key, metrics.count), api, admission, hub, runs)
+    return MetierApp(RequestChecks(api, settings, key, metrics.count), api, admission, hub, runs)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

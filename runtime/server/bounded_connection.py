@@ -61,9 +61,9 @@ class BoundedConnection(HttpToolsProtocol):
     """uvicorn's connection with the limits that it lacks: `check` closes what is due, and is to be called often.
 
     A request has `header_timeout_s` from its first byte to the end of its headers, and they have `header_bytes`; a new
-    connection has as long to begin. The body's bounds are the door's, but what nobody reads of it (the answer was given
-    before its end) has `body_timeout_s` to arrive. Who does not read what is written, or does not close when we do, is
-    cut off after `write_timeout_s`. Whatever is refused here is answered in OpenAI's shape too.
+    connection has as long to begin. `request_checks` bounds the body, but the rest of a body that nobody reads (the
+    answer was given before its end) has `body_timeout_s` to arrive. A client that does not read what is written, or
+    does not close when we do, is cut off after `write_timeout_s`. Refusals here have OpenAI's error shape too.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What every request passes before anything reads it: host, key, and a small body in time, of JSON that can be kept."""
+"""Middleware that refuses a request before it is read: wrong host, origin or key, a large, slow or not strict body."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..settings.server import ServerSettings
 from .error_replies import RequestRefused, error_response
 from .strict_json import NotStrictError, check_json
 
-__all__ = ["Door", "is_loopback"]
+__all__ = ["RequestChecks", "is_loopback"]
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Served without a key: the page holds no data, and health checks have no key."""
@@ -30,12 +30,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Door:
-    """ASGI middleware. `key` is asked of clients as a bearer token; without one, only a loopback name is answered.
+class RequestChecks:
+    """ASGI middleware. With a `key`, clients must send it as a bearer token; without one, the Host must be loopback.
 
-    A page on the internet may send its reader's browser here, even under a name of its own: another origin is refused,
-    and so is a foreign host name where nothing but the address protects the server. `count(path, status)` hears
-    of every answer.
+    A web page elsewhere can make its reader's browser send requests here, even with a host name that resolves to this
+    machine. So a request with another Origin is refused, and without a key one with another host name.
+    `count(path, status)` is called for every answer.
     """
 
     def __init__(

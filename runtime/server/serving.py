@@ -21,7 +21,7 @@ from ..settings.server import ServerSettings
 from ..settings.session import API_KEY_VARIABLE
 from .app import MetierApp
 from .bounded_connection import BoundedConnection, OpenConnections
-from .door import is_loopback
+from .request_checks import is_loopback
 
 __all__ = ["api_key", "listen_on", "loop_options", "new_server", "serve"]
 

@@ -1,4 +1,4 @@
-"""JSON that everything behind the door can hold: finite numbers, whole characters, bounded depth."""
+"""Strict JSON for requests: finite numbers, whole characters, bounded depth."""
 
 from __future__ import annotations
 

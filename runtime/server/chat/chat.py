@@ -9,20 +9,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ...agents.backend import OnText
-from ...agents.errors import RunError, RunInterrupted
-from ...agents.messages import Ask, Message, Usage
-from ...agents.prompts import PROMPT_LAYOUT, render_prompt, task_text
-from ...agents.recorded_values import type_adapter
-from ..events import Event
-from ..runs.session import Session
-from ..runs.step_values import schema_of
-from ..settings.server import ServerSettings
+from ....agents.backend import OnText
+from ....agents.errors import RunError, RunInterrupted
+from ....agents.messages import Ask, Message, Usage
+from ....agents.prompts import PROMPT_LAYOUT, render_prompt, task_text
+from ....agents.recorded_values import type_adapter
+from ...events import Event
+from ...runs.session import Session
+from ...runs.step_values import schema_of
+from ...settings.server import ServerSettings
+from ..error_replies import RequestRefused, error_body
+from ..live_runs import LiveRuns
+from ..served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
+from ..typed_inputs import role_inputs, workflow_input
 from .chat_protocol import AskOrigin, ChatRequest, Completed, answer_schema, to_messages
-from .error_replies import RequestRefused, error_body
-from .live_runs import LiveRuns
-from .served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
-from .typed_inputs import role_inputs, workflow_input
 
 __all__ = ["Answer", "Chat"]
 

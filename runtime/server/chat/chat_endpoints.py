@@ -11,14 +11,14 @@ import anyio
 from fastapi import FastAPI
 from starlette.responses import JSONResponse, Response
 
-from ..settings.server import ServerSettings
-from .admission import Admission
-from .announced_errors import errors
+from ...settings.server import ServerSettings
+from ..admission import Admission
+from ..announced_errors import errors
+from ..served_models import ServedModels
+from ..watched_response import EventStream, JsonWork, Write, sse
 from .chat import Answer, Chat
 from .chat_protocol import ChatRequest, chunk, completion, usage_block
 from .gathered_answer import gather
-from .served_models import ServedModels
-from .watched_response import EventStream, JsonWork, Write, sse
 
 __all__ = ["add_chat_endpoints"]
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...agents.messages import Message, Usage
-from ...agents.prompts import PROMPT_LAYOUT
-from ...agents.thinking import ThinkingProfile
-from .error_replies import RequestRefused
+from ....agents.messages import Message, Usage
+from ....agents.prompts import PROMPT_LAYOUT
+from ....agents.thinking import ThinkingProfile
+from ..error_replies import RequestRefused
 
 __all__ = ["AskOrigin", "ChatRequest", "Completed", "chunk", "completion", "to_messages", "usage_block"]
 

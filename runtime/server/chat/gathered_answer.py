@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from ..settings.server import ServerSettings
-from .admission import Admission
+from ...settings.server import ServerSettings
+from ..admission import Admission
 from .chat import Answer
 from .chat_protocol import Completed
 

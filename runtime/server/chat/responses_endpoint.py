@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
-from ..settings.server import ServerSettings
-from .admission import Admission
-from .announced_errors import errors
+from ...settings.server import ServerSettings
+from ..admission import Admission
+from ..announced_errors import errors
+from ..error_replies import RequestRefused
+from ..watched_response import EventStream, JsonWork, Write, sse
 from .chat import Answer, Chat
-from .error_replies import RequestRefused
 from .gathered_answer import gather
 from .responses_protocol import ResponsesRequest, message_item, output_items, response_object, text_part
-from .watched_response import EventStream, JsonWork, Write, sse
 
 __all__ = ["add_responses_endpoint"]
 

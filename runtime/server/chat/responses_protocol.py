@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...agents.messages import Usage
-from ...agents.thinking import ThinkingProfile
+from ....agents.messages import Usage
+from ....agents.thinking import ThinkingProfile
 from .chat_protocol import (
     MAX_PRIORITY,
     AskOrigin,

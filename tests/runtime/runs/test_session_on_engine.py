@@ -212,7 +212,7 @@ async def test_a_prompt_longer_than_the_context_fails_its_run_only(session: Sess
 async def test_variants_that_cannot_serve_are_said(
     tiny_base: Path, shelf: Path, variant: str, error: type[Exception], says: str
 ) -> None:
-    """At the door, before anything runs."""
+    """Before anything runs."""
     with pytest.raises(error) as caught:
         async with open_session(
             base=tiny_base,

@@ -12,8 +12,8 @@ from openai.types.responses import Response
 
 from metier.agents import ScriptedBackend, ThinkingProfile
 from metier.router import Assignment, RoleAssignment
-from metier.runtime.server.chat_protocol import Completed
-from metier.runtime.server.responses_protocol import ResponsesRequest, response_object
+from metier.runtime.server.chat.chat_protocol import Completed
+from metier.runtime.server.chat.responses_protocol import ResponsesRequest, response_object
 from tests.agents.workflow import Answer
 from tests.runtime.served import Served, scripted, server
 

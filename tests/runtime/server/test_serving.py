@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metier.agents.errors import ServerError
-from metier.runtime.server.door import is_loopback
+from metier.runtime.server.request_checks import is_loopback
 from metier.runtime.server.serving import api_key, listen_on
 from tests import workflow_for_cli
 from tests.runtime.served import WORKFLOWS, Served, scripted, server

@@ -1,0 +1,3 @@
+"""OpenAI's chat completions and responses over roles, variants and workflows."""
+
+__all__: list[str] = []
