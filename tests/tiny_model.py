@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LINEAR_TARGETS", "linear_shapes", "write_random_lora", "write_tiny_llama"]
+__all__ = ["LINEAR_TARGETS", "byte_level_bpe", "linear_shapes", "write_random_lora", "write_tiny_llama"]
 
 LINEAR_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -56,7 +56,7 @@ def write_tiny_llama(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _byte_level_bpe(vocab)
+    tokenizer = byte_level_bpe(vocab)
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -144,7 +144,7 @@ def linear_shapes(base: Path, targets: Sequence[str] = LINEAR_TARGETS) -> Iterat
             yield f"model.layers.{layer}.{block}.{target}", d_in, d_out
 
 
-def _byte_level_bpe(vocab: int) -> Any:
+def byte_level_bpe(vocab: int) -> Any:
     """Train a byte-level BPE tokenizer of at most `vocab` tokens on a few sentences; any text round-trips."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
