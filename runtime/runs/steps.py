@@ -47,6 +47,7 @@ class StepRunner:
         self._events = events
         self._recorded = store.finished_steps(self.run_id) if plan.resumed else {}
         self._first_attempt = store.next_attempts(self.run_id) if plan.resumed else {}
+        self._given_up = store.skipped_steps(self.run_id) if plan.resumed else frozenset()
 
     # --- what the executor calls --------------------------------------------------------------------------
 
@@ -80,7 +81,7 @@ class StepRunner:
 
         def once(failures: Failures) -> Awaitable[Any]:
             if isinstance(work, FunctionWork):
-                return call_function(work.function, node.name, inputs)
+                return call_function(work.function, path, inputs)
             assert messages is not None
             ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
             return self._asker.answer(ask, failures)
@@ -101,6 +102,16 @@ class StepRunner:
     def skip(self, path: str, reason: str) -> None:
         """Record that a step does not run, and why."""
         self._events.emit("step_skipped", path, reason=reason)
+
+    def was_given_up(self, path: str) -> bool:
+        """Whether an item of a fan-out failed before the run was resumed, and the fan-out went on without it."""
+        return path in self._given_up
+
+    def give_up(self, path: str, error: BaseException) -> None:
+        """Record that a fan-out goes on without an item, so that a resumed run does so too."""
+        now = time.time()
+        self._store.record_step(self.run_id, StepRecord(path, "", "skipped", None, "", now, now, str(error)))
+        self._events.emit("step_skipped", path, reason=str(error))
 
     def begin_round(self, path: str, max_rounds: int) -> None:
         """Record that a round of a loop begins."""
