@@ -89,7 +89,8 @@ class StepRunner:
         self._events.emit("step_started", path, step.role)
         try:
             with self._naming(path):
-                output, step.output = typed_output(await self._try(node, step, once, failures), gives, path)
+                made = await self._try(node, step, once, failures)
+                output, step.output = typed_output(made, gives, path, parsed=isinstance(work, RoleWork))
             step.state = "done"
         except BaseException as error:
             self._fail(step, error)
