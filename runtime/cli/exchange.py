@@ -1,4 +1,4 @@
-"""What `metier variants add` and `metier variants export` do: adapters into and out of the shelf, with progress."""
+"""What `metier variants add`, `merge` and `export` do: adapters into and out of the shelf, with progress."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from rich.table import Table
 
 from ...agents.errors import SettingsError, VariantError
 from ...agents.traffic import TrafficRow, read_traffic
-from ...specializers.adapters.adoption import adopt_adapter
+from ...specializers.adapters.adoption import adopt_adapter, merge_onto_shelf
 from ...specializers.recipes.recipe import load_recipe, read_rows
 from ...specializers.shelf.shelf import Shelf
+from ...specializers.shelf.variant import Variant
 from ..console import StepBar, say, show
 from .make import show_variants
 
-__all__ = ["add_variant", "export_variant"]
+__all__ = ["add_variant", "export_variant", "merge_variant"]
 
 
 def add_variant(folder: Path, name: str, base: str, shelf: Shelf, max_rank: int, accept_error: float) -> None:
@@ -30,6 +31,10 @@ def add_variant(folder: Path, name: str, base: str, shelf: Shelf, max_rank: int,
             accept_error=accept_error,
             on_progress=bar.show,
         )
+    _say_origin(variant, base)
+    (method,) = variant.recipe["methods"] if len(variant.recipe.get("methods", ())) == 1 else ({},)
+    if "mended" in method:
+        say(f"mended or left out in {folder.name}: {', '.join(method['mended'])}")
     conversion = variant.card.get("conversion")
     if conversion is not None:
         kind = variant.recipe["methods"][0]["peft_type"]
@@ -40,6 +45,27 @@ def add_variant(folder: Path, name: str, base: str, shelf: Shelf, max_rank: int,
         )
     say(f"variant {variant.name} ({variant.id}) is on the shelf: {shelf.path(variant)}")
     show_variants([variant], shelf)
+
+
+def merge_variant(folder: Path, name: str, base: str, shelf: Shelf) -> None:
+    """Put the base with an adapter merged into it on the shelf; see `metier variants merge --help`."""
+    with StepBar(f"merging {folder.name}", "steps") as bar:
+        variant = merge_onto_shelf(folder, name=name, shelf=shelf, base=base, on_progress=bar.show)
+    _say_origin(variant, base)
+    merge = variant.card["merge"]
+    say(
+        f"{variant.recipe['methods'][0]['peft_type']} became weights: rounding to the base's format loses "
+        f"{merge['share']:.1%} of what it changes (max |d logit| {merge['max_logit']:.2g}, KL {merge['kl_nats']:.2g} "
+        "nats a token)"
+    )
+    say(f"variant {variant.name} ({variant.id}) is on the shelf: {shelf.path(variant)}")
+    show_variants([variant], shelf)
+
+
+def _say_origin(variant: Variant, base: str) -> None:
+    other = variant.card.get("made_for")
+    if other is not None:
+        say(f"note: its adapter_config.json says it was made for {other}, and it is used on {base}")
 
 
 def export_variant(

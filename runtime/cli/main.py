@@ -205,6 +205,24 @@ def variants_add(
     add_variant(folder, name, base, open_shelf(None, set), max_rank, accept_error)
 
 
+@variants_app.command("merge", epilog="Example: `metier variants merge downloads/dora-adapter --name solver-dora`")
+def variants_merge(
+    folder: Annotated[Path, typer.Argument(help="Adapter folder in the peft layout.")],
+    name: Annotated[str, typer.Option(help="Its name on the shelf.")],
+    base: Base = DEFAULT_BASE,
+    set: Sets = None,
+) -> None:
+    """Make a checkpoint of its own of an adapter that engines cannot load beside the base.
+
+    DoRA, whole trained modules, trained tokens and embeddings, biases, PiSSA, OLoRA and LoftQ (on the base they were
+    made on), and kinds that multiply weights (IA3, OFT, BOFT, HRA, …). The merged model is compared with the unmerged
+    one before it is written. Such a variant needs an engine of its own.
+    """
+    from .exchange import merge_variant
+
+    merge_variant(folder, name, base, open_shelf(None, set))
+
+
 @variants_app.command(
     "export",
     epilog="Example: `metier variants export solver shipped/solver`, or `metier variants export mixed-trex shipped/trex"

@@ -6,23 +6,24 @@ import hashlib
 import inspect
 import reprlib
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from anyio import to_thread
 from pydantic import BaseModel, TypeAdapter
 
+from ...agents.answers import answer_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import MetierError, StepError
 from ...agents.graphs.nodes import BuiltNode
 from ...agents.messages import Message
 from ...agents.recorded_values import dump, type_adapter
 
-__all__ = ["call_function", "content_key", "gives_each", "typed_output"]
+__all__ = ["call_function", "content_key", "gives_each", "schema_of", "typed_output"]
 
 
-async def call_function(function: Callable[..., Any], path: str, inputs: dict[str, Any]) -> Any:
-    """Call the function of the step at `path`: async ones here, others in a worker thread; raises StepError."""
+async def call_function(function: Callable[..., Any], name: str, inputs: dict[str, Any]) -> Any:
+    """Call a function step: async ones here, others in a worker thread; raises StepError with the cause chained."""
     try:
         if inspect.iscoroutinefunction(function):
             return await function(**inputs)
@@ -31,7 +32,7 @@ async def call_function(function: Callable[..., Any], path: str, inputs: dict[st
         raise
     except Exception as error:
         raise StepError(
-            f"function step {path!r} raised {type(error).__name__}: {error}",
+            f"function step {name!r} raised {type(error).__name__}: {error}",
             expected="a result of the annotated type",
             remedy="Mend the function and resume the run: it goes on from here.",
         ) from error
@@ -57,15 +58,13 @@ def gives_each(node: BuiltNode) -> Any:
     return node.gives.__args__[0]
 
 
-def typed_output(output: Any, gives: Any, path: str, *, parsed: bool = False) -> tuple[Any, str]:
+def typed_output(output: Any, gives: Any, path: str) -> tuple[Any, str]:
     """A step's output as the type it gives, and as JSON; raises StepError when it is not of that type.
-
-    What was `parsed` from a reply is of that type; some types (base64, JSON in text) could not be read a second time.
 
     A run and its resumption then see the same value, also where a function returned another type.
     """
     try:
-        own = parsed or (isinstance(output, BaseModel) and type(output) is gives)
+        own = isinstance(output, BaseModel) and type(output) is gives
         return dump(output if own else type_adapter(gives).validate_python(output), gives)
     except ValueError as error:
         raise StepError(
@@ -77,3 +76,9 @@ def typed_output(output: Any, gives: Any, path: str, *, parsed: bool = False) ->
 
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+
+
+@cache
+def schema_of(gives: Any) -> dict[str, Any] | None:
+    """The JSON schema of an answer type, made once."""
+    return answer_schema(gives)

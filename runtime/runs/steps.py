@@ -47,7 +47,6 @@ class StepRunner:
         self._events = events
         self._recorded = store.finished_steps(self.run_id) if plan.resumed else {}
         self._first_attempt = store.next_attempts(self.run_id) if plan.resumed else {}
-        self._given_up = store.skipped_steps(self.run_id) if plan.resumed else frozenset()
 
     # --- what the executor calls --------------------------------------------------------------------------
 
@@ -81,7 +80,7 @@ class StepRunner:
 
         def once(failures: Failures) -> Awaitable[Any]:
             if isinstance(work, FunctionWork):
-                return call_function(work.function, path, inputs)
+                return call_function(work.function, node.name, inputs)
             assert messages is not None
             ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
             return self._asker.answer(ask, failures)
@@ -89,8 +88,7 @@ class StepRunner:
         self._events.emit("step_started", path, step.role)
         try:
             with self._naming(path):
-                made = await self._try(node, step, once, failures)
-                output, step.output = typed_output(made, gives, path, parsed=isinstance(work, RoleWork))
+                output, step.output = typed_output(await self._try(node, step, once, failures), gives, path)
             step.state = "done"
         except BaseException as error:
             self._fail(step, error)
@@ -103,16 +101,6 @@ class StepRunner:
     def skip(self, path: str, reason: str) -> None:
         """Record that a step does not run, and why."""
         self._events.emit("step_skipped", path, reason=reason)
-
-    def was_given_up(self, path: str) -> bool:
-        """Whether an item of a fan-out failed before the run was resumed, and the fan-out went on without it."""
-        return path in self._given_up
-
-    def give_up(self, path: str, error: BaseException) -> None:
-        """Record that a fan-out goes on without an item, so that a resumed run does so too."""
-        now = time.time()
-        self._store.record_step(self.run_id, StepRecord(path, "", "skipped", None, "", now, now, str(error)))
-        self._events.emit("step_skipped", path, reason=str(error))
 
     def begin_round(self, path: str, max_rounds: int) -> None:
         """Record that a round of a loop begins."""

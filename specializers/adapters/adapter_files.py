@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ __all__ = [
     "AdapterFacts",
     "check_finite",
     "check_values",
+    "half_names",
     "linear_shape",
+    "merge_remedy",
     "read_config",
     "read_tensors",
 ]
@@ -48,17 +51,22 @@ class AdapterFacts:
     """What a checked adapter is.
 
     `rank` is how many rows of a slot it needs: a LoRA's real, largest rank; r1 + r1·r2 of a T-REX adapter, whose
-    router rides in the slot. `scaling` multiplies B A x (T-REX has none, so 1).
+    router rides in the slot. `scalings` has what multiplies B A x in each of `modules` (T-REX has none, so 1).
     """
 
     kind: AdapterName
     rank: int
     alpha: float
-    scaling: float
     modules: tuple[str, ...]
+    scalings: tuple[float, ...]
     parameters: int
     size_bytes: int
     dtype: str
+
+    @property
+    def scaling(self) -> float:
+        """The largest of the layers' scalings; with most adapters they are all the same."""
+        return max(self.scalings)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -126,17 +134,24 @@ def check_values(path: Path, tensors: dict[str, TensorInfo], facts: AdapterFacts
             raise AdapterError(
                 problem, expected=f"at most {LARGEST_VALUE:g}, so that engines can hold it", remedy=remedy
             )
-    for module in facts.modules:
-        key = f"{PEFT_PREFIX}{module}.lora_"
-        a, b = largest[f"{key}A.weight"], largest[f"{key}B.weight"]
-        change = facts.scaling * a * b * facts.rank
-        if not change <= LARGEST_CHANGE or not facts.scaling * b <= LARGEST_VALUE:
+    for module, scaling in zip(facts.modules, facts.scalings, strict=True):
+        a, b = (largest[name] for name in half_names(module, largest))
+        change = scaling * a * b * facts.rank
+        if not change <= LARGEST_CHANGE or not scaling * b <= LARGEST_VALUE:
             raise AdapterError(
-                f"{path}: {module} may add {change:.3g} to a weight (scaling {facts.scaling:.3g}, A up to {a:.3g}, "
+                f"{path}: {module} may add {change:.3g} to a weight (scaling {scaling:.3g}, A up to {a:.3g}, "
                 f"B up to {b:.3g})",
                 expected=f"at most {LARGEST_CHANGE:g}, so that its numbers do not overflow in an engine",
                 remedy=remedy,
             )
+
+
+def half_names(module: str, tensors: Container[str]) -> tuple[str, str]:
+    """Names of a layer's two halves among an adapter's `tensors`; peft names those of an embedding otherwise."""
+    key = f"{PEFT_PREFIX}{module}.lora_"
+    if f"{key}embedding_A" in tensors:
+        return f"{key}embedding_A", f"{key}embedding_B"
+    return f"{key}A.weight", f"{key}B.weight"
 
 
 def linear_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: Path) -> tuple[int, int]:
@@ -149,3 +164,8 @@ def linear_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: P
             remedy="Serve it on the base it was trained on, or train it again for this one.",
         )
     return layer.shape[0], layer.shape[1]
+
+
+def merge_remedy(folder: Path) -> str:
+    """What to do with an adapter that no engine can load, but that fixed weights can take in."""
+    return f"`metier variants merge {folder} --name NAME` makes a checkpoint of its own of it."

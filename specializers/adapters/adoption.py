@@ -1,4 +1,4 @@
-"""Adapters from elsewhere onto the shelf: as they are where an engine serves their kind, else converted to LoRA."""
+"""Adapters from elsewhere onto the shelf: as they are, converted to LoRA, or merged into a checkpoint of their own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from typing import Any
 
 from ...agents.errors import VariantError
 from ...agents.prompts import PROMPT_LAYOUT
+from ..checkpoints.self_check import make_self_check
 from ..shelf.adapter_kinds import kind_of_peft_type
-from ..shelf.base_model import base_fingerprint, check_weights, find_base
+from ..shelf.base_model import base_fingerprint, check_base, check_weights, find_base
 from ..shelf.shelf import RECORD, Shelf, hash_file, hash_files, read_variant
 from ..shelf.variant import AskSpec, EngineSpec, Variant
 from .adapter_check import SLOT_RANKS, check_adapter, check_variant
 from .adapter_conversion import convert_adapter
-from .adapter_files import CONFIG, WEIGHTS, read_config
+from .adapter_files import WEIGHTS, read_config
+from .adapter_mending import naming, write_mended
+from .adapter_merging import merge_adapter
+from .adapter_origin import check_origin
 
-__all__ = ["adopt_adapter", "new_staging"]
+__all__ = ["adopt_adapter", "merge_onto_shelf", "new_staging"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 
@@ -37,54 +41,106 @@ def adopt_adapter(
 ) -> Variant:
     """Check an adapter folder against `base`, put it on the shelf under `name`, and return its record.
 
-    LoRA and T-REX adapters are copied as they are; other kinds are converted (see `convert_adapter`, which takes
-    `max_rank`, `accept_error` and `on_progress`), and the card says what that lost. A variant's folder, as
-    `metier variants export` writes it, is taken whole and keeps its content id. What prompt layout an adapter from
-    elsewhere was trained with is not known: it is recorded with this version's, with which it will be asked.
+    LoRA and T-REX adapters are copied as they are, or with names mended that other tools wrote (see `write_mended`; the
+    record says what). Other kinds are converted (see `convert_adapter`, which takes `max_rank`, `accept_error` and
+    `on_progress`), and the card says what that lost, and which base an adapter was made for where that is not known to
+    be this one. A variant's folder, as `metier variants export` writes it, is taken whole and keeps its content id.
+    What prompt layout an adapter from elsewhere was trained with is not known: it is recorded with this version's, with
+    which it will be asked.
     Raises: AdapterError when it cannot be served, VariantError for a name that cannot be used, or a variant's
     folder that was changed or lacks the weights it needs, BaseModelError for the base.
     """
-    if not _NAME.match(name):
-        raise VariantError(f"name {name!r}", expected="small letters, digits, and . _ - after the first")
-    place = find_base(base)
+    place = _checked_place(name, base)
     with new_staging(shelf) as staging:
         if (folder / RECORD).is_file():
             return shelf.add(staging, name=name, record=_copy_variant(folder, staging, shelf, place))
-        fingerprint = base_fingerprint(place)
-        peft_type = str(read_config(folder).get("peft_type"))
+        config = read_config(folder)
+        peft_type = str(config.get("peft_type"))
         method: dict[str, Any] = {"peft_type": peft_type}
         card: dict[str, Any] = {}
         if kind_of_peft_type(peft_type) is not None:
-            facts = check_adapter(folder, place, slot_rank=SLOT_RANKS[-1])
-            (staging / "adapter").mkdir()
-            for file in (CONFIG, WEIGHTS):
-                shutil.copyfile(folder / file, staging / "adapter" / file)
+            with naming(folder, not_copy=staging / "adapter"):
+                mended = write_mended(folder, staging / "adapter", place)
+                facts = check_adapter(staging / "adapter", place, slot_rank=SLOT_RANKS[-1])
+            card = _origin_card(folder, config, base, place)
             ask = AskSpec(adapter=facts.kind, rank=facts.rank)
             method["method"] = "adopted"
+            if mended:
+                method |= {"mended": list(mended), "sha256": hash_file(folder / WEIGHTS)}
         else:
-            done = convert_adapter(
-                folder,
-                place,
-                staging / "adapter",
-                max_rank=max_rank,
-                accept_error=accept_error,
-                on_progress=on_progress,
-            )
+            card = _origin_card(folder, config, base, place)
+            with naming(folder, not_copy=staging / "mended"):
+                write_mended(folder, staging / "mended", place)
+                done = convert_adapter(
+                    staging / "mended",
+                    place,
+                    staging / "adapter",
+                    max_rank=max_rank,
+                    accept_error=accept_error,
+                    on_progress=on_progress,
+                )
+            shutil.rmtree(staging / "mended")
             ask = AskSpec(adapter="lora", rank=done.rank)
             method |= {"method": "converted", "sha256": hash_file(folder / WEIGHTS)}
-            card = {
+            card |= {
                 "lost_share": done.error.as_card()["share"],
                 "conversion": {"exact": done.exact, "exact_rank": done.exact_rank, **done.error.as_card()},
             }
-        record = {
-            "base": fingerprint,
-            "recipe": {"methods": [method]},
-            "prompt_layout": PROMPT_LAYOUT,
-            "engine": EngineSpec(base=fingerprint),
-            "ask": ask,
-            "card": card,
+        return shelf.add(staging, name=name, record=_record(place, method, card) | {"ask": ask})
+
+
+def merge_onto_shelf(
+    folder: Path,
+    *,
+    name: str,
+    shelf: Shelf,
+    base: str | Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Variant:
+    """Put `base` with the adapter in `folder` merged into its weights on the shelf, and return its record.
+
+    The card says what rounding to the base's format lost, and which words an engine started on it has to say.
+    Raises: AdapterError when it cannot be merged (see `merge_adapter`), VariantError for a name that cannot be used or
+    a shelf that cannot be written, BaseModelError for the base.
+    """
+    place = _checked_place(name, base)
+    config = read_config(folder)
+    card = _origin_card(folder, config, base, place)
+    with new_staging(shelf) as staging:
+        done = merge_adapter(folder, place, staging / "weights", on_progress=on_progress)
+        check_base(staging / "weights")
+        method = {"method": "merged", "peft_type": done.peft_type, "sha256": hash_file(folder / WEIGHTS)}
+        card |= {
+            "lost_share": done.error.as_card()["share"],
+            "merge": {"head_parted": done.untied, **done.error.as_card()},
+            "self_check": make_self_check(staging / "weights"),
         }
-        return shelf.add(staging, name=name, record=record)
+        record = _record(place, method, card)
+        engine = record["engine"].model_copy(update={"weights": "own"})
+        return shelf.add(staging, name=name, record=record | {"engine": engine})
+
+
+def _checked_place(name: str, base: str | Path) -> Path:
+    if not _NAME.match(name):
+        raise VariantError(f"name {name!r}", expected="small letters, digits, and . _ - after the first")
+    return find_base(base)
+
+
+def _origin_card(folder: Path, config: dict[str, Any], base: str | Path, place: Path) -> dict[str, Any]:
+    """The card of an adapter that names a base not known to be this one."""
+    other = check_origin(folder, config, base, place)
+    return {} if other is None else {"made_for": other}
+
+
+def _record(place: Path, method: dict[str, Any], card: dict[str, Any]) -> dict[str, Any]:
+    fingerprint = base_fingerprint(place)
+    return {
+        "base": fingerprint,
+        "recipe": {"methods": [method]},
+        "prompt_layout": PROMPT_LAYOUT,
+        "engine": EngineSpec(base=fingerprint),
+        "card": card,
+    }
 
 
 @contextmanager

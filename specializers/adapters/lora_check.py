@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...agents.errors import AdapterError
 from ...agents.text_files import shown
-from ..checkpoints.tensor_files import TensorInfo
-from .adapter_files import CONFIG, WEIGHTS, AdapterFacts, linear_shape
+from ..checkpoints.tensor_files import TensorInfo, read_json
+from .adapter_files import CONFIG, WEIGHTS, AdapterFacts, linear_shape, merge_remedy
+from .lora_scaling import layer_rank, layer_scaling
+from .peft_kinds import REPEATED_STARTS, check_mergeable
 from .target_check import checked_pattern
 
-__all__ = ["check_lora"]
+__all__ = ["EMBEDDINGS_SERVED", "check_lora", "check_lora_numbers", "check_lora_settings"]
 
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight\Z")
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?:(?P<half>[AB])\.weight|embedding_(?P<embedded>[AB]))\Z")
+EMBEDDINGS_SERVED = ("granite", "llama", "mistral", "qwen3")
+"""Model types whose engine takes LoRA of the embedding and of the output head (vLLM's `embedding_modules`)."""
 
-# Settings that change what an adapter means and that the engine does not implement.
-_MUST_BE_UNSET = {
+_EMBEDDING, _HEAD = "embed_tokens", "lm_head"
+
+# Settings that change what an adapter means and that no engine implements; `merge_adapter` can make weights of them.
+_MERGEABLE = {
     "use_dora": "DoRA",
     "lora_bias": "biases in LoRA",
-    "use_qalora": "QALoRA",
     "use_bdlora": "block-diagonal LoRA",
-    "alora_invocation_tokens": "activated LoRA",
-    "layer_replication": "layer replication",
     "modules_to_save": "whole trained modules",
     "trainable_token_indices": "trained tokens",
     "target_parameters": "LoRA on bare parameters",
     "fan_in_fan_out": "transposed layers",
+    "kasa_config": "KaSA's cut base",
 }
-# These change the base's own weights when training starts, so the adapter alone is not what was trained.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def check_lora(
@@ -45,53 +49,76 @@ def check_lora(
 
     Raises: AdapterError that names the setting or the layer that is wrong.
     """
-    _check_settings(folder / CONFIG, config)
+    check_lora_settings(folder / CONFIG, config)
     path = folder / WEIGHTS
     modules = _pair_halves(path, tensors)
     _check_shapes(path, modules, config, layers, base)
-    alpha = float(config["lora_alpha"])
-    declared = int(config["r"])
+    adapted = tuple(sorted(modules))
     return AdapterFacts(
         kind="lora",
         rank=max(a.shape[0] for a, _ in modules.values()),
-        alpha=alpha,
-        scaling=alpha / (math.sqrt(declared) if config.get("use_rslora") else declared),
-        modules=tuple(sorted(modules)),
+        alpha=float(config["lora_alpha"]),
+        modules=adapted,
+        scalings=tuple(layer_scaling(config, module) for module in adapted),
         parameters=sum(math.prod(info.shape) for info in tensors.values()),
         size_bytes=path.stat().st_size,
         dtype="/".join(sorted({info.dtype for info in tensors.values()})),
     )
 
 
-def _check_settings(path: Path, config: dict[str, Any]) -> None:
-    for name, type_, lowest in (("r", int, 1), ("lora_alpha", int | float, 0)):
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, type_) or not lowest <= value < math.inf:
-            raise AdapterError(f"{path}: {name} is {value!r}", expected=f"a number of at least {lowest}")
-    ranks = config.get("rank_pattern") or {}
-    if not isinstance(ranks, dict) or not all(type(rank) is int and rank >= 1 for rank in ranks.values()):
-        raise AdapterError(f"{path}: rank_pattern is {shown(ranks)}", expected="layer → rank of at least 1")
-    for pattern in ranks:
-        checked_pattern(path, "rank_pattern", pattern)
-    for name, meaning in _MUST_BE_UNSET.items():
+def check_lora_settings(path: Path, config: dict[str, Any]) -> None:
+    """Check that the settings at `path` are those of a LoRA that engines serve.
+
+    Raises: AdapterError that names the first that is not.
+    """
+    check_lora_numbers(path, config)
+    check_mergeable(path.parent, config)
+    for name, meaning in _MERGEABLE.items():
         if config.get(name):
             raise AdapterError(
                 f"{path}: {name} is {shown(config[name])}",
                 expected=f"an adapter without {meaning}, which the engine does not implement",
-                remedy="Train it as plain LoRA, or merge it into a checkpoint of its own.",
+                remedy=merge_remedy(path.parent),
             )
     if config.get("bias", "none") != "none":
-        raise AdapterError(f"{path}: bias is {shown(config['bias'])}", expected="'none'")
-    start = config.get("init_lora_weights", True)
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise AdapterError(
+            f"{path}: bias is {shown(config['bias'])}", expected="'none'", remedy=merge_remedy(path.parent)
+        )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower() in REPEATED_STARTS:
         raise AdapterError(
             f"{path}: init_lora_weights is {start!r}, which changes the base's own weights",
             expected="an adapter to the unchanged base",
-            remedy="Convert it with peft's path_initial_model_for_weight_conversion.",
+            remedy=merge_remedy(path.parent),
         )
 
 
+def check_lora_numbers(path: Path, config: dict[str, Any]) -> None:
+    """Check rank, alpha and their patterns; raises AdapterError for the first that is none."""
+    for name, type_, lowest in (("r", int, 1), ("lora_alpha", int | float, 0)):
+        value = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, type_) or not lowest <= value < math.inf:
+            raise AdapterError(f"{path}: {name} is {value!r}", expected=f"a number of at least {lowest}")
+    _check_patterns(path, "rank_pattern", config, lambda rank: type(rank) is int and rank >= 1, "rank of at least 1")
+    _check_patterns(path, "alpha_pattern", config, _is_size, "number of at least 0")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def _check_patterns(
+    path: Path, name: str, config: dict[str, Any], fits: Callable[[object], bool], meaning: str
+) -> None:
+    patterns = config.get(name) or {}
+    if not isinstance(patterns, dict) or not all(fits(value) for value in patterns.values()):
+        raise AdapterError(f"{path}: {name} is {shown(patterns)}", expected=f"layer → {meaning}")
+    for pattern in patterns:
+        checked_pattern(path, name, pattern)
+
+
 def _pair_halves(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, tuple[TensorInfo, TensorInfo]]:
+    """A and B of each layer; those of an embedding are turned over, so that B A has the shape of its weight."""
     halves: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         match = _KEY.match(name)
@@ -99,9 +126,15 @@ def _pair_halves(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, tuple[
             raise AdapterError(
                 f"{path}: unknown key {name!r}",
                 expected="base_model.model.<layer>.lora_A.weight and lora_B.weight",
-                remedy="Save it in the peft layout.",
+                remedy=f"`metier variants add {path.parent} --name NAME` mends names that other tools write; else save "
+                "it in the peft layout.",
             )
-        halves.setdefault(match["module"], {})[match["half"]] = info
+        if match["embedded"]:
+            half = "B" if match["embedded"] == "A" else "A"
+            info = replace(info, shape=info.shape[::-1])
+        else:
+            half = match["half"]
+        halves.setdefault(match["module"], {})[half] = info
     if not halves:
         raise AdapterError(f"{path} holds no tensors", expected="lora_A and lora_B for some layers")
     for module, pair in halves.items():
@@ -121,14 +154,14 @@ def _check_shapes(
     base: Path,
 ) -> None:
     for module, (a, b) in modules.items():
-        d_out, d_in = linear_shape(path, module, layers, base)
+        d_out, d_in = _layer_shape(path, module, layers, base)
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != d_in or b.shape[0] != d_out:
             raise AdapterError(
                 f"{path}: {module} has lora_A {list(a.shape)} and lora_B {list(b.shape)}",
                 expected=f"[rank, {d_in}] and [{d_out}, rank] on base {base.name}",
                 remedy="Serve it on the base it was trained on, or train it again for this one.",
             )
-        declared = _declared_rank(config, module)
+        declared = layer_rank(config, module)
         if not a.shape[0] == b.shape[1] == declared:
             raise AdapterError(
                 f"{path}: {module} has rank {a.shape[0]} in lora_A and {b.shape[1]} in lora_B",
@@ -137,9 +170,24 @@ def _check_shapes(
             )
 
 
-def _declared_rank(config: dict[str, Any], module: str) -> int:
-    # peft's own rule: a pattern matches the end of the module name, from a dot on; the first match wins.
-    for pattern, rank in (config.get("rank_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return int(rank)
-    return int(config["r"])
+def _layer_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: Path) -> tuple[int, int]:
+    """(d_out, d_in) of a layer that engines serve a LoRA of; raises AdapterError when the base has no such layer."""
+    last = module.rpartition(".")[2]
+    if last not in (_EMBEDDING, _HEAD):
+        return linear_shape(path, module, layers, base)
+    config = read_json(base, "config.json")
+    model_type = config.get("model_type")
+    if model_type not in EMBEDDINGS_SERVED:
+        raise AdapterError(
+            f"{path}: it changes {module}, and engines of {shown(model_type)} models take no LoRA of that",
+            expected=f"other layers, or a model of type {', '.join(EMBEDDINGS_SERVED)}",
+            remedy=merge_remedy(path.parent),
+        )
+    if last == _HEAD and f"{module}.weight" not in layers and config.get("tie_word_embeddings"):
+        module = next(
+            (name.removesuffix(".weight") for name in layers if name.endswith(f"{_EMBEDDING}.weight")), module
+        )
+    found = layers.get(f"{module}.weight")
+    if found is None or len(found.shape) != 2:
+        return linear_shape(path, module, layers, base)
+    return found.shape[0], found.shape[1]

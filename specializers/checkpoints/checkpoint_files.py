@@ -34,7 +34,7 @@ _COPY_BYTES = 1 << 20
 
 
 class AddedWeights(Protocol):
-    """What is added to a checkpoint's weights as they are read: `adapters/lora_merge.py` has the one there is."""
+    """What is added to a checkpoint's weights as they are read: `adapters/lora_deltas.py` has the one there is."""
 
     @property
     def layers(self) -> frozenset[str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...agents.errors import RecipeError, TrainingError
-from ..adapters.adapter_files import WEIGHTS, read_config
+from ..adapters.adapter_files import PEFT_PREFIX, WEIGHTS, read_config
 from ..checkpoints.tensor_files import read_json
 from ..training.loop import TrainingSettings
 from ..training.speed import hold_frozen_weights_in_bfloat16, register_float32_attention
 from .method import Job
 from .trained import LoadedBase, choose_device
 
-__all__ = ["load_base", "load_parent", "parent_config"]
+if TYPE_CHECKING:
+    from ..adapters.lora_deltas import LoraDeltas
+
+__all__ = ["go_on_from_lora", "load_base", "load_parent", "parent_config"]
 
 
 def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
@@ -57,8 +60,38 @@ def parent_config(job: Job, peft_type: str) -> dict[str, Any]:
     return config
 
 
+def go_on_from_lora(tuned: Any, parent: LoraDeltas) -> None:
+    """Let `tuned`, with fresh LoRA of at least the parent's rank, compute exactly what the parent's LoRA computes.
+
+    The two may differ in scaling, in ranks by layer and in layers: what the parent leaves alone starts at no change.
+    Raises: TrainingError when the parent adapts other layers.
+    """
+    import torch
+
+    adapted = {
+        name.removeprefix(PEFT_PREFIX): module for name, module in tuned.named_modules() if hasattr(module, "lora_A")
+    }
+    others = sorted(parent.layers - adapted.keys())
+    if others:
+        raise TrainingError(
+            f"the parent adapter has tensors for other layers: {others[:3]}",
+            expected="the same targets as the recipe's",
+            remedy="Name them in `targets`, or set parent: base.",
+        )
+    for layer in parent.layers:
+        module, (a, b) = adapted[layer], parent.factors(layer)
+        ours, rank = module.active_adapters[0], len(a)
+        with torch.no_grad():
+            module.lora_A[ours].weight[:rank] = a
+            module.lora_B[ours].weight.zero_()
+            module.lora_B[ours].weight[:, :rank] = b / module.scaling[ours]
+
+
 def load_parent(tuned: Any, adapter: Path) -> None:
-    """Let `tuned` start from the parent's adapter. Raises: TrainingError when that has tensors for other layers."""
+    """Let `tuned` start from the parent's tensors, which must mean the same in both: T-REX has no scaling.
+
+    Raises: TrainingError when the parent has tensors for other layers.
+    """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 

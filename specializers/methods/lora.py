@@ -5,7 +5,7 @@ Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", eq. 3 (
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -14,9 +14,12 @@ from ..adapters.adapter_writing import lora_config, write_adapter
 from ..shelf.variant import AskSpec
 from ..training.batches import encode_rows
 from ..training.loop import TrainingSettings
-from .adapter_training import load_base, load_parent, parent_config
+from .adapter_training import go_on_from_lora, load_base, parent_config
 from .method import Job, Made, Method
 from .trained import Targets, add_lora, linear_targets, train_job
+
+if TYPE_CHECKING:
+    from ..adapters.lora_deltas import LoraDeltas
 
 __all__ = ["METHOD", "LoraSettings", "make_lora"]
 
@@ -52,6 +55,7 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
     import torch
     from peft import get_peft_model_state_dict
 
+    parent = _parent(settings, job)
     base = load_base(job, settings)
     rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
     targets = linear_targets(base.model, settings.targets)
@@ -63,9 +67,8 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
         targets=targets,
         seed=job.seed,
     )
-    if job.adapter is not None:
-        _check_parent_rank(parent_config(job, "LORA")["r"], settings.rank)
-        load_parent(tuned, job.adapter)
+    if parent is not None:
+        go_on_from_lora(tuned, parent)
     log, card = train_job(job, settings, base, tuned, rows)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in get_peft_model_state_dict(tuned).items()}
     config = lora_config(rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout, targets=targets)
@@ -73,13 +76,33 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
     return Made(ask=AskSpec(adapter="lora", rank=settings.rank), card=card, log=log)
 
 
-def _check_parent_rank(parent_rank: int, rank: int) -> None:
-    if parent_rank != rank:
+def _check(settings: LoraSettings, job: Job) -> None:
+    _parent(settings, job)
+
+
+def _parent(settings: LoraSettings, job: Job) -> LoraDeltas | None:
+    """What the parent's LoRA computes, None without one; raises RecipeError when training cannot go on from it."""
+    if job.adapter is None:
+        return None
+    from ..adapters.lora_deltas import LoraDeltas
+
+    parent_config(job, "LORA")
+    parent = LoraDeltas(job.adapter, job.model)
+    if parent.rank != settings.rank:
         raise RecipeError(
-            f"rank {rank} differs from the parent adapter's rank {parent_rank}",
+            f"rank {settings.rank} differs from the parent adapter's rank {parent.rank}",
             expected="the same rank, since training goes on from the parent",
-            remedy=f"Set rank: {parent_rank}, or parent: base.",
+            remedy=f"Set rank: {parent.rank}, or parent: base.",
         )
+    if settings.targets != "all-linear":
+        others = sorted({layer.rpartition(".")[2] for layer in parent.layers} - set(settings.targets))
+        if others:
+            raise RecipeError(
+                f"the parent's adapter changes {others[0]}, which is not among targets {sorted(settings.targets)}",
+                expected="its layers among the recipe's targets, since training goes on from the parent",
+                remedy=f"Add {', '.join(others)} to `targets`, or set parent: base.",
+            )
+    return parent
 
 
-METHOD = Method(settings=LoraSettings, make=make_lora)
+METHOD = Method(settings=LoraSettings, make=make_lora, check=_check)

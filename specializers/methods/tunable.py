@@ -53,7 +53,8 @@ def save_tuned(model: Any, job: Job) -> None:
 def load_folded(job: Job, *, device: str = "cpu") -> Any:
     """Load the job's model in float32, with the adapter of what came before folded into its weights.
 
-    Raises: RecipeError when that adapter is no LoRA, so that no dense weights are equal to it.
+    Raises: RecipeError when that adapter is no LoRA, so that no dense weights are equal to it, or adapts what the model
+    keeps under another name.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -67,6 +68,18 @@ def load_folded(job: Job, *, device: str = "cpu") -> Any:
             expected="a LoRA, or no adapter",
             remedy="Set parent: base, and tune after pruning.",
         )
-    from peft import PeftModel
+    from ..adapters.lora_deltas import LoraDeltas
 
-    return PeftModel.from_pretrained(model, job.adapter).merge_and_unload()
+    deltas = LoraDeltas(job.adapter, job.model)
+    parameters = dict(model.named_parameters())
+    unknown = sorted(layer for layer in deltas.layers if f"{layer}.weight" not in parameters)
+    if unknown:
+        raise RecipeError(
+            f"the adapter of what comes before changes {unknown[0]}, whose weight is not stored by itself",
+            expected="an adapter of layers that the model keeps apart",
+            remedy="Set parent: base, and tune after pruning.",
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(deltas.add(name, parameter))
+    return model

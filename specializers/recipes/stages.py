@@ -15,7 +15,7 @@ from ...agents.errors import TrainingError
 from ...agents.whole_files import write_whole
 from ..methods.method import Job, Made, find_method
 from ..shelf.base_model import check_base
-from ..shelf.bundled_model import MANIFEST
+from ..shelf.companion_files import add_companions
 from ..shelf.fier_settings import FierSettings
 from ..shelf.variant import AskSpec
 from ..training.loop import Progress
@@ -25,8 +25,6 @@ __all__ = ["TRAINING_LOG", "Stage", "apply_methods", "stage_results"]
 
 TRAINING_LOG = "training_log.jsonl"
 DONE, SPENT = "made.json", "cpu_s"
-# A checkpoint's own files; whatever else lies beside them (tokenizer, chat template) goes with every variant of it.
-_OWN_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".gguf", MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _apply(name: str, settings: Any, folder: Path, job: Job) -> Stage:
 
     made = find_method(name).make(settings, replace(job, out=out, work_dir=folder, on_progress=note))
     if (out / "weights").is_dir():
-        _add_companions(job.model, out / "weights")
+        add_companions(job.model, out / "weights")
         check_base(out / "weights")
     if (made.ask.adapter is None) == (out / "adapter").is_dir():
         raise TrainingError(
@@ -138,13 +136,6 @@ def _read_done(name: str, folder: Path) -> Stage | None:
     fier = FierSettings(**record["fier"]) if record.get("fier") else None
     made = Made(ask=AskSpec(**record["ask"]), card=record["card"], log=record["log"], fier=fier)
     return Stage(name, folder / "out", made, record["cpu_s"])
-
-
-def _add_companions(model: Path, weights: Path) -> None:
-    """Copy what an engine opens beside the weights, where the method did not write its own."""
-    for path in sorted(model.iterdir()):
-        if path.is_file() and not path.name.endswith(_OWN_FILES) and not (weights / path.name).exists():
-            shutil.copyfile(path, weights / path.name)
 
 
 def _link(source: str, target: str) -> str:

@@ -9,20 +9,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ....agents.answer_schema import answer_schema
 from ....agents.backend import OnText
 from ....agents.errors import RunError, RunInterrupted
 from ....agents.messages import Ask, Message, Usage
-from ....agents.prompts import prompt_layout, render_prompt, task_text
+from ....agents.prompts import PROMPT_LAYOUT, render_prompt, task_text
 from ....agents.recorded_values import type_adapter
 from ...events import Event
 from ...runs.session import Session
+from ...runs.step_values import schema_of
 from ...settings.server import ServerSettings
 from ..error_replies import RequestRefused, error_body
 from ..live_runs import LiveRuns
 from ..served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
 from ..typed_inputs import role_inputs, workflow_input
-from .chat_protocol import AskOrigin, ChatRequest, Completed, asked_schema, to_messages
+from .chat_protocol import AskOrigin, ChatRequest, Completed, answer_schema, to_messages
 
 __all__ = ["Answer", "Chat"]
 
@@ -93,13 +93,13 @@ class Chat:
             request,
             messages=(*render_prompt(role, inputs), *rest),
             role=role.name,
-            answer_schema=answer_schema(role.gives),
+            answer_schema=schema_of(role.gives),
             max_tokens=self._answer_tokens(request, role.max_tokens),
             thinking=role.thinking,
             temperature=role.temperature if request.temperature is None else request.temperature,
             top_p=role.top_p if request.top_p is None else request.top_p,
             task=origin.task or self._task(served, inputs, first),
-            prompt_layout=prompt_layout(role.gives),
+            prompt_layout=PROMPT_LAYOUT,
         )
         ask, reason = self._session.route(ask)
         if request.thinking is not None:
@@ -119,7 +119,7 @@ class Chat:
             messages=messages,
             role=origin.role,
             variant=served.variant,
-            answer_schema=asked_schema(request.response_format),
+            answer_schema=answer_schema(request.response_format),
             max_tokens=self._answer_tokens(request, self._settings.answer_tokens),
             thinking=request.thinking,
             temperature=request.temperature or 0.0,
@@ -153,10 +153,10 @@ class Chat:
 
     def _check_format(self, request: ChatRequest, gives: Any, what: str) -> None:
         """A role or workflow has its type: a client may repeat it, not change it."""
-        asked = asked_schema(request.response_format)
+        asked = answer_schema(request.response_format)
         if asked is None or asked == {"type": "object"}:
             return
-        ours = list((answer_schema(gives) or {}).get("properties", ()))
+        ours = [] if gives is str else list(getattr(gives, "model_fields", ()))
         properties = asked.get("properties")
         theirs = list(properties) if isinstance(properties, dict) else []
         if sorted(theirs) != sorted(ours):

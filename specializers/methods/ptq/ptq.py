@@ -74,7 +74,7 @@ def make_ptq(settings: PtqSettings, job: Job) -> Made:
 
 
 def _prepare(settings: PtqSettings, job: Job) -> RoundingWork:
-    from ...adapters.lora_merge import LoraDeltas
+    from ...adapters.lora_deltas import LoraDeltas
     from ...checkpoints.checkpoint_files import CheckpointReader
     from ...checkpoints.compressed_tensors import linear_layers
     from .rounding import RoundingWork
