@@ -30,6 +30,7 @@ from .errors import (
     StepTimeoutError,
     StoreError,
     TaskSetError,
+    ToolError,
     TrainingError,
     UnknownVariantError,
     VariantError,
@@ -44,6 +45,9 @@ from .reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
 from .roles import Role
 from .tasksets import Drawn, Split, Task, TaskSet, draw_tasks
 from .thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
+from .tools.calls import ToolCall, ToolCalls
+from .tools.mcp_server import McpServer, mcp_tools
+from .tools.tool import Tool, tool
 from .traffic import TrafficRow, read_traffic, write_traffic
 
 __all__ = [
@@ -66,6 +70,7 @@ __all__ = [
     "InfeasibleError",
     "LimitError",
     "LoopLimitError",
+    "McpServer",
     "Message",
     "MetierError",
     "PluginError",
@@ -90,18 +95,24 @@ __all__ = [
     "TaskSetError",
     "ThinkingProfile",
     "ThinkingTags",
+    "Tool",
+    "ToolCall",
+    "ToolCalls",
+    "ToolError",
     "TrafficRow",
     "TrainingError",
     "UnknownVariantError",
     "Usage",
     "VariantError",
     "draw_tasks",
+    "mcp_tools",
     "mix_tasks",
     "parse_answer",
     "read_traffic",
     "reasoning_gym_tasks",
     "render_prompt",
     "task_text",
+    "tool",
     "write_picture",
     "write_traffic",
 ]

@@ -20,6 +20,7 @@ MetierError
 │   ├── StepTimeoutError
 │   ├── LoopLimitError     a loop reached its last round and had to succeed
 │   ├── LimitError         a run passed its limit of tokens or seconds
+│   ├── ToolError          a role's tool, or the server it is on, cannot be used
 │   └── RunInterrupted     a run waits for a person's answer
 ├── EngineError            an engine cannot do what it was asked
 │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
@@ -67,6 +68,7 @@ __all__ = [
     "StepTimeoutError",
     "StoreError",
     "TaskSetError",
+    "ToolError",
     "TrainingError",
     "UnknownVariantError",
     "VariantError",
@@ -178,6 +180,10 @@ class LoopLimitError(RunError):
 
 class LimitError(RunError):
     """A run passed its own limit of tokens or seconds and was stopped."""
+
+
+class ToolError(RunError):
+    """A tool of a role cannot be used as asked: arguments that do not fit, a server that cannot be reached."""
 
 
 class RunInterrupted(RunError):

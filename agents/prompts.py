@@ -8,7 +8,7 @@ engine's cache.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, get_args, get_origin
 
@@ -16,6 +16,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from .messages import Message
 from .roles import Role, type_name
+from .tools.calls import describe_tools
+from .tools.tool import Tool
 
 __all__ = ["PROMPT_LAYOUT", "TASK_TEXT_RULE", "render_prompt", "render_value", "task_text", "task_text_of_json"]
 
@@ -29,16 +31,19 @@ HINTS_KEPT = 1000
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
-def render_prompt(role: Role, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
+def render_prompt(role: Role, inputs: Mapping[str, Any], tools: Iterable[Tool] = ()) -> tuple[Message, ...]:
     """Turn a role and its inputs into the messages of one ask.
 
     Inputs are written in the order given (callers put the task's own input first); those that are None are
     left out. The role's name, instructions and answer format come last. The role's examples are turns before that,
-    the same in every ask, so that the prefix cache has them.
+    the same in every ask, so that the prefix cache has them. `tools` are those the role may call, where it has some.
     """
     parts = [f"# {name}\n{render_value(value)}" for name, value in inputs.items() if value is not None]
     task = role.render_instructions(inputs)
-    parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, _format_hint(role.gives)) if line))
+    told, hint = describe_tools(tools), _format_hint(role.gives)
+    if told and not hint:
+        hint = "Reply as a JSON string."
+    parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, told, hint) if line))
     ask = Message(role="user", content="\n\n".join(parts))
     return (Message(role="system", content=SYSTEM), *role.examples, ask)
 

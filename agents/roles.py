@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin
 
@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from .errors import GraphError
 from .messages import Message
 from .thinking import ThinkingProfile
+from .tools.calls import CALLS
+from .tools.declared import DeclaredTool, declared_tools
 
 __all__ = ["InputType", "Role", "input_name", "name_inputs", "type_name"]
 
@@ -39,7 +41,9 @@ class Role:
     `str` (free text). `instructions` is a Jinja template over the inputs, named as in `takes` or by the type
     in snake case: `{{ puzzle.text }}`. `thinking` is how long the role thinks before it answers (`max_tokens` then
     bounds the answer alone); an assignment may say otherwise. `examples` are asks of the user and replies of the
-    assistant in turns, shown before each ask of the role. Raises GraphError when any of this cannot work.
+    assistant in turns, shown before each ask of the role. `tools` are typed functions, tools and MCP servers that it
+    may call, at most `max_calls` times in a step, before it answers; they are kept as `Tool` and `McpServer`. Raises
+    GraphError when any of this cannot work.
 
     >>> from pydantic import BaseModel
     >>> class Puzzle(BaseModel):
@@ -60,6 +64,8 @@ class Role:
     top_p: float = field(default=1.0, kw_only=True)
     thinking: ThinkingProfile | None = field(default=None, kw_only=True)
     examples: tuple[Message, ...] = field(default=(), kw_only=True)
+    tools: Sequence[DeclaredTool] = field(default=(), kw_only=True)
+    max_calls: int = field(default=8, kw_only=True)
     inputs: Mapping[str, InputType] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +100,21 @@ class Role:
                 f"role {self.name!r} has examples of {', '.join(message.role for message in self.examples)}",
                 expected="messages of user and assistant in turns, ending with the assistant's",
             )
+        self._check_tools()
         self._check_template()
+
+    def _check_tools(self) -> None:
+        object.__setattr__(self, "tools", declared_tools(self.tools, f"role {self.name!r}"))
+        if not self.tools:
+            return
+        if self.max_calls < 1:
+            raise GraphError(f"role {self.name!r} has max_calls={self.max_calls}", expected="at least 1")
+        if CALLS in getattr(self.gives, "model_fields", {}):
+            raise GraphError(
+                f"role {self.name!r} has tools and gives {type_name(self.gives)} with a field {CALLS!r}",
+                expected="another name: a reply with that field is a call",
+                remedy="Rename the field.",
+            )
 
     def _check_template(self) -> None:
         try:

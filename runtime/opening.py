@@ -17,6 +17,7 @@ from .runs.session import Session
 from .runs.tracing import open_tracer
 from .settings.session import Settings, load_settings
 from .store.store import RunStore
+from .tools.calling import ToolCaller
 
 __all__ = ["open_session"]
 
@@ -101,7 +102,10 @@ async def open_session(
             opened = await stack.enter_async_context(open_backend(engine, request))
         else:
             opened = OpenBackend(backend, settings.engine)
-        session = Session(opened.backend, router, store, settings, on_event, opened.totals, other_roles, opened.base)
+        tools = await stack.enter_async_context(ToolCaller(settings.tools))
+        session = Session(
+            opened.backend, router, store, settings, on_event, opened.totals, other_roles, opened.base, tools
+        )
         if settings.tracing:
             session.listen(stack.enter_context(open_tracer()).on_event)
         yield session

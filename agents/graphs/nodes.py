@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 from ..content_hash import content_hash
 from ..errors import GraphError
 from ..roles import InputType, Role, type_name
+from ..tools.declared import declared_tools, describe_declared
 from .step_paths import ROOT, StepPath
 
 __all__ = [
@@ -217,6 +218,7 @@ def _describe(path: str, node: BuiltNode) -> str:
             kind = f"role {role.name}: {role.instructions} ({role.max_tokens}, {role.temperature}, {role.top_p})"
             kind += f" thinks {role.thinking!r}" if role.thinking else ""
             kind += f" shown {[message.content for message in role.examples]}" if role.examples else ""
+            kind += f" calls {describe_declared(declared_tools(role.tools, role.name))}" if role.tools else ""
         case FunctionWork(function):
             kind = f"function {function.__module__}.{function.__qualname__}"
         case PersonWork(question):

@@ -15,8 +15,9 @@ def critical_path_s(ledger: Ledger) -> dict[str, float]:
     """Run → seconds of its critical path; empty for stores from before workflows were kept with their batches.
 
     A role's step counts with what its asks took in the engine one after the other (prefill and decode, corrections and
-    retries too), a function's with its wall time, a person's with nothing. That is the time this run would have
-    taken with an engine that never let an ask wait, each ask as slow as it was in its batch.
+    retries too) and the time in which its tools were called, a function's with its wall time, a person's with nothing.
+    That is the time this run would have taken with an engine that never let an ask wait, each ask as slow as it was in
+    its batch.
     """
     if ledger.shape is None:
         return {}
@@ -26,7 +27,25 @@ def critical_path_s(ledger: Ledger) -> dict[str, float]:
             times[step.run][step.path] = step.finished_at - step.started_at
     for ask in ledger.asks:
         times[ask.run][ask.path] = times[ask.run].get(ask.path, 0.0) + ask.service_s
+    for (run, path), seconds in calling_s(ledger).items():
+        times[run][path] = times[run].get(path, 0.0) + seconds
     return {run: longest_chain_s(ledger.shape.body, steps) for run, steps in times.items()}
+
+
+def calling_s(ledger: Ledger) -> dict[tuple[str, str], float]:
+    """(run, step) → seconds in which at least one of its calls of tools was under way."""
+    spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for call in ledger.calls:
+        spans.setdefault((call.run, call.path), []).append((call.started_at, call.started_at + call.seconds))
+    return {step: _covered_s(sorted(found)) for step, found in spans.items()}
+
+
+def _covered_s(spans: Sequence[tuple[float, float]]) -> float:
+    total, until = 0.0, 0.0
+    for start, end in spans:  # by their start
+        total += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return total
 
 
 def longest_chain_s(body: Sequence[StepShape], times: Mapping[str, float]) -> float:

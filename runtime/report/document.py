@@ -140,6 +140,7 @@ def _part(name: str, ledger: Ledger, figures: WorkflowFigures) -> BatchSection:
         ("Roles", "", tables.role_table(ledger)),
         ("Rounds", "", tables.round_table(ledger)),
         ("Steps", "", tables.step_table(ledger)),
+        ("Tools", "", tables.tool_table(ledger)),
         ("Assignment", "What was chosen for each role, and why.", tables.assignment_table(ledger)),
         ("Engines", "What the engines counted themselves.", tables.accounting_table(ledger, figures.total)),
         ("Runs that failed", "", tables.failure_table(ledger)),

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ...agents.graphs.step_paths import StepPath
 from ...agents.graphs.workflow_shape import WorkflowShape, read_shape
 from ..meters.energy import Energy
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
 
-__all__ = ["AskEntry", "Ledger", "SlotEvent", "StepEntry", "read_ledger"]
+__all__ = ["AskEntry", "CallEntry", "Ledger", "SlotEvent", "StepEntry", "read_ledger"]
 
 BASE = "base"
 SLOT_EVENTS = ("adapter_loaded", "adapter_evicted")
@@ -66,7 +67,7 @@ class AskEntry:
 
 @dataclass(frozen=True, slots=True)
 class StepEntry:
-    """One step of a run: a role's, or a function's (`role` is "")."""
+    """One step of a run: a role's, or a function's (`role` is ""). Calls of tools are not among them."""
 
     run: str
     path: str
@@ -75,6 +76,24 @@ class StepEntry:
     tries: int
     started_at: float
     finished_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallEntry:
+    """One call of a tool; `path` is that of the step that made it, `open` says that its result is not known."""
+
+    run: str
+    path: str
+    tool: str
+    started_at: float
+    finished_at: float
+    failed: bool
+    open: bool
+
+    @property
+    def seconds(self) -> float:
+        """How long it took; 0 while that is not known."""
+        return 0.0 if self.open else self.finished_at - self.started_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +122,7 @@ class Ledger:
     totals: dict[str, dict[str, Any]]
     energy: Energy | None
     questions: int
+    calls: tuple[CallEntry, ...] = ()
 
     @property
     def spent(self) -> tuple[AskEntry, ...]:
@@ -133,7 +153,13 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
     abandoned = store.query(f"SELECT {_of('abandoned')} FROM abandoned {mine.format('abandoned')}", batch)
     steps = store.query(
         "SELECT run, path, role, steps.state AS state, tries, steps.started_at AS started_at, "
-        f"steps.finished_at AS finished_at FROM steps {mine.format('steps')} ORDER BY steps.started_at",
+        f"steps.finished_at AS finished_at FROM steps {mine.format('steps')} AND tool = '' ORDER BY steps.started_at",
+        batch,
+    )
+    calls = store.query(
+        "SELECT run, path, tool, steps.started_at AS started_at, steps.finished_at AS finished_at, "
+        "steps.error IS NOT NULL AS failed, steps.state = 'begun' AS open "
+        f"FROM steps {mine.format('steps')} AND tool != '' ORDER BY steps.started_at",
         batch,
     )
     events = store.query("SELECT at, kind, data FROM engine_events WHERE batch = ? ORDER BY at", batch)
@@ -152,6 +178,7 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
             totals=store.engine_totals(batch),
             energy=_sum_energy([dict(row) for row in drawn]),
             questions=waiting[0]["n"],
+            calls=tuple(_call(row) for row in calls),
         )
 
 
@@ -162,6 +189,12 @@ def _of(table: str) -> str:
 def _ask(row: Any) -> AskEntry:
     values = dict(row)
     return AskEntry(**{**values, "corrected": bool(values["corrected"]), "lost": bool(values["lost"])})
+
+
+def _call(row: Any) -> CallEntry:
+    values = dict(row)
+    step = str(StepPath.parse(values["path"]).parent)
+    return CallEntry(**{**values, "path": step, "failed": bool(values["failed"]), "open": bool(values["open"])})
 
 
 def _slot_event(row: Any) -> SlotEvent:

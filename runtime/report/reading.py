@@ -29,6 +29,8 @@ _READING: tuple[tuple[frozenset[str], str], ...] = tuple(
         (("run p50 s",), "p50, p95: the median and the 95th percentile of finished runs, interpolated between ranks."),
         (("p50 / bound",), "bound: a run's critical path, the longest chain of its steps with what each took in the "
          "engine and no waiting."),
+        (("calls",), "calls of tools: errors came back to the model as the result; not known: begun, and the run ended "
+         "before the result was recorded. Seconds of calls that were made at once add up."),
         (("verdict",), "95 % interval: percentile bootstrap of the mean difference over tasks that both batches ran."),
     )
 )  # fmt: skip

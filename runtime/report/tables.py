@@ -11,7 +11,7 @@ from ...router.assignment import BASE
 from ..meters.percentiles import percentile
 from .comparison import Comparison
 from .costs import Cost, WorkflowFigures, by_role, by_round, by_step
-from .ledger import Ledger
+from .ledger import CallEntry, Ledger
 from .table import NOTHING, Group, Table, count, number, percent
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "role_table",
     "round_table",
     "step_table",
+    "tool_table",
 ]
 
 STEP_ROWS = 100
@@ -84,6 +85,22 @@ def step_table(ledger: Ledger) -> Table | None:
                 kept.setdefault(rest, Cost()).add(ask)
         keyed = kept
     return _cost_table(ledger, ("step", "variant"), keyed)
+
+
+def tool_table(ledger: Ledger) -> Table | None:
+    """How often each tool was called, how long that took, and how often it failed."""
+    by_tool: dict[str, list[CallEntry]] = {}
+    for call in ledger.calls:
+        by_tool.setdefault(call.tool, []).append(call)
+    rows = []
+    for name, calls in sorted(by_tool.items(), key=lambda item: -len(item[1])):
+        seconds = [call.seconds for call in calls if not call.open]
+        row = [name, count(len(calls))]
+        row += [count(sum(call.failed for call in calls)), count(len(calls) - len(seconds)), number(sum(seconds))]
+        row += [number(percentile(seconds, q)) if seconds else NOTHING for q in (0.5, 0.95)]
+        rows.append(tuple(row))
+    heads = ("tool", "calls", "errors", "not known", "seconds", "p50 s", "p95 s")
+    return Table(heads, tuple(rows)) if rows else None
 
 
 def _cost_table(ledger: Ledger, names: tuple[str, ...], costs: Mapping[tuple[str, ...], Cost]) -> Table | None:

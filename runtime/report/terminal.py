@@ -13,7 +13,7 @@ from .table import THIN_SPACE, Table
 __all__ = ["render_report"]
 
 MOST_FIGURES = 8
-IN_TABLES, IN_LINES = ("Roles",), ("Engines", "Runs that failed")
+IN_TABLES, IN_LINES = ("Roles", "Tools"), ("Engines", "Runs that failed")
 """Tables of a batch that are shown: narrow ones, and those whose rows are too long for a terminal's table."""
 
 

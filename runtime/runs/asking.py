@@ -17,6 +17,7 @@ from ...agents.errors import AnswerError, EngineError, LimitError
 from ...agents.messages import Ask, Message, Reply, Usage
 from ...agents.prompts import PROMPT_LAYOUT, task_text
 from ...agents.roles import Role
+from ...agents.tools.calls import read_calls, read_text_answer
 from ...router.escalation import Failures
 from ...router.route import Route
 from ..events import RunEvents
@@ -48,6 +49,12 @@ class StepAsk:
     first_attempt: int = 0
     """Number of the first ask; a resumed run counts on from those it had."""
 
+    turn_schema: dict[str, Any] | None = None
+    """Schema of a reply that may call tools instead; None is the answer's own."""
+
+    may_call: bool = False
+    """Whether the reply may be calls of tools."""
+
 
 class Asker:
     """Asks for the steps of one run; every ask is routed, counted, recorded and sent to listeners.
@@ -68,7 +75,7 @@ class Asker:
         self._tokens = 0
 
     async def answer(self, step: StepAsk, failures: Failures) -> Any:
-        """The step's answer, an object of the type that its role gives.
+        """The step's answer, an object of the type that its role gives, or the calls of tools that it makes instead.
 
         Raises: AnswerError when the correction does not parse either, LimitError when the run has used its tokens, and
         what the backend raises.
@@ -85,14 +92,14 @@ class Asker:
         """Ask, and correct once; returns (answer, threshold, mean log-probability)."""
         reply, threshold = await self._ask(step, step.messages, failures)
         try:
-            return _parse(reply, step.role), threshold, reply.mean_logprob
+            return _parse(reply, step), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
             self._events.emit("ask_retried", step.record.path, step.role.name, reason=str(error))
             corrected = correction_messages(step.messages, reply.text, error)
         reply, threshold = await self._ask(step, corrected, failures)
         try:
-            return _parse(reply, step.role), threshold, reply.mean_logprob
+            return _parse(reply, step), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
             raise
@@ -130,7 +137,7 @@ class Asker:
             messages=messages,
             attempt=attempt,
             round=step.round,
-            answer_schema=schema_of(role.gives),
+            answer_schema=schema_of(role.gives) if step.turn_schema is None else step.turn_schema,
             max_tokens=role.max_tokens,
             thinking=role.thinking,
             temperature=role.temperature,
@@ -180,8 +187,12 @@ class Asker:
         self._events.emit("text", step.record.path, step.role.name, text=text)
 
 
-def _parse(reply: Reply, role: Role) -> Any:
-    return parse_answer(reply.text, role.gives, cut_off=reply.finish_reason == "length")
+def _parse(reply: Reply, step: StepAsk) -> Any:
+    calls = read_calls(reply.text) if step.may_call else None
+    if calls is not None:
+        return calls
+    answer = parse_answer(reply.text, step.role.gives, cut_off=reply.finish_reason == "length")
+    return read_text_answer(answer) if step.turn_schema is not None and step.role.gives is str else answer
 
 
 def _checked(reply: Any) -> Reply:

@@ -19,6 +19,7 @@ from ...agents.graphs.step_paths import StepPath
 from ...agents.graphs.workflow_shape import workflow_shape
 from ...agents.recorded_values import dump, load
 from ...agents.tasksets import Task
+from ...agents.tools.calls import CallAnswer
 from ..store.commands import command
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
@@ -106,7 +107,10 @@ def keep_answers(store: RunStore, built: BuiltGraph, run: RunRecord, answers: Ma
             raise ResumeError(
                 f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(asked) or 'none'}"
             )
-        texts[path] = _answer_text(answer, built.step_at(StepPath.parse(path)).gives, path)
+        at = StepPath.parse(path)
+        # Only calls of tools are numbered at their last level: a loop asks nobody itself.
+        gives = built.step_at(at).gives if at.steps[-1].round is None else CallAnswer
+        texts[path] = _answer_text(answer, gives, path)
     for path, text in texts.items():
         store.answer_question(run.id, path, text)
 

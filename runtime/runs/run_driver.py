@@ -30,6 +30,7 @@ from ..events import Listeners, RunEvents
 from ..settings.session import Settings
 from ..store.records import RunRecord
 from ..store.store import RunStore
+from ..tools.calling import ToolCaller
 from .asking import Asker
 from .batches import waiting_for_person
 from .executor import Executor
@@ -50,8 +51,15 @@ class RunDriver:
     """Does a session's runs. An error ends its run and is in its result; cancellation alone ends the batch."""
 
     def __init__(
-        self, backend: Backend, router: Router, store: RunStore, settings: Settings, listeners: Listeners
+        self,
+        backend: Backend,
+        router: Router,
+        store: RunStore,
+        settings: Settings,
+        listeners: Listeners,
+        tools: ToolCaller,
     ) -> None:
+        self._tools = tools
         self._backend = backend
         self._router = router
         self._store = store
@@ -124,7 +132,7 @@ class RunDriver:
     def _executor(self, plan: RunPlan, events: RunEvents, again: Callable[[], bool]) -> Executor:
         outlook = self._outlooks.of(plan, again)
         asker = Asker(plan, self._backend, self._router.route, outlook, events)
-        return Executor(StepRunner(plan, self._store, asker, events), outlook.foresight)
+        return Executor(StepRunner(plan, self._store, asker, self._tools, events), outlook.foresight)
 
     async def _output(self, plan: RunPlan, executor: Executor) -> Any:
         """The graph's output; raises RunInterrupted when it waits for a person, LimitError when it takes too long."""

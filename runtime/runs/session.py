@@ -28,6 +28,7 @@ from ..settings.limits import RunLimits
 from ..settings.session import Settings
 from ..store.records import RunRecord
 from ..store.store import RunStore
+from ..tools.calling import ToolCaller
 from .batches import check_resumable, keep_answers, new_batch, recorded_input
 from .run_driver import RunDriver
 from .run_plan import RunPlan, RunResult
@@ -70,13 +71,14 @@ class Session:
         totals: Callable[[], dict[str, dict[str, Any]]] | None = None,
         other_roles: Iterable[str] = (),
         base: str = "",
+        tools: ToolCaller | None = None,
     ) -> None:
         self._backend = backend
         self._router = router
         self.store = store
         self.settings = settings
         self._listeners = Listeners([on_event] if on_event else [])
-        self._driver = RunDriver(backend, router, store, settings, self._listeners)
+        self._driver = RunDriver(backend, router, store, settings, self._listeners, tools or ToolCaller(settings.tools))
         self._totals = totals
         self.base = base
         """Fingerprint of the base model of this session's engines, "" where it is not known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any
 
 import anyio
 from pydantic import ValidationError
@@ -19,19 +19,14 @@ from ...router.escalation import NO_FAILURES, Failures
 from ..events import RunEvents
 from ..store.records import StepRecord
 from ..store.store import RunStore
+from ..tools.calling import ToolCaller
 from .asking import Asker, StepAsk
 from .run_plan import RunPlan
 from .step_values import call_function, content_key, gives_each, typed_output
+from .tool_loop import BLOCKED, Conversation, ToolLoop
 from .unforeseen import named
 
 __all__ = ["BLOCKED", "StepRunner"]
-
-
-class _Blocked:
-    """The run waits for a person at this step."""
-
-
-BLOCKED: Final = _Blocked()
 
 
 class StepRunner:
@@ -40,13 +35,14 @@ class StepRunner:
     Function steps run in a worker thread unless they are async.
     """
 
-    def __init__(self, plan: RunPlan, store: RunStore, asker: Asker, events: RunEvents) -> None:
+    def __init__(self, plan: RunPlan, store: RunStore, asker: Asker, tools: ToolCaller, events: RunEvents) -> None:
         self.run_id = plan.run_id
         self._store = store
         self._asker = asker
         self._events = events
         self._recorded = store.finished_steps(self.run_id) if plan.resumed else {}
         self._first_attempt = store.next_attempts(self.run_id) if plan.resumed else {}
+        self._tools = ToolLoop(self.run_id, store, asker, tools, events, self._recorded, plan.resumed)
 
     # --- what the executor calls --------------------------------------------------------------------------
 
@@ -58,11 +54,12 @@ class StepRunner:
         round_number: int,
         failures: Failures = NO_FAILURES,
     ) -> Any:
-        """Do one role or function step, or read back what is recorded; returns its typed output.
+        """Do one role or function step, or read back what is recorded; returns its typed output, or BLOCKED.
 
         `failures` counts the rounds of its loop that were not accepted. Failures of the step itself are added here and
         dropped with the step, so that a resumed run, which begins the step anew, takes the same levels.
-        Raises: AnswerError, StepError, StepTimeoutError, LimitError or EngineError once the tries are used up.
+        Raises: AnswerError, StepError, StepTimeoutError, LimitError or EngineError once the tries are used up, and
+        ToolError when a role's tools cannot be reached.
         """
         work = node.work
         assert isinstance(work, RoleWork | FunctionWork)
@@ -78,9 +75,13 @@ class StepRunner:
         if path in self._recorded:
             return self._read_back(path, step.content_key, gives)
 
+        talk: Conversation | None = None
+
         def once(failures: Failures) -> Awaitable[Any]:
             if isinstance(work, FunctionWork):
                 return call_function(work.function, node.name, inputs)
+            if talk is not None:
+                return self._tools.answer(talk, failures)
             assert messages is not None
             ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
             return self._asker.answer(ask, failures)
@@ -88,7 +89,14 @@ class StepRunner:
         self._events.emit("step_started", path, step.role)
         try:
             with self._naming(path):
-                output, step.output = typed_output(await self._try(node, step, once, failures), gives, path)
+                if isinstance(work, RoleWork) and work.role.tools:
+                    assert messages is not None
+                    ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
+                    talk = await self._tools.begin(ask, inputs)
+                given = await self._try(node, step, once, failures)
+                if given is BLOCKED:
+                    return BLOCKED
+                output, step.output = typed_output(given, gives, path)
             step.state = "done"
         except BaseException as error:
             self._fail(step, error)

@@ -19,6 +19,7 @@ from .fleet import FleetSettings, RemoteSettings
 from .limits import RunLimits
 from .ray import RaySettings
 from .server import ServerSettings
+from .tools import ToolSettings
 
 __all__ = ["API_KEY_VARIABLE", "Settings", "load_settings", "setting_value"]
 
@@ -72,6 +73,9 @@ class Settings(BaseSettings):
 
     ray: RaySettings = RaySettings()
     """How engines run on Ray Serve."""
+
+    tools: ToolSettings = ToolSettings()
+    """What calls of tools may use."""
 
     tracing: bool = False
     """Whether spans are sent. OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say where."""

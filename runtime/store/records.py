@@ -11,7 +11,7 @@ from ...agents.thinking import ThinkingProfile
 __all__ = ["MIGRATIONS", "AskRecord", "BatchRecord", "RunRecord", "RunState", "StepRecord", "StepState"]
 
 RunState = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
-StepState = Literal["done", "skipped", "failed"]
+StepState = Literal["done", "skipped", "failed", "begun"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ class AskRecord:
 
 @dataclass
 class StepRecord:
-    """One step of a run; `content_key` hashes what it was given, as a check when a run is resumed."""
+    """One step of a run, or a role's call of a `tool`; `content_key` hashes what it was given, as a check on resume.
+
+    A call that must not be repeated is recorded as `begun` before it is made. One that failed is done, with its error.
+    """
 
     path: str
     role: str
@@ -84,6 +87,7 @@ class StepRecord:
     finished_at: float = 0.0
     error: str | None = None
     tries: int = 1
+    tool: str = ""
     asks: list[AskRecord] = field(default_factory=list)
 
 
@@ -131,6 +135,9 @@ MIGRATIONS = (
     CREATE TABLE energy (batch TEXT NOT NULL, seconds REAL NOT NULL, joules REAL NOT NULL, zones TEXT NOT NULL);
     CREATE INDEX energy_by_batch ON energy (batch);
     CREATE INDEX engine_events_by_batch ON engine_events (batch);
+    """,
+    """
+    ALTER TABLE steps ADD COLUMN tool TEXT NOT NULL DEFAULT '';
     """,
 )
 """Append only: a store written by an older version is brought up to date when it is opened."""

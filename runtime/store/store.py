@@ -152,17 +152,41 @@ class RunStore(StoreFile):
         """Record one step and its asks in one transaction; a finished step is never overwritten."""
         with self.transaction() as db:
             db.execute(
-                "INSERT INTO steps VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET state = excluded.state, "
+                "INSERT INTO steps VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET state = excluded.state, "
                 "output = excluded.output, content_key = excluded.content_key, error = excluded.error, "
                 "tries = excluded.tries, started_at = excluded.started_at, finished_at = excluded.finished_at "
                 "WHERE steps.state != 'done'",
                 (
                     run_id, step.path, step.role, step.state, step.output, step.content_key,
-                    _writable(step.error), step.tries, step.started_at, step.finished_at,
+                    _writable(step.error), step.tries, step.started_at, step.finished_at, step.tool,
                 ),
             )  # fmt: skip
-            for ask in step.asks:
-                db.execute(ASK_INSERT, _ask_values(run_id, step.path, ask))
+            db.executemany(ASK_INSERT, [_ask_values(run_id, step.path, ask) for ask in step.asks])
+
+    def record_asks(self, run_id: str, path: str, asks: list[AskRecord]) -> None:
+        """Record asks of a step that goes on: what they made it do comes after, and must find them if it is killed."""
+        with self.transaction() as db:
+            db.executemany(ASK_INSERT, [_ask_values(run_id, path, ask) for ask in asks])
+
+    def begin_call(self, run_id: str, call: StepRecord) -> None:
+        """Record that a call begins which must not be made twice; a question about an earlier try of it is over."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM questions WHERE run = ? AND path = ?", (run_id, call.path))
+        self.record_step(run_id, call)
+
+    def begun_calls(self, run_id: str) -> set[str]:
+        """Paths of the calls that were begun, must not be made twice, and have no result."""
+        return {row["path"] for row in self.query("SELECT path FROM steps WHERE run = ? AND state = 'begun'", run_id)}
+
+    def replies(self, run_id: str, path: str) -> list[tuple[tuple[Message, ...], str]]:
+        """What a step has asked and was answered in earlier runs of it, the last first; without what went wrong."""
+        rows = self.query(
+            "SELECT messages, reply FROM asks WHERE run = ? AND path = ? AND error IS NULL ORDER BY attempt DESC",
+            run_id,
+            path,
+        )
+        with self.decoding():
+            return [(_messages(row["messages"]), row["reply"]) for row in rows]
 
     def finished_steps(self, run_id: str) -> dict[str, tuple[str | None, str]]:
         """Path → (output as JSON, content key) of every finished step of a run."""
@@ -244,7 +268,7 @@ class RunStore(StoreFile):
 def _traffic_row(row: sqlite3.Row) -> TrafficRow:
     return TrafficRow(
         role=row["role"],
-        messages=tuple(Message.model_validate(m) for m in json.loads(row["messages"])),
+        messages=_messages(row["messages"]),
         reply=row["reply"],
         thinking=None if row["thinking_profile"] is None else row["thinking"],
         score=row["score"],
@@ -254,6 +278,10 @@ def _traffic_row(row: sqlite3.Row) -> TrafficRow:
         prompt_layout=row["prompt_layout"],
         task=task_text_of_json(row["input"]),
     )
+
+
+def _messages(text: str) -> tuple[Message, ...]:
+    return tuple(Message.model_validate(message) for message in json.loads(text))
 
 
 _ASK_COLUMNS = [
