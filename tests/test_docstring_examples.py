@@ -17,6 +17,7 @@ from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.settings.fleet import FleetSettings
 from metier.runtime.settings.ray import RaySettings
 from metier.runtime.settings.server import ServerSettings
+from metier.runtime.settings.tools import ToolSettings
 from metier.specializers.methods.method import METHODS, find_method
 from metier.specializers.recipes.recipe import Acceptance
 from metier.specializers.shelf.fier_settings import FierSettings
@@ -25,7 +26,7 @@ FACES = (metier.agents, metier.specializers, metier.router, metier.runtime)
 
 # Public classes that people are given and do not write themselves.
 GIVEN = {
-    "metier.agents": {"BuiltGraph", "FieldRef", "StepRef", "Usage"},
+    "metier.agents": {"BuiltGraph", "FieldRef", "McpServer", "StepRef", "Tool", "Usage"},
     "metier.specializers": {"AdapterFacts", "AskSpec", "EngineSpec", "Progress", "Variant"},
     "metier.router": {
         "AskCost", "Assigned", "Evaluator", "Failures", "Footprint", "Journal", "Outcome", "Placement", "Prediction",
@@ -36,8 +37,14 @@ GIVEN = {
 
 # Not on a face, or functions, and written by people nevertheless.
 ALSO = (
-    *(EngineSettings, FierSettings, FleetSettings, RaySettings, ServerSettings, Acceptance),
-    *(metier.agents.draw_tasks, metier.runtime.load_settings, metier.runtime.open_session),
+    *(EngineSettings, FierSettings, FleetSettings, RaySettings, ServerSettings, ToolSettings, Acceptance),
+    *(
+        metier.agents.draw_tasks,
+        metier.agents.mcp_tools,
+        metier.agents.tool,
+        metier.runtime.load_settings,
+        metier.runtime.open_session,
+    ),
 )
 
 
