@@ -1,7 +1,8 @@
 """Which models can be pruned, and what each tensor of such a checkpoint is to the residual stream.
 
 A decoder of this kind adds only two things to its residual stream in a block, the outputs of attention and of the
-MLP, and reads it only through an RMS norm; so a channel that embedding and both outputs leave at zero is used nowhere.
+MLP, and what reads it takes zeros for zeros, an RMS norm too; so a channel that embedding and both outputs leave at
+zero is used nowhere.
 """
 
 from __future__ import annotations
@@ -21,60 +22,132 @@ __all__ = ["FAMILIES", "WIDTH_STEP", "Family", "Part", "PrunableModel", "check_w
 WIDTH_STEP = 16
 """Pruned widths come in multiples of this, for the matrix kernels' sake; int4 kernels want multiples of 32."""
 
-Part = Literal["embedding", "writer", "reader", "norm", "untouched"]
-"""What a tensor is to the residual stream: it starts it, writes to it, reads it, scales it, or has no part in it."""
+Part = Literal["embedding", "writer", "reader", "norm", "post_norm", "untouched"]
+"""What a tensor is to the residual stream: it starts it, writes to it, reads it, scales what is read, scales what is
+written, or has no part in it."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the merge must know of an architecture beyond its tensors' names.
-
-    `norm_offset`: a norm multiplies by offset + gain (Gemma: 1 + w). `scaled_embedding`: embeddings are multiplied
-    by sqrt(hidden_size). `head_norms`: queries and keys are normed too, with the same epsilon. `other_widths` is the
-    equivalent model type for hidden sizes that are no multiple of the heads, None when the family takes any.
-    """
+    """What pruning must know of an architecture beyond its tensors' names."""
 
     architecture: str
+    """The class that the merged model's config names."""
+
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")
+    """Norms of a block that read the residual stream."""
+
+    post_norms: tuple[str, ...] = ()
+    """Norms of a block over the output of attention or MLP, before it is added to the stream."""
+
     norm_offset: float = 0.0
+    """A norm multiplies by this + its gain (Gemma: 1 + w)."""
+
     scaled_embedding: bool = False
+    """Embeddings are multiplied by sqrt(hidden_size)."""
+
     head_norms: bool = False
+    """Queries and keys are normed too, with the same epsilon."""
+
+    raw_readers: bool = False
+    """Attention and MLP read the stream itself, not a norm of it."""
+
+    tied_only: bool = False
+    """The engine knows no output head beside the embedding."""
+
+    whole_heads: bool = False
+    """transformers takes only hidden sizes that are a multiple of the heads."""
+
     other_widths: str | None = None
+    """Model type that computes the same and takes any hidden size, for families with `whole_heads`."""
+
+    written_as: str | None = None
+    """Model type that computes the same and has a `head_dim` of its own, for families whose head size the engine
+    takes to be hidden_size / heads, which pruning changes."""
 
 
-# Qwen2 is not among them: the engine computes its head_dim as hidden_size / heads, which pruning changes.
+_GEMMA_NORMS = ("input_layernorm", "pre_feedforward_layernorm")
+_GEMMA_POST_NORMS = ("post_attention_layernorm", "post_feedforward_layernorm")
+
 FAMILIES = {
     "gemma": Family("GemmaForCausalLM", norm_offset=1.0, scaled_embedding=True),
-    "llama": Family("LlamaForCausalLM", other_widths="mistral"),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        norm_offset=1.0,
+        scaled_embedding=True,
+        tied_only=True,
+        whole_heads=True,
+        norms=_GEMMA_NORMS,
+        post_norms=_GEMMA_POST_NORMS,
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        norm_offset=1.0,
+        scaled_embedding=True,
+        head_norms=True,
+        whole_heads=True,
+        norms=_GEMMA_NORMS,
+        post_norms=_GEMMA_POST_NORMS,
+    ),
+    "glm4": Family("Glm4ForCausalLM", post_norms=("post_self_attn_layernorm", "post_mlp_layernorm")),
+    "granite": Family("GraniteForCausalLM"),
+    "llama": Family("LlamaForCausalLM", whole_heads=True, other_widths="mistral"),
+    "ministral": Family("MinistralForCausalLM"),
     "mistral": Family("MistralForCausalLM"),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        norms=(),
+        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+        head_norms=True,
+        raw_readers=True,
+    ),
+    "phi3": Family("Phi3ForCausalLM"),
+    "qwen2": Family("Qwen2ForCausalLM", written_as="llama"),
     "qwen3": Family("Qwen3ForCausalLM", head_norms=True),
+    "smollm3": Family("SmolLM3ForCausalLM"),
 }
 
 _LAYER = r"model\.layers\.\d+\."
 _PATTERNS: dict[Part, tuple[str, ...]] = {
     "embedding": (r"model\.embed_tokens\.weight",),
     "writer": (_LAYER + r"(self_attn\.o_proj|mlp\.down_proj)\.(weight|bias)",),
-    "reader": (_LAYER + r"(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.weight", r"lm_head\.weight"),
-    "norm": (_LAYER + r"(input|post_attention)_layernorm\.weight", r"model\.norm\.weight"),
+    "reader": (
+        _LAYER + r"(self_attn\.([qkv]|qkv)_proj|mlp\.(gate|up|gate_up)_proj)\.weight",
+        r"lm_head\.weight",
+    ),
+    "norm": (r"model\.norm\.weight",),
     "untouched": (
-        _LAYER + r"(self_attn\.[qkv]_proj|mlp\.(gate|up)_proj)\.bias",
-        _LAYER + r"self_attn\.[qk]_norm\.weight",  # over a head's channels, which stay
+        _LAYER + r"(self_attn\.([qkv]|qkv)_proj|mlp\.(gate|up|gate_up)_proj)\.bias",
+        _LAYER + r"self_attn\.[qk]_norm\.weight",  # over a head's channels or all heads', which stay
     ),
 }
 _LOOKED_FOR = (
-    "model.embed_tokens, model.layers.N.self_attn.{q,k,v,o}_proj, model.layers.N.mlp.{gate,up,down}_proj, "
-    "model.layers.N.{input,post_attention}_layernorm, model.norm"
-)
-_NEEDED = (
-    "model.embed_tokens.weight",
-    "model.norm.weight",
-    *(f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"),
-    *(f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
-    *(f"model.layers.0.{name}_layernorm.weight" for name in ("input", "post_attention")),
+    "model.embed_tokens, model.layers.N.self_attn.{q,k,v,o}_proj (or qkv_proj), "
+    "model.layers.N.mlp.{gate,up,down}_proj (or gate_up_proj), the norms of its family, model.norm"
 )
 
 
-def part_of(name: str) -> Part:
+def _needed(family: Family) -> list[tuple[str, ...]]:
+    """Tensors that every checkpoint of the family has; of each tuple one way of storing it."""
+    attention, mlp = "model.layers.0.self_attn.", "model.layers.0.mlp."
+    return [
+        ("model.embed_tokens.weight",),
+        ("model.norm.weight",),
+        *((f"{attention}{name}_proj.weight", f"{attention}qkv_proj.weight") for name in "qkv"),
+        (f"{attention}o_proj.weight",),
+        *((f"{mlp}{name}_proj.weight", f"{mlp}gate_up_proj.weight") for name in ("gate", "up")),
+        (f"{mlp}down_proj.weight",),
+        *((f"model.layers.0.{norm}.weight",) for norm in (*family.norms, *family.post_norms)),
+    ]
+
+
+def part_of(name: str, family: Family) -> Part:
     """What a checkpoint's tensor is to the residual stream; raises RecipeError for a name that is not known."""
+    if match := re.fullmatch(_LAYER + r"(\w+)\.weight", name):
+        if match[1] in family.norms:
+            return "norm"
+        if match[1] in family.post_norms:
+            return "post_norm"
     for part, patterns in _PATTERNS.items():
         if any(re.fullmatch(pattern, name) for pattern in patterns):
             return part
@@ -135,7 +208,8 @@ def read_prunable(folder: Path) -> PrunableModel:
             remedy="Prune first and quantise after: put the pruning method earlier in the recipe.",
         )
     family = FAMILIES.get(str(config.get("model_type")))
-    missing = [name for name in _NEEDED if name not in tensors]
+    needed = _needed(family) if family else []
+    missing = [names[0] for names in needed if not any(name in tensors for name in names)]
     if family is None or missing:
         raise RecipeError(
             f"the model is of type {config.get('model_type')!r}"
@@ -151,7 +225,7 @@ def read_prunable(folder: Path) -> PrunableModel:
             continue  # some writers store the tied copy
         count = math.prod(info.shape)
         total += count
-        part = "embedding" if name == "lm_head.weight" else part_of(name)
+        part = "embedding" if name == "lm_head.weight" else part_of(name, family)
         sizes[part] = sizes.get(part, 0) + count
     return PrunableModel(config, family, total, sizes["embedding"])
 

@@ -8,7 +8,8 @@ With K the kept channels, D = I + L1 L0, v the scale and LoRA folded into W befo
 and eps' = eps * d / |K|, since the mean square is now taken over fewer channels. The paper mentions neither of the
 norm's corrections, the released merge lacks eps' and never reads v. Where other norms share the epsilon (Qwen3's, over
 queries and keys) it must stay: there the whole residual stream is multiplied by sqrt(|K| / d) instead, which gives the
-norms the same mean square as before, and a tied head's norm takes that factor out again.
+norms the same mean square as before, and a tied head's norm takes that factor out again. Norms over what is written
+(Gemma 2) then keep their gain, and what reads the stream without a norm (OLMo 2) takes the factor out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from ....agents.errors import RecipeError
-from ...checkpoints.prunable_models import FAMILIES, Family, PrunableModel, part_of
+from ...checkpoints.prunable_models import FAMILIES, WIDTH_STEP, Family, PrunableModel, part_of
 
 __all__ = [
     "EMBEDDING",
@@ -92,13 +93,13 @@ def merge_model(
     """
     ratio = math.sqrt(hidden_size / len(keep))
     stream = 1 / ratio if family.head_norms else 1.0
+    # A scaled embedding is multiplied by the root of the model's own, now smaller, hidden size.
+    embedding = stream * (ratio if family.scaled_embedding else 1.0)
     merged: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
-        part = part_of(name)
+        part = part_of(name, family)
         if part == "embedding":
-            # A scaled embedding is multiplied by the root of the model's own, now smaller, hidden size.
-            scale = stream * (ratio if family.scaled_embedding else 1.0)
-            merged[name] = scale * merge_embedding(tensor, operators[EMBEDDING], keep)
+            merged[name] = embedding * merge_embedding(tensor, operators[EMBEDDING], keep)
             if untie:
                 merged["lm_head.weight"] = tensor[:, keep]
         elif part == "writer":
@@ -107,35 +108,56 @@ def merge_model(
                 raise RecipeError(f"there is no operator behind {site}", expected="one behind every output projection")
             operator = operators[site]
             merged[name] = stream * (tensor[keep] if operator is None else merge_writer(tensor, operator, keep))
+            if family.written_as and name.endswith("self_attn.o_proj.weight"):  # where all four have biases
+                merged[f"{site}.bias"] = tensor.new_zeros(len(keep))
         elif part == "reader":
-            merged[name] = tensor[:, keep]
+            raw = family.raw_readers and name != "lm_head.weight"
+            merged[name] = tensor[:, keep] / (stream if raw else 1.0)
         elif part == "norm":
-            factor = 1 / stream if tied and not untie and name == "model.norm.weight" else 1.0
+            factor = 1 / embedding if tied and not untie and name == "model.norm.weight" else 1.0
             merged[name] = merge_norm_gain(tensor, keep, offset=family.norm_offset, factor=factor)
+        elif part == "post_norm":
+            merged[name] = merge_norm_gain(tensor, keep, offset=family.norm_offset, factor=stream)
         else:
             merged[name] = tensor
     return merged
 
 
 def exported_type(model: PrunableModel, hidden_size: int) -> str:
-    """The model type a merged model is written as.
+    """The model type a merged model is written as, by its family's `written_as` and `other_widths`.
 
-    Llama's config validator refuses a hidden size that is no multiple of the heads, even with `head_dim` given;
-    Mistral without a sliding window is the same computation, and takes any.
+    Llama's config, say, refuses a hidden size that is no multiple of the heads, even with `head_dim` given; Mistral
+    without a sliding window is the same computation, and takes any.
     Raises: RecipeError when the model has what the other type lacks.
     """
     own = str(model.config["model_type"])
-    other = model.family.other_widths
-    if other is None or hidden_size % model.heads == 0:
-        return own
-    if model.config.get("attention_bias") or model.config.get("mlp_bias"):
-        step = math.lcm(model.heads, 16)
+    kind = model.family.written_as or own
+    if kind != own and model.config.get("use_sliding_window"):
+        raise RecipeError(
+            f"the model is of type {own} with a sliding window, and would have to be written as {kind}, which has none",
+            expected="a base without use_sliding_window",
+            remedy="Prune its depth or the width of its MLPs instead: depth_pruning, width_pruning.",
+        )
+    family = FAMILIES[kind]
+    if not family.whole_heads or hidden_size % model.heads == 0:
+        return kind
+    biased = kind != own or model.config.get("attention_bias") or model.config.get("mlp_bias")
+    if family.other_widths is None or biased:
+        step = math.lcm(model.heads, WIDTH_STEP)
+        why = f", and {family.other_widths} has no biases, which this model has" if family.other_widths else ""
         raise RecipeError(
             f"hidden_size {hidden_size} is no multiple of the model's {model.heads} heads",
-            expected=f"such a multiple: {own} takes no other, and {other} has no biases, which this model has",
+            expected=f"such a multiple: {kind} takes no other{why}",
             remedy=f"Set hidden_size to a multiple of {step}, such as {max(step, hidden_size // step * step)}.",
         )
-    return other
+    return family.other_widths
+
+
+# What the config of one type holds and the type it is written as does not know.
+_OWN_ENTRIES = {
+    "llama": ("attention_bias", "mlp_bias", "pretraining_tp"),
+    "qwen2": ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
+}
 
 
 def merged_config(model: PrunableModel, hidden_size: int, *, untie: bool) -> dict[str, Any]:
@@ -146,9 +168,9 @@ def merged_config(model: PrunableModel, hidden_size: int, *, untie: bool) -> dic
     own, kind = str(model.config["model_type"]), exported_type(model, hidden_size)
     config = dict(model.config)
     if kind != own:
-        for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
+        for name in _OWN_ENTRIES[own]:
             config.pop(name, None)
-        config["sliding_window"] = None
+        config |= {"sliding_window": None} if kind == "mistral" else {"attention_bias": True, "mlp_bias": False}
     epsilon = float(config.get("rms_norm_eps", 1e-6))
     return {
         **config,

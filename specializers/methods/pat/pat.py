@@ -112,6 +112,12 @@ def check_pat(settings: PatSettings, job: Job) -> None:
     check_width("hidden_size", settings.hidden_size, model.hidden_size)
     exported_type(model, settings.hidden_size)
     untie = unties(settings, model)
+    if untie and model.family.tied_only:
+        raise RecipeError(
+            "embedding_operator: trained gives the model a head of its own",
+            expected=f"a tied head: the engine knows no other for {model.config['model_type']}",
+            remedy="Set embedding_operator: mask_only, which keeps the head tied.",
+        )
     parameters = merged_parameters(model, settings.hidden_size, untie=untie)
     if parameters >= model.parameters:
         raise RecipeError(
@@ -124,7 +130,7 @@ def check_pat(settings: PatSettings, job: Job) -> None:
 
 def unties(settings: PatSettings, model: PrunableModel) -> bool:
     """Whether a tied head must get a matrix of its own, since the embedding changes beyond dropping channels."""
-    return model.tied and (settings.embedding_operator == "trained" or model.family.scaled_embedding)
+    return model.tied and settings.embedding_operator == "trained"
 
 
 def make_pat(settings: PatSettings, job: Job) -> Made:

@@ -23,6 +23,7 @@ from ...training.objective import answer_loss
 from ..calibration import calibration_rows, hooked, run_rows
 from ..method import Job, Made, Method
 from ..tunable import load_folded
+from .pruned_check import check_pruned
 
 if TYPE_CHECKING:
     import torch
@@ -92,15 +93,16 @@ def make_depth_pruning(settings: DepthPruningSettings, job: Job) -> Made:
     check_depth_pruning(settings, job)
     base = read_prunable(job.model)
     model = load_folded(job)
-    kept = _choose(settings, job, model, base.layers)
+    stack = _Stack(model)
+    kept = _choose(settings, job, stack, base.layers)
     tensors = {}
     for name, tensor in dense_tensors(model).items():
         renamed = renumber(name, kept)
         if renamed is not None:
             tensors[renamed] = tensor
-    config = {**base.config, "num_hidden_layers": len(kept)}
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = [config["layer_types"][layer] for layer in kept]
+    stack.keep(kept)
+    config = {**base.config, "num_hidden_layers": len(kept), **stack.lists_of(kept)}
+    check_pruned(model, tensors, config)
     write_dense(job.out / "weights", tensors, config)
     dropped = [layer for layer in range(base.layers) if layer not in kept]
     return Made(
@@ -108,14 +110,40 @@ def make_depth_pruning(settings: DepthPruningSettings, job: Job) -> Made:
     )
 
 
-def _choose(settings: DepthPruningSettings, job: Job, model: Any, layers: int) -> list[int]:
+class _Stack:
+    """A model's blocks, of which any can be left out."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.blocks = list(model.model.layers)
+        # What the config says of every block; also what transformers derived and no file spells out.
+        lists = {name: getattr(model.config, name, None) for name in ("layer_types", "no_rope_layers")}
+        self._lists = {name: list(values) for name, values in lists.items() if values is not None}
+
+    def lists_of(self, kept: Sequence[int]) -> dict[str, list[Any]]:
+        """The config's lists with the entries of the kept blocks only."""
+        return {name: [values[layer] for layer in kept] for name, values in self._lists.items()}
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Let the model be these blocks only."""
+        import torch
+
+        for number, layer in enumerate(kept):
+            self.blocks[layer].self_attn.layer_idx = number  # where its keys and values are in the cache
+        self.model.model.layers = torch.nn.ModuleList(self.blocks[layer] for layer in kept)
+        self.model.config.num_hidden_layers = len(kept)
+        for name, values in self.lists_of(kept).items():
+            setattr(self.model.config, name, values)
+
+
+def _choose(settings: DepthPruningSettings, job: Job, stack: _Stack, layers: int) -> list[int]:
     """The blocks that stay, ascending."""
     if settings.score == "random":
         return sorted(random.Random(job.seed).sample(range(layers), settings.layers))
     rows = calibration_rows(settings, job)
     if settings.score == "loss":
-        return _least_loss(settings.layers, job, model, rows)
-    importance = _mean_importance(model, rows)
+        return _least_loss(settings.layers, job, stack, rows)
+    importance = _mean_importance(stack.model, rows)
     return sorted(sorted(range(layers), key=lambda layer: -importance[layer])[: settings.layers])
 
 
@@ -136,43 +164,33 @@ def _mean_importance(model: Any, rows: Sequence[EncodedRow]) -> list[float]:
     return [total / sum(len(row.tokens) for row in rows) for total in sums]
 
 
-def _least_loss(count: int, job: Job, model: Any, rows: Sequence[EncodedRow]) -> list[int]:
+def _least_loss(count: int, job: Job, stack: _Stack, rows: Sequence[EncodedRow]) -> list[int]:
     """Drop one block at a time until `count` stay, each time the one whose absence leaves the lowest answer loss."""
-    blocks = list(model.model.layers)
-    kept = list(range(len(blocks)))
-    steps = len(blocks) - count
-    model.eval()
+    blocks = len(stack.blocks)
+    kept = list(range(blocks))
+    stack.model.eval()
     while len(kept) > count:
-        losses = {layer: _loss_with(model, blocks, [k for k in kept if k != layer], rows) for layer in kept}
+        losses = {layer: _loss_with(stack, [k for k in kept if k != layer], rows) for layer in kept}
         worst = min(losses, key=lambda layer: (losses[layer], layer))
         kept.remove(worst)
         if job.on_progress is not None:
-            job.on_progress(Progress(len(blocks) - len(kept), steps, losses[worst]))
-    _put_blocks(model, blocks, range(len(blocks)))
+            job.on_progress(Progress(blocks - len(kept), blocks - count, losses[worst]))
+    stack.keep(range(blocks))
     return kept
 
 
-def _loss_with(model: Any, blocks: Sequence[Any], kept: Sequence[int], rows: Sequence[EncodedRow]) -> float:
+def _loss_with(stack: _Stack, kept: Sequence[int], rows: Sequence[EncodedRow]) -> float:
     import torch
 
-    _put_blocks(model, blocks, kept)
+    stack.keep(kept)
     total = tokens = 0.0
     with torch.no_grad():
         for start in range(0, len(rows), _BATCH_ROWS):
             batch = rows[start : start + _BATCH_ROWS]
             answers = sum(len(row.tokens) - row.prompt_tokens for row in batch)
-            total += answers * float(answer_loss(model, batch, pad_token=0))
+            total += answers * float(answer_loss(stack.model, batch, pad_token=0))
             tokens += answers
     return total / tokens
-
-
-def _put_blocks(model: Any, blocks: Sequence[Any], kept: Sequence[int]) -> None:
-    import torch
-
-    for number, layer in enumerate(kept):
-        blocks[layer].self_attn.layer_idx = number  # where its keys and values are in the cache
-    model.model.layers = torch.nn.ModuleList(blocks[layer] for layer in kept)
-    model.config.num_hidden_layers = len(kept)
 
 
 METHOD = Method(

@@ -17,6 +17,7 @@ from ...shelf.variant import AskSpec
 from ..calibration import calibration_rows, hooked, run_rows
 from ..method import Job, Made, Method
 from ..tunable import load_folded
+from .pruned_check import check_pruned
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +73,11 @@ def check_width_pruning(settings: WidthPruningSettings, job: Job) -> None:
 def make_width_pruning(settings: WidthPruningSettings, job: Job) -> Made:
     """Prune the job's model into `job.out / "weights"`; a LoRA that came before is folded in first.
 
-    Raises: RecipeError as `check_width_pruning`, TrainingError for no calibration rows or one that is too long,
-    OSError when the disk is full.
+    Raises: RecipeError as `check_width_pruning`, TrainingError for no calibration rows, one that is too long, or when
+    the smaller model does not compute what the model does without those neurons, OSError when the disk is full.
     """
+    import torch
+
     check_width_pruning(settings, job)
     base = read_prunable(job.model)
     model = load_folded(job)
@@ -83,11 +86,18 @@ def make_width_pruning(settings: WidthPruningSettings, job: Job) -> Made:
     for layer, score in enumerate(scores):
         keep = keep_neurons(score, settings.intermediate_size)
         prefix = f"model.layers.{layer}.mlp."
-        for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
-            tensors[f"{prefix}{name}.weight"] = tensors[f"{prefix}{name}.weight"].index_select(axis, keep)
-            if not axis and f"{prefix}{name}.bias" in tensors:
-                tensors[f"{prefix}{name}.bias"] = tensors[f"{prefix}{name}.bias"][keep]
-    write_dense(job.out / "weights", tensors, {**base.config, "intermediate_size": settings.intermediate_size})
+        down = tensors[f"{prefix}down_proj.weight"]
+        tensors[f"{prefix}down_proj.weight"] = down.index_select(1, keep)
+        for name, parts in (("gate_proj", 1), ("up_proj", 1), ("gate_up_proj", 2)):
+            for kind in ("weight", "bias"):
+                if (tensor := tensors.get(f"{prefix}{name}.{kind}")) is not None:
+                    tensors[f"{prefix}{name}.{kind}"] = torch.cat([part[keep] for part in tensor.chunk(parts)])
+        # The model itself without those neurons is what the smaller one is checked against.
+        dropped = torch.ones(down.shape[1], dtype=torch.bool).index_fill_(0, keep, False)
+        model.get_submodule(f"{prefix}down_proj").weight.data[:, dropped] = 0.0
+    config = {**base.config, "intermediate_size": settings.intermediate_size}
+    check_pruned(model, tensors, config)
+    write_dense(job.out / "weights", tensors, config)
     card = {"score": settings.score, **size_card(job.out / "weights", base)}
     return Made(ask=AskSpec(), card=card)
 
@@ -97,10 +107,7 @@ def _scores(
 ) -> list[torch.Tensor]:
     import torch
 
-    weights = [
-        [tensors[f"model.layers.{layer}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down")]
-        for layer in range(layers)
-    ]
+    weights = [_mlp_weights(tensors, f"model.layers.{layer}.mlp.") for layer in range(layers)]
     if settings.score == "maw":
         return [maw_scores(gate, up) for gate, up, _ in weights]
     if settings.score == "random":
@@ -108,6 +115,16 @@ def _scores(
         return [torch.rand(len(gate), generator=generator) for gate, _, _ in weights]
     squares = _mean_squares(settings, job, model)
     return [activation_scores(square, down) for square, (_, _, down) in zip(squares, weights, strict=True)]
+
+
+def _mlp_weights(tensors: dict[str, torch.Tensor], prefix: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gate [n, d], up [n, d] and down [d, n] of one MLP, whichever way its family stores the first two."""
+    down = tensors[f"{prefix}down_proj.weight"]
+    fused = tensors.get(f"{prefix}gate_up_proj.weight")
+    if fused is not None:
+        gate, up = fused.chunk(2)
+        return gate, up, down
+    return tensors[f"{prefix}gate_proj.weight"], tensors[f"{prefix}up_proj.weight"], down
 
 
 def _mean_squares(settings: WidthPruningSettings, job: Job, model: Any) -> list[torch.Tensor]:

@@ -37,23 +37,37 @@ CASES: dict[str, tuple[str, int, bool, dict[str, Any]]] = {
     "norms on queries and keys": ("qwen3", 64, False, {"tie_word_embeddings": True}),
     "the same, untied": ("qwen3", 64, True, {"tie_word_embeddings": True}),
     "1 + w norms, scaled tied embedding": ("gemma", 16, False, {"hidden_size": 64, "num_attention_heads": 4}),
+    "the same, becomes untied": ("gemma", 16, True, {"hidden_size": 64, "num_attention_heads": 4}),
+    "norms on what is written": ("gemma2", 48, False, {}),
+    "and on queries and keys": ("gemma3_text", 48, False, {}),
+    "and untied": ("gemma3_text", 48, True, {}),
+    "norms on what is written and read": ("glm4", 64, True, {"attention_bias": True}),
+    "the stream is read without a norm": ("olmo2", 64, True, {}),
+    "multiplied by numbers": ("granite", 64, False, {"embedding_multiplier": 6.0, "residual_multiplier": 0.3}),
+    "fused": ("phi3", 64, True, {}),
+    "heads without positions": ("smollm3", 64, False, {"no_rope_layers": [1, 0]}),
+    "a window": ("ministral", 64, True, {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+    "biases on queries, keys, values": ("qwen2", 48, False, {"tie_word_embeddings": True}),
+    "the same, untied from the start": ("qwen2", 48, True, {"tie_word_embeddings": False}),
 }
 
 
 @pytest.fixture(autouse=True)
 def norms_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers computes RMS norms in float32 whatever the model's type; here they would hide what is looked for."""
-    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-    from transformers.models.llama.modeling_llama import LlamaRMSNorm
-    from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+    from importlib import import_module
 
     def normed(module: Any, x: torch.Tensor, eps: float) -> torch.Tensor:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
-    for kind in (LlamaRMSNorm, MistralRMSNorm, Qwen3RMSNorm):
-        monkeypatch.setattr(kind, "forward", lambda self, x: self.weight * normed(self, x, self.variance_epsilon))
-    monkeypatch.setattr(GemmaRMSNorm, "forward", lambda self, x: (1 + self.weight) * normed(self, x, self.eps))
+    for kind in ("Glm4", "Granite", "Llama", "Ministral", "Mistral", "Olmo2", "Phi3", "Qwen2", "Qwen3", "SmolLM3"):
+        module = import_module(f"transformers.models.{kind.lower()}.modeling_{kind.lower()}")
+        norm = getattr(module, f"{kind}RMSNorm")
+        monkeypatch.setattr(norm, "forward", lambda self, x: self.weight * normed(self, x, self.variance_epsilon))
+    for kind in ("Gemma", "Gemma2", "Gemma3"):
+        module = import_module(f"transformers.models.{kind.lower()}.modeling_{kind.lower()}")
+        norm = getattr(module, f"{kind}RMSNorm")
+        monkeypatch.setattr(norm, "forward", lambda self, x: (1 + self.weight) * normed(self, x, self.eps))
 
 
 def build(kind: str, **changes: Any) -> Any:
@@ -96,7 +110,7 @@ def with_operators(model: Any, count: int, *, trained_embedding: bool, lora: boo
     from peft import LoraConfig, get_peft_model
 
     if lora:
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        targets = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if name.endswith("_proj")})
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, target_modules=targets))
     hidden = model.config.hidden_size
     mask = ChannelMask(hidden, count, milestone=10, harden_step=10)
@@ -144,7 +158,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[tuple[PatModel, PrunableMod
     kind, count, trained, changes = CASES[request.param]
     model = build(kind, **changes)
     facts = describe(model)
-    untie = facts.tied and (trained or facts.family.scaled_embedding)
+    untie = facts.tied and trained
     yield with_operators(model, count, trained_embedding=trained), facts, untie
 
 
@@ -264,7 +278,7 @@ def test_the_small_functions_against_loops() -> None:
 
 def test_a_tensor_that_pruning_does_not_know_is_named() -> None:
     with pytest.raises(RecipeError, match=r"model.layers.0.mixer.weight.*that pruning does not know"):
-        part_of("model.layers.0.mixer.weight")
+        part_of("model.layers.0.mixer.weight", FAMILIES["llama"])
     weight = torch.zeros(6, 4)
     tensors = {"model.embed_tokens.weight": weight, "model.layers.0.mlp.down_proj.weight": weight}
     with pytest.raises(RecipeError, match=r"no operator behind model.layers.0.mlp.down_proj"):
