@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed-$(EXTRA)
 CLIENTS := .venv-clients
 ROOMS := agents specializers router runtime
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format faults clients stock ray bench peers clean
+.PHONY: help install demo test check format faults models clients stock ray bench peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -33,6 +33,9 @@ format: $(INSTALLED) ## Sort imports and format
 
 faults: $(INSTALLED) ## Kill and hang campaigns: what survives kill -9 and -STOP (tens of minutes)
 	@$(BIN)/python -m pytest -q -m faults
+
+models: $(INSTALLED) ## Every family of models on the engine, against transformers and peft (half an hour at most)
+	@$(BIN)/python -m pytest -q -m models
 
 $(CLIENTS)/.installed: $(INSTALLED) examples/clients/requirements.txt
 	$(BIN)/python -m venv $(CLIENTS)

@@ -124,7 +124,7 @@ def write_random_lora(
 
 
 def linear_shapes(base: Path, targets: Sequence[str] = LINEAR_TARGETS) -> Iterator[tuple[str, int, int]]:
-    """Yield (module path, d_in, d_out) of every target linear layer of a Llama checkpoint folder."""
+    """Yield (module path, d_in, d_out) of every target linear layer of a checkpoint folder."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
@@ -137,6 +137,11 @@ def linear_shapes(base: Path, targets: Sequence[str] = LINEAR_TARGETS) -> Iterat
         "gate_proj": ("mlp", hidden, inner),
         "up_proj": ("mlp", hidden, inner),
         "down_proj": ("mlp", inner, hidden),
+        # As some families fuse them, or call them without a gate.
+        "qkv_proj": ("self_attn", hidden, q + 2 * kv),
+        "gate_up_proj": ("mlp", hidden, 2 * inner),
+        "c_fc": ("mlp", hidden, inner),
+        "c_proj": ("mlp", inner, hidden),
     }
     for layer in range(config["num_hidden_layers"]):
         for target in targets:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.errors import EngineError
+from ...specializers.checkpoints.expert_layers import adaptable_names
+from ...specializers.checkpoints.tensor_files import base_tensors
 from ..plugin.wire import FIER_KEY, LOGITS_PROCESSOR, REASONING_PARSER, plugin_wanted
 from ..settings.engine import EngineSettings
 
@@ -29,6 +31,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
             "max_loras": settings.adapter_slots,
             "max_cpu_loras": settings.adapter_slots,
             "max_lora_rank": settings.slot_rank,
+            "lora_target_modules": adaptable_names(base_tensors(weights)),
         }
     ours = plugin_wanted()
     context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)

@@ -10,6 +10,7 @@ from .orphan_guard import end_with_parent
 from .signatures import (
     COMPILE_CACHE_METHODS,
     CPU_LORA_METHODS,
+    EXPERTS_METHODS,
     FIER_METHODS,
     FINITE_VALUES_METHODS,
     GPU_LORA_METHODS,
@@ -48,12 +49,13 @@ def register() -> None:
         STATUS["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
-    check_signatures(FINITE_VALUES_METHODS)
+    check_signatures(EXPERTS_METHODS | FINITE_VALUES_METHODS)
     from . import compile_cache, finite_values
-    from .adapters import lora_cpu, quantised_lora
+    from .adapters import experts_cpu, lora_cpu, quantised_lora
     from .fier import fier_attention
 
     STATUS["lora"] = STATUS["trex"] = lora_cpu.install()
+    STATUS["experts"] = experts_cpu.install()
     STATUS["lora on int8"] = quantised_lora.install()
     STATUS["compile cache"] = compile_cache.install()
     STATUS["fier"] = fier_attention.install()

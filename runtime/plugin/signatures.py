@@ -11,6 +11,7 @@ from ...agents.errors import PluginError
 __all__ = [
     "COMPILE_CACHE_METHODS",
     "CPU_LORA_METHODS",
+    "EXPERTS_METHODS",
     "FIER_METHODS",
     "GPU_LORA_METHODS",
     "QUANTISED_LORA_METHODS",
@@ -26,6 +27,9 @@ SUPPORTED_VLLM = "0.32"
 
 
 # What the parts replace, and the parameters they rely on.
+EXPERTS_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.model_executor.layers.fused_moe.config:FusedMoEConfig.__post_init__": ("self",),
+}
 CPU_LORA_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.platforms.cpu:CpuPlatform.get_punica_wrapper": (),
     "vllm.platforms.cpu:CpuPlatform.check_and_update_config": ("vllm_config",),

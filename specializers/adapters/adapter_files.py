@@ -10,6 +10,7 @@ from typing import Any
 
 from ...agents.errors import AdapterError
 from ...agents.text_files import UnreadableTextError, parse_json, read_bounded, shown
+from ..checkpoints.expert_layers import within_mixture
 from ..checkpoints.tensor_files import FLOATS, CorruptFileError, TensorInfo, largest_value, read_header
 from ..shelf.adapter_kinds import AdapterName
 
@@ -155,7 +156,13 @@ def half_names(module: str, tensors: Container[str]) -> tuple[str, str]:
 
 
 def linear_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: Path) -> tuple[int, int]:
-    """(d_out, d_in) of a base's linear layer; raises AdapterError when the base has no such layer."""
+    """(d_out, d_in) of a base's linear layer; raises AdapterError when there is none, or an expert."""
+    if within_mixture(module, layers):
+        raise AdapterError(
+            f"{path}: {module} is an expert of base {base.name}, or chooses among them",
+            expected="adapters of attention: engines here serve no others on a mixture of experts",
+            remedy="Train it again with target_modules of attention only: q_proj, k_proj, v_proj, o_proj.",
+        )
     layer = layers.get(f"{module}.weight")
     if layer is None or len(layer.shape) != 2 or "embed" in module.rpartition(".")[2]:
         raise AdapterError(
