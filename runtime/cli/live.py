@@ -53,6 +53,8 @@ class LiveView:
         self.title = title
         self.total = total
         self.roles: dict[str, RoleCount] = {}
+        self.calls: dict[str, int] = {}
+        self.failed_calls: dict[str, int] = {}
         self.active = self.ended = self.failed = self.solved = 0
         self.last = ""
         self._console = console or ERR
@@ -100,6 +102,8 @@ class LiveView:
                 self._running.pop((event.run_id, event.step_path), None)
                 self._role(event).running -= 1
                 self._role(event).done += event.kind == "step_finished"
+            case "step_finished" if "tool" in event.data:
+                self._count_call(event.data["tool"], "error" in event.data)
             case "ask_finished":
                 self._count_ask(event)
             case "ask_retried" if event.role:
@@ -125,6 +129,10 @@ class LiveView:
         if data.get("climbs", 0):
             role.climbed += 1
             self.last = f"{event.role}: {data['reason']}"
+
+    def _count_call(self, tool: str, failed: bool) -> None:
+        self.calls[tool] = self.calls.get(tool, 0) + 1
+        self.failed_calls[tool] = self.failed_calls.get(tool, 0) + failed
 
     def _note(self, event: Event) -> None:
         self.last = in_words(event)
@@ -152,11 +160,12 @@ class LiveView:
         """One line: runs ended and solved, asks running, tokens so far, seconds."""
         running = sum(role.running for role in self.roles.values())
         tokens = sum(r.prompt_tokens + r.thinking_tokens + r.answer_tokens for r in self.roles.values())
+        calls = f"{sum(self.calls.values())} calls, " if self.calls else ""
         swaps = sum(role.swaps for role in self.roles.values())
         failed = f", {self.failed} failed" if self.failed else ""
         return Text(
             f"{self.title}: {self.ended} of {self.total} runs ended{failed}, {self.solved} solved, "
-            f"{running} asks running, {tokens} tokens, {swaps} swaps, {time.monotonic() - self._began:.0f} s"
+            f"{running} asks running, {tokens} tokens, {calls}{swaps} swaps, {time.monotonic() - self._began:.0f} s"
         )
 
     def render(self) -> Group:
@@ -168,4 +177,7 @@ class LiveView:
         for name, r in self.roles.items():
             tokens = (r.prompt_tokens, r.cached_tokens, r.thinking_tokens, r.answer_tokens)
             table.add_row(name, r.variant, *map(str, (r.running, r.done, *tokens, r.swaps, r.retried, r.climbed)))
-        return Group(self.headline(), table, Text(self.last, style="dim"))
+        failed = {tool: f" ({times} failed)" for tool, times in self.failed_calls.items() if times}
+        shown = [f"{tool} {times}{failed.get(tool, '')}" for tool, times in self.calls.items()]
+        calls = [Text(f"calls: {', '.join(shown)}")] if shown else []
+        return Group(self.headline(), table, *calls, Text(self.last, style="dim"))

@@ -16,6 +16,7 @@ __all__ = [
     "OPERATION",
     "OPERATION_ASK",
     "OPERATION_STEP",
+    "OPERATION_TOOL",
     "OPERATION_WORKFLOW",
     "PROVIDER",
     "PROVIDER_NAME",
@@ -27,6 +28,8 @@ __all__ = [
     "SWAP_ADAPTER",
     "SWAP_ENGINE",
     "SWAP_KIND",
+    "TOOL_NAME",
+    "TOOL_TYPE",
     "WORKFLOW_NAME",
 ]
 
@@ -34,10 +37,13 @@ OPERATION: Final = "gen_ai.operation.name"
 OPERATION_WORKFLOW: Final = "invoke_workflow"
 OPERATION_STEP: Final = "invoke_agent"
 OPERATION_ASK: Final = "chat"
+OPERATION_TOOL: Final = "execute_tool"
 PROVIDER: Final = "gen_ai.provider.name"
 PROVIDER_NAME: Final = "metier"
 WORKFLOW_NAME: Final = "gen_ai.workflow.name"
 CONVERSATION_ID: Final = "gen_ai.conversation.id"
+TOOL_NAME: Final = "gen_ai.tool.name"
+TOOL_TYPE: Final = "gen_ai.tool.type"
 AGENT_NAME: Final = "gen_ai.agent.name"
 REQUEST_MODEL: Final = "gen_ai.request.model"
 RESPONSE_MODEL: Final = "gen_ai.response.model"

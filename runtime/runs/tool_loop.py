@@ -33,6 +33,10 @@ from .step_values import schema_of
 __all__ = ["BLOCKED", "Conversation", "ToolLoop"]
 
 
+UNKNOWN = "(unknown)"
+"""Under which calls are counted whose tool there is not: a model without a grammar may make up any number of names."""
+
+
 class _Blocked:
     """The run waits for a person at this step."""
 
@@ -153,7 +157,8 @@ class ToolLoop:
         if path in self._recorded:
             return self._read_back(path, key)
         called = talk.tools.get(call.name)
-        record = StepRecord(path, "", "begun", None, key, time.time(), tool=call.name)
+        name = UNKNOWN if called is None else called.name
+        record = StepRecord(path, "", "begun", None, key, time.time(), tool=name)
         if path in self._begun:
             said = self._ask_person(path, call)
             if said is None:
@@ -163,7 +168,7 @@ class ToolLoop:
         if called is not None and not called.repeat:
             self._store.begin_call(self._run_id, record)
             self._begun.add(path)
-        self._events.emit("step_started", path, tool=call.name)
+        self._events.emit("step_started", path, tool=name)
         if called is None:
             result = CallResult(f"error: no tool {call.name!r}; there are {', '.join(talk.tools)}", failed=True)
         else:
@@ -171,7 +176,7 @@ class ToolLoop:
         text = self._record(record, result)
         seconds = record.finished_at - record.started_at
         failure = {"error": text} if result.failed else {}
-        self._events.emit("step_finished", path, tool=call.name, output=record.output, seconds=seconds, **failure)
+        self._events.emit("step_finished", path, tool=name, output=record.output, seconds=seconds, **failure)
         return text
 
     def _record(self, record: StepRecord, result: CallResult) -> str:

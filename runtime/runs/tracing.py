@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...agents.errors import SettingsError
+from ...agents.graphs.step_paths import StepPath
 from ..events import Event
 from . import span_names as names
 
@@ -54,12 +55,14 @@ class RunTracer:
                 self._end_run(event.run_id, event.data["error"])
             case "run_interrupted":
                 self._end_run(event.run_id, "waits for a person")
+            case "step_started" if "tool" in event.data:
+                self._begin_call(event)
             case "step_started":
                 self._begin_step(event)
             case "step_finished" | "step_failed":
                 span = self._steps.get(event.run_id, {}).pop(event.step_path, None)
                 if span is not None:
-                    self._end(span, event.data.get("error", ""))
+                    self._end(span, _error_of(event))
             case "ask_finished":
                 self._add_ask(event)
             case "adapter_loaded" | "adapter_evicted":
@@ -94,7 +97,7 @@ class RunTracer:
     def _begin_step(self, event: Event) -> None:
         run = self._runs.get(event.run_id)
         attributes = {
-            names.OPERATION: names.OPERATION_STEP if event.role else "execute_tool",
+            names.OPERATION: names.OPERATION_STEP if event.role else names.OPERATION_TOOL,
             names.PROVIDER: names.PROVIDER_NAME,
             names.AGENT_NAME: event.role or event.step_path,
             names.STEP_PATH: event.step_path,
@@ -103,6 +106,24 @@ class RunTracer:
         self._steps.setdefault(event.run_id, {})[event.step_path] = self._tracer.start_span(
             f"{attributes[names.OPERATION]} {event.role or event.step_path}",
             context=None if run is None else self._within(run),
+            attributes=attributes,
+        )
+
+    def _begin_call(self, event: Event) -> None:
+        """A call of a tool, within the step that made it."""
+        steps = self._steps.setdefault(event.run_id, {})
+        caller = steps.get(str(StepPath.parse(event.step_path).parent))
+        attributes = {
+            names.OPERATION: names.OPERATION_TOOL,
+            names.PROVIDER: names.PROVIDER_NAME,
+            names.TOOL_NAME: event.data["tool"],
+            names.TOOL_TYPE: "function",
+            names.STEP_PATH: event.step_path,
+            names.CONVERSATION_ID: event.run_id,
+        }
+        steps[event.step_path] = self._tracer.start_span(
+            f"{names.OPERATION_TOOL} {event.data['tool']}",
+            context=None if caller is None else self._within(caller),
             attributes=attributes,
         )
 
@@ -153,6 +174,12 @@ class RunTracer:
             span.set_attribute(names.ERROR_TYPE, error.partition(":")[0][:100])
             span.set_status(StatusCode.ERROR, error)
         span.end()
+
+
+def _error_of(event: Event) -> str:
+    """What a step's span says of its error; of a call, whose error is a text that the model is told, only that."""
+    error = str(event.data.get("error", ""))
+    return "tool_error: the tool gave an error" if error and "tool" in event.data else error
 
 
 @contextmanager

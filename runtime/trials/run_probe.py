@@ -17,6 +17,7 @@ from ...agents.graphs.nodes import RoleWork
 from ...agents.graphs.step_paths import StepPath
 from ...agents.graphs.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...agents.tasksets import Task, TaskSet
+from ...agents.tools.calls import read_calls, read_text_answer
 from ...router.assignment import BASE, Assignment, load_assignment
 from ...router.probing.evaluator import Evaluator, OnOutcome
 from ...router.probing.journal import Journal, record_key
@@ -37,11 +38,12 @@ from ..store.store import RunStore
 from .footprints import footprints, footprints_elsewhere
 from .probe_options import OPTIONS, ProbeOptions
 from .replayed_backend import RecordedReply, ReplayedBackend
+from .replayed_calls import RecordedCall, ReplayedCalls
 from .work_meter import WorkMeter
 
 __all__ = ["SessionRunner", "Trials", "open_trials", "run_probe"]
 
-PROFILES, RUNS, REPLIES = "profiles.jsonl", "runs.jsonl", "replies.jsonl"
+PROFILES, RUNS, REPLIES, CALLS = "profiles.jsonl", "runs.jsonl", "replies.jsonl", "calls.jsonl"
 WORK = "engine_work.jsonl"
 
 
@@ -52,6 +54,7 @@ class Trials:
     file: WorkflowFile
     space: Space
     backend: ReplayedBackend
+    tools: ReplayedCalls
     settings: Settings
     options: ProbeOptions
     variants: Mapping[str, str]
@@ -87,7 +90,7 @@ class SessionRunner:
         chosen = [self._by_id[task] for task in tasks]
         subset = TaskSet(self._tasks.name, self._tasks.split, tuple(chosen), self._tasks.scorer, self._tasks.seeds)
         with RunStore(":memory:") as store:
-            session = Session(trials.backend, Router(assignment), store, trials.settings)
+            session = Session(trials.backend, Router(assignment), store, trials.settings, tools=trials.tools)
             results = await session.map(
                 trials.file.graph, subset, concurrency=trials.options.concurrency, seed=trials.options.seed
             )
@@ -118,10 +121,15 @@ class SessionRunner:
         )
 
     def _verified(self, role: str, verifier: Verifier, task: Task, answers: Sequence[tuple[str, str]]) -> float:
-        total = 0.0
+        total, counted = 0.0, 0
         for path, text in answers:
             work = self._trials.file.graph.step_at(StepPath.parse(path)).work
             assert isinstance(work, RoleWork)  # nothing else is asked
+            if work.role.tools:
+                if read_calls(text) is not None:
+                    continue  # no answer yet
+                text = read_text_answer(text) if work.role.gives is str else text
+            counted += 1
             try:
                 total += float(verifier(task, parse_answer(text, work.role.gives)))
             except AnswerError:
@@ -131,7 +139,7 @@ class SessionRunner:
                     f"the verifier of role {role!r} raised {type(error).__name__}: {error}",
                     expected="a number from 0 to 1 for any answer",
                 ) from error
-        return total / len(answers)
+        return total / max(counted, 1)
 
 
 @asynccontextmanager
@@ -146,6 +154,7 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
     with (
         Journal(folder / RUNS, Outcome) as runs,
         Journal(folder / REPLIES, RecordedReply) as replies,
+        Journal(folder / CALLS, RecordedCall) as calls,
         Journal(folder / WORK, EngineWork) as work,
     ):
         shelf = Shelf(settings.shelf, also=[Path(place) for place in options.shelf])
@@ -153,7 +162,7 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
         request = BackendRequest(
             shelf, settings, options.base, names=everyone, ready=everyone, scripted=file.scripted, on_event=_tell
         )
-        async with open_backend(options.engine, request) as opened:
+        async with open_backend(options.engine, request) as opened, ReplayedCalls(settings.tools, calls) as tools:
             variants, needs = _candidates_on(opened, shelf, names)
             settings = settings.model_copy(update={"engine": opened.settings})
             replayed = ReplayedBackend(
@@ -164,7 +173,7 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
                 block_tokens=settings.engine.block_tokens,
             )
             meter = WorkMeter(opened.checkpoint_totals, work)
-            yield Trials(file, space, replayed, settings, options, variants, needs, runs, meter)
+            yield Trials(file, space, replayed, tools, settings, options, variants, needs, runs, meter)
 
 
 async def run_probe(options: ProbeOptions, folder: Path) -> None:

@@ -14,6 +14,8 @@ from ...agents.errors import AnswerError, RecipeError, first_error
 from ...agents.messages import Ask, Reply
 from ...agents.roles import Role
 from ...agents.thinking import ThinkingProfile
+from ...agents.tools.calls import read_calls, turn_schema
+from ...agents.tools.tool import Tool
 from ...agents.traffic import TrafficRow
 
 __all__ = ["RoleQuality", "Score", "measure_role", "paired_interval", "same_answer", "score_reply"]
@@ -84,7 +86,7 @@ async def measure_role(
                 role=role.name,
                 messages=row.messages,
                 variant=variant,
-                answer_schema=answer_schema(role.gives),
+                answer_schema=_reply_schema(role, row),
                 max_tokens=role.max_tokens,
                 thinking=role.thinking if thinking is None else thinking,
                 task=row.task,
@@ -108,6 +110,16 @@ async def measure_role(
     )
 
 
+def _reply_schema(role: Role, row: TrafficRow) -> dict[str, Any] | None:
+    """Schema of a role's reply to a row: with tools, as the step that asked had it, MCP servers' tools apart."""
+    schema = answer_schema(role.gives)
+    if not role.tools:
+        return schema
+    earlier = (read_calls(message.content) for message in row.messages if message.role == "assistant")
+    made = sum(len(calls.tool_calls) for calls in earlier if calls is not None)
+    return turn_schema([each for each in role.tools if isinstance(each, Tool)], schema, role.max_calls - made)
+
+
 def paired_interval(scores: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
     """Mean difference of two variants on the same rows, with its 95 % bootstrap interval."""
     import numpy as np
@@ -121,7 +133,8 @@ def paired_interval(scores: Sequence[float], reference: Sequence[float]) -> tupl
 def score_reply(score: Score, row: TrafficRow, text: str, role: Role) -> float:
     """The score of one reply's text; 0 where it is not of the role's type. Raises: RecipeError as `measure_role`."""
     try:
-        answer = parse_answer(text, role.gives)
+        called = read_calls(text) if role.tools else None
+        answer = parse_answer(text, role.gives) if called is None else called
     except AnswerError:
         return 0.0
     try:

@@ -37,6 +37,18 @@ def test_it_counts() -> None:
     assert (solver.variant, solver.done, solver.running, solver.retried) == ("solver-lora", 1, 0, 1)
 
 
+def test_it_counts_calls_of_tools_apart() -> None:
+    view = LiveView("demo", 2, Console(file=io.StringIO()))
+    for at, data in enumerate(({"tool": "look"}, {"tool": "look", "error": "no"}, {"tool": "add"}), 1):
+        call = {"run_id": "r", "step_path": f"solver/tool[{at}]"}
+        view.on_event(Event(kind="step_started", **call, data={"tool": data["tool"]}))  # type: ignore[arg-type]
+        view.on_event(Event(kind="step_finished", **call, data=data))  # type: ignore[arg-type]
+    assert "0 tokens, 3 calls, 0 swaps" in str(view.headline())
+    shown = Console(file=io.StringIO(), width=200, record=True)
+    shown.print(view.render())
+    assert "calls: look 2 (1 failed), add 1" in shown.export_text()
+
+
 def test_off_a_terminal_it_prints_lines() -> None:
     file = io.StringIO()
     with LiveView("demo", 2, Console(file=file, width=200)) as view:

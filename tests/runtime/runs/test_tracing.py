@@ -14,12 +14,12 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from metier.agents import AnswerError, ScriptedBackend, SettingsError
+from metier.agents import AnswerError, Role, ScriptedBackend, SettingsError, TaskGraph, ToolCall, ToolCalls
 from metier.runtime import Session, open_session
 from metier.runtime.events import Event
 from metier.runtime.runs.tracing import RunTracer
 from metier.runtime.settings.session import load_settings
-from tests.agents.workflow import Puzzle
+from tests.agents.workflow import Answer, Puzzle
 from tests.runtime.served import graph, scripted
 
 pytestmark = pytest.mark.anyio
@@ -121,3 +121,30 @@ async def test_without_opentelemetry_the_setting_says_what_is_missing(monkeypatc
     with pytest.raises(SettingsError, match="tracing=True needs opentelemetry.sdk.trace.*come with the engine"):
         async with open_session(backend=scripted(), store=":memory:", settings=settings):
             pass
+
+
+async def test_calls_of_tools_are_spans_within_their_step() -> None:
+    def look(word: str) -> str:
+        """Looks up."""
+        return word
+
+    memory, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    tracer = RunTracer(provider)
+    called = ToolCalls(tool_calls=(ToolCall(name="look", arguments={"word": "cows"}), ToolCall(name="look")))
+    calling = TaskGraph("calling", takes=Puzzle, gives=Answer)
+    calling.step(Role("solver", takes=Puzzle, gives=Answer, tools=[look]))
+    backend = ScriptedBackend({"solver": [called, Answer(value=1)]})
+    async with open_session(backend=backend, store=":memory:", on_event=tracer.on_event) as session:
+        await session.run(calling, Puzzle(text="x"))
+    tracer.close()
+    spans = memory.get_finished_spans()
+    step = next(span for span in spans if span.name == "invoke_agent solver")
+    made = [span for span in spans if span.name == "execute_tool look"]
+    assert len(made) == 2 and step.context is not None
+    for span in made:
+        assert span.parent is not None and span.parent.span_id == step.context.span_id
+        attributes: Attributes = dict(span.attributes or {})
+        assert attributes["gen_ai.operation.name"] == "execute_tool" and attributes["gen_ai.tool.name"] == "look"
+    assert [span.status.is_ok for span in made].count(False) == 1
+    assert "cows" not in str([(dict(span.attributes or {}), span.status.description) for span in spans])
