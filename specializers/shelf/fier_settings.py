@@ -8,10 +8,13 @@ from pydantic import Field, model_validator
 
 from ...agents.frozen_model import FrozenModel
 
-__all__ = ["HEAD_DIMS", "FierSettings"]
+__all__ = ["HEAD_DIMS", "MAX_SHARED_HEADS", "FierSettings"]
 
-HEAD_DIMS = (64, 128)
-"""Widths of heads that retrieval is written for."""
+HEAD_DIMS = (32, 64, 96, 128, 256)
+"""Widths of heads that retrieval is written for: the kernels' own list."""
+
+MAX_SHARED_HEADS = 16
+"""Most query heads on one key-value head that the kernels take."""
 
 
 class FierSettings(FrozenModel):

@@ -23,7 +23,7 @@ from ....specializers.methods.fier.key_retrieval import (
     retrieval_attention,
     unpack_bits,
 )
-from ....specializers.shelf.fier_settings import HEAD_DIMS, FierSettings
+from ....specializers.shelf.fier_settings import HEAD_DIMS, MAX_SHARED_HEADS, FierSettings
 from ..native_build import build_library
 
 __all__ = ["SideCache", "load_operators", "operators_trusted", "unsupported"]
@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 KERNEL_SOURCE = Path(__file__).with_name("fier_cpu_kernel.cpp")
 DTYPES = (torch.bfloat16, torch.float32)
-MAX_SHARED_HEADS = 16
 
 _reason: str | None = None
 _broken: str | None = None
@@ -193,7 +192,7 @@ class SideCache:
 def unsupported(impl: Any, dtype: torch.dtype) -> str:
     """Why a layer of vLLM's CPU attention must keep stock attention, "" where it need not."""
     checks = {
-        f"heads of {impl.head_size} channels ({' and '.join(map(str, HEAD_DIMS))} are known)": impl.head_size
+        f"heads of {impl.head_size} channels ({', '.join(map(str, HEAD_DIMS))} are known)": impl.head_size
         not in HEAD_DIMS,
         f"{str(dtype).removeprefix('torch.')} (bfloat16 and float32 are known)": dtype not in DTYPES,
         f"a key-value cache of type {impl.kv_cache_dtype}": impl.is_fp8_kv_cache,

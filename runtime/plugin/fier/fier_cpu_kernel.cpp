@@ -393,16 +393,21 @@ void decode(const Step& s, int64_t sequences, const T* query, int64_t query_stri
 
 // ---- operators --------------------------------------------------------------------------------------------------
 
+// Widths of heads, all of whole words of codes; HEAD_DIMS in fier_settings.py is the same list.
+using Widths = std::integer_sequence<int, 32, 64, 96, 128, 256>;
+
+template <typename T, typename Call, int... D>
+bool by_width(int64_t width, Call&& call, std::integer_sequence<int, D...>) {
+  return ((width == D && (call(T{}, std::integral_constant<int, D>{}), true)) || ...);
+}
+
 template <typename Call>
 void by_type_and_width(const at::Tensor& like, Call&& call) {
   const auto width = like.size(-1);
   const bool half = like.scalar_type() == at::kBFloat16;
   TORCH_CHECK(half || like.scalar_type() == at::kFloat, "fier: bfloat16 or float32 is needed, not ", like.scalar_type());
-  TORCH_CHECK(width == 64 || width == 128, "fier: heads of 64 or 128 channels are needed, not ", width);
-  if (half && width == 64) call(bf16{}, std::integral_constant<int, 64>{});
-  else if (half) call(bf16{}, std::integral_constant<int, 128>{});
-  else if (width == 64) call(float{}, std::integral_constant<int, 64>{});
-  else call(float{}, std::integral_constant<int, 128>{});
+  const bool known = half ? by_width<bf16>(width, call, Widths{}) : by_width<float>(width, call, Widths{});
+  TORCH_CHECK(known, "fier: no kernel for heads of ", width, " channels");
 }
 
 void fier_store(const at::Tensor& given, const at::Tensor& slots, const at::Tensor& rows, const at::Tensor& pages, int64_t group) {

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ....agents.errors import RecipeError
 from ...checkpoints.tensor_files import read_json
-from ...shelf.fier_settings import HEAD_DIMS, FierSettings
+from ...shelf.fier_settings import HEAD_DIMS, MAX_SHARED_HEADS, FierSettings
 from ..asked_role import RoleSettings
 from ..method import Job, Made, Method
 
@@ -91,11 +91,36 @@ def check(settings: FierMethod, job: Job) -> None:
             expected=f"{' or '.join(map(str, HEAD_DIMS))}",
             remedy="Serve it with stock attention.",
         )
+    reason = _stock_everywhere(config)
+    if reason:
+        raise RecipeError(
+            f"{job.base_name!r} has {reason}, which retrieval does not know",
+            expected="attention to the whole context in some layers at least",
+            remedy="Serve it with stock attention.",
+        )
     if settings.dense_layers >= config.get("num_hidden_layers", settings.dense_layers + 1):
         raise RecipeError(
             f"dense_layers {settings.dense_layers}, and {job.base_name!r} has {config['num_hidden_layers']} layers",
             expected="fewer dense layers than there are",
         )
+
+
+def _stock_everywhere(config: dict[str, Any]) -> str:
+    """Why engines would keep stock attention in every layer of a model, "" where some retrieve."""
+    if config.get("attn_logit_softcapping"):
+        return "capped attention logits"
+    if config.get("model_type") == "gpt_oss":
+        return "learned attention sinks"
+    heads = config.get("num_attention_heads") or 1
+    shared = heads // (config.get("num_key_value_heads") or heads)
+    if shared > MAX_SHARED_HEADS:
+        return f"{shared} query heads on one key-value head, more than {MAX_SHARED_HEADS}"
+    kinds = config.get("layer_types")
+    if kinds:
+        return "" if "full_attention" in kinds else "no layer of full attention"
+    windowed = config.get("sliding_window") and config.get("use_sliding_window", True)
+    mixed = config.get("sliding_window_pattern") or config.get("model_type") in ("gemma2", "gemma3_text")
+    return "a sliding window in every layer" if windowed and not mixed else ""
 
 
 def make(settings: FierMethod, job: Job) -> Made:

@@ -19,6 +19,7 @@ from metier.specializers.methods.fier.key_retrieval import attend
 from metier.specializers.methods.fier.retrieval_recall import capture_attention, choices, measure_recall
 from metier.specializers.methods.fier.sweep import BudgetPoint, smallest_budget
 from metier.specializers.shelf.fier_settings import FierSettings
+from tests.tiny_families import write_tiny_family
 from tests.tiny_model import write_tiny_llama
 
 
@@ -55,9 +56,28 @@ def test_what_cannot_work_is_refused(base: Path, tmp_path: Path, fields: dict[st
         produce(recipe(**fields), shelf=Shelf(tmp_path), base=base)
 
 
-def test_heads_of_another_width_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="heads of 32 channels"):
-        produce(recipe(), shelf=Shelf(tmp_path / "shelf"), base=write_tiny_llama(tmp_path / "base"))
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("llama", {"head_dim": 48}, "heads of 48 channels"),
+        ("mistral", {}, "a sliding window in every layer"),
+        ("ministral", {"layer_types": ["sliding_attention"] * 4}, "no layer of full attention"),
+        ("gemma2", {}, "capped attention logits"),
+        ("llama", {"num_attention_heads": 34, "num_key_value_heads": 1, "hidden_size": 68}, "34 query heads on one"),
+    ],
+)
+def test_models_whose_layers_would_all_keep_stock_attention_are_refused(
+    tmp_path: Path, family: str, changes: dict[str, Any], said: str
+) -> None:
+    base = write_tiny_family(tmp_path / "base", family, **changes)
+    with pytest.raises(RecipeError, match=said):
+        produce(recipe(), shelf=Shelf(tmp_path / "shelf"), base=base)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "phi3", "qwen2", "qwen3"])
+def test_models_with_some_layers_of_full_attention_pass(tmp_path: Path, family: str) -> None:
+    base = write_tiny_family(tmp_path / "base", family)
+    assert produce(recipe(), shelf=Shelf(tmp_path / "shelf"), base=base).card["fier"]
 
 
 def test_stock_variants_keep_their_record_and_half_a_choice_is_refused() -> None:
