@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...agents.errors import EngineError
 from ...agents.messages import Ask, Message
+from ...specializers.checkpoints.self_check import KnownAnswer
 from .engine import Engine, EngineRequest
 
 __all__ = ["check_answers"]
@@ -14,28 +15,29 @@ ROLE = "self-check"
 """The role that the check's CPU seconds are charged to."""
 
 
-async def check_answers(engine: Engine, known: Sequence[tuple[str, str]]) -> None:
-    """Ask for the first token after each prompt of `known` and compare; most have to be right.
+async def check_answers(engine: Engine, known: Sequence[KnownAnswer]) -> None:
+    """Ask for the first token after each prompt of `known` and compare its log-probability; most have to be right.
 
-    One may be wrong where numbers of few bits tip a near tie; an engine that loaded its weights wrongly gets none
-    right.
+    Some may be wrong where numbers of few bits tip something; an engine that loaded its weights wrongly gets hardly
+    any right.
     Raises: EngineError, with the engine closed.
     """
-    wrong: list[tuple[str, str, str]] = []
+    wrong: list[tuple[float, KnownAnswer, str]] = []
     try:
-        for number, (prompt, begins) in enumerate(known):
-            messages = (Message(role="user", content=prompt),)
-            ask = Ask(run_id=ROLE, step_path=f"{number}", role=ROLE, messages=messages, max_tokens=1)
+        for number, answer in enumerate(known):
+            messages = (Message(role="user", content=answer.prompt),)
+            ask = Ask(run_id=ROLE, step_path=f"{number}", role=ROLE, messages=messages, max_tokens=1, confidence=True)
             reply = await engine.generate(EngineRequest(ask))
             engine.write_off(ROLE, reply.usage.cpu_s)
-            if reply.text.strip() != begins.strip():
-                wrong.append((prompt, begins, reply.text))
+            distance = answer.distance(reply.text, reply.mean_logprob)
+            if distance > answer.limit:
+                wrong.append((distance, answer, reply.text))
         if 2 * len(wrong) > len(known):
-            prompt, begins, text = wrong[0]
+            distance, answer, text = max(wrong, key=lambda found: found[0])
             raise EngineError(
                 f"engine {engine.name!r} answers {len(wrong)} of {len(known)} known prompts wrongly: "
-                f"{prompt!r} with {text!r}",
-                expected=f"{begins!r}, which its weights are sure of",
+                f"{answer.prompt!r} with {text!r}, {distance:.2f} nats from what its weights say",
+                expected=f"{answer.first[0][0]!r}, or another within {answer.limit:.2f} nats",
                 remedy="The kernel for its number of bits does not compute what the checkpoint says on this machine: "
                 "use another scheme, or report it with the output of `metier doctor`.",
             )

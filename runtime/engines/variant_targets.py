@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from ...agents.errors import AdapterError, AskRejectedError, UnknownVariantError, VariantError
 from ...agents.messages import Ask
-from ...specializers.checkpoints.self_check import read_self_check
+from ...specializers.checkpoints.self_check import KnownAnswer, read_self_check
 from ...specializers.shelf.variant import EngineSpec, Variant, served_by
 from ..settings.engine import EngineSettings
 
@@ -35,7 +35,7 @@ class EngineStart:
     dtype: str
     adapters: bool
     settings: EngineSettings
-    self_check: tuple[tuple[str, str], ...] = ()
+    self_check: tuple[KnownAnswer, ...] = ()
     checkpoint: str = "base"
 
 

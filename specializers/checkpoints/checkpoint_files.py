@@ -6,14 +6,15 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 
 from ...agents.whole_files import whole_file
-from .tensor_files import TensorInfo, weight_files
+from .tensor_files import TensorInfo, read_json, weight_files
 
 __all__ = ["AddedWeights", "CheckpointReader", "CheckpointWriter"]
 
@@ -28,6 +29,8 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _COPY_BYTES = 1 << 20
@@ -55,6 +58,11 @@ class CheckpointReader:
         found = weight_files(folder)
         self.tensors: dict[str, TensorInfo] = {name: info for part in found.values() for name, info in part.items()}
         self._files = {name: path for path, part in found.items() for name in part}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The folder's `config.json`; raises BaseModelError when it is missing or damaged."""
+        return read_json(self.folder, "config.json")
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in its stored type, in memory of its own (no page of the file stays mapped)."""

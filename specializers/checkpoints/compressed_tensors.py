@@ -5,7 +5,8 @@ Layout (https://github.com/vllm-project/compressed-tensors): a quantised layer `
   8 bits per token while serving;
 - W4A16, `pack-quantized`: `m.weight_packed` int32 [rows, inputs / 8] with eight values a word, lowest bits first,
   each plus 8; `m.weight_scale` [rows, groups]; `m.weight_shape` int64 [2].
-`quantization_config` in `config.json` says which layer has which.
+`quantization_config` in `config.json` names the layers that have each, and all others as ignored. What is stored is
+read back by `stored_weights.py`.
 """
 
 from __future__ import annotations
@@ -20,28 +21,20 @@ import torch
 
 from ...agents.errors import RecipeError
 from .checkpoint_files import AddedWeights, CheckpointReader, CheckpointWriter
+from .output_head import HEAD, is_embedding, stores_own_head
 from .quantisation_plan import LAYER_NAMES, Scheme, check_plan
-from .quantisers import dequantise
 
 __all__ = [
     "Scheme",
     "check_plan",
-    "dense_names",
     "linear_layers",
     "pack_int4",
-    "quantised_layers",
-    "read_dense",
-    "rounds_inputs",
-    "unpack_int4",
     "write_compressed",
 ]
 
 _LAYER = re.compile(rf".+\.({'|'.join(LAYER_NAMES)})\Z")
-_PARTS = ("weight", "weight_packed", "weight_scale", "weight_shape")
+_EXPERT = re.compile(r"\.experts\.")
 _TO_OFFSET = 8  # stored int4 values are 0…15
-
-
-# ---- writing ----------------------------------------------------------------------------------------------------
 
 
 def linear_layers(reader: CheckpointReader) -> dict[str, tuple[int, ...]]:
@@ -49,8 +42,7 @@ def linear_layers(reader: CheckpointReader) -> dict[str, tuple[int, ...]]:
 
     Raises: RecipeError when there are none by the names we know, or they are quantised already.
     """
-    config = json.loads((reader.folder / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
+    if "quantization_config" in reader.config:
         raise RecipeError(
             f"the weights in {reader.folder.name!r} are quantised already",
             expected="weights in 16 or 32 bits",
@@ -60,12 +52,13 @@ def linear_layers(reader: CheckpointReader) -> dict[str, tuple[int, ...]]:
         name.removesuffix(".weight"): info.shape
         for name, info in sorted(reader.tensors.items())
         if name.endswith(".weight") and _LAYER.match(name.removesuffix(".weight")) and len(info.shape) == 2
+        if not _EXPERT.search(name)
     }
     if not layers:
         raise RecipeError(
-            f"model_type {config.get('model_type')!r} has no layers to quantise",
+            f"model_type {reader.config.get('model_type')!r} has no layers to quantise",
             expected=f"linear layers named {', '.join(LAYER_NAMES)}",
-            remedy="Use a model of the Llama family (Llama, Mistral, Qwen, SmolLM).",
+            remedy="Use a model with layers of these names (Llama, Mistral, Qwen, Gemma, Phi-3 and many others).",
         )
     return layers
 
@@ -109,8 +102,9 @@ def write_compressed(
             else:
                 writer.write(f"{layer}.weight_packed", pack_int4(values))
                 writer.write(f"{layer}.weight_shape", torch.tensor(values.shape))
-    config = json.loads((reader.folder / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = _quantization_config(plan, reader)
+    config = {**reader.config, "quantization_config": _quantization_config(plan, reader)}
+    if stores_own_head(reader.folder):
+        config["tie_word_embeddings"] = False
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -136,57 +130,30 @@ def pack_int4(values: torch.Tensor) -> torch.Tensor:
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
-def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """What `pack_int4` packed: int8 [rows, inputs]."""
-    nibbles = (packed[..., None] >> (torch.arange(8) * 4)) & 15
-    return (nibbles - _TO_OFFSET).to(torch.int8).view(packed.shape[0], -1)
-
-
 def _quantization_config(plan: Mapping[str, Scheme], reader: CheckpointReader) -> dict[str, Any]:
     schemes: dict[Scheme, list[str]] = {}
     for layer, scheme in plan.items():
         schemes.setdefault(scheme, []).append(layer)
-    # The head is a linear layer too, whether it is tied to the embedding or not.
-    ignored = ["lm_head", *(layer for layer in linear_layers(reader) if layer not in plan)]
+    # Every other matrix is named: what takes all linear layers for quantised would read it as integers. The head is a
+    # linear layer too, whether it is tied to the embedding or not.
+    others = (
+        name.removesuffix(".weight")
+        for name, info in sorted(reader.tensors.items())
+        if len(info.shape) > 1 and name != HEAD and not is_embedding(name)
+    )
+    kept = [name for name in others if name not in plan and not _EXPERT.search(name)]
+    ignored = ["lm_head", *kept]
+    if any(_EXPERT.search(name) for name in reader.tensors):
+        ignored.append(r"re:.*\.experts\..*")
     formats = {scheme.format for scheme in schemes}
     return {
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "config_groups": {
-            f"group_{number}": scheme.config(["Linear"] if len(schemes) == 1 else sorted(members))
+            f"group_{number}": scheme.config(sorted(members))
             for number, (scheme, members) in enumerate(schemes.items())
         },
         "ignore": ignored,
         "kv_cache_scheme": None,
     }
-
-
-# ---- reading back -----------------------------------------------------------------------------------------------
-
-
-def quantised_layers(reader: CheckpointReader) -> set[str]:
-    """Names of the layers that a checkpoint stores quantised."""
-    return {name.removesuffix(".weight_scale") for name in reader.tensors if name.endswith(".weight_scale")}
-
-
-def rounds_inputs(reader: CheckpointReader, layer: str) -> bool:
-    """Whether a layer is W8A8, so that its inputs are rounded too."""
-    return f"{layer}.weight_scale" in reader.tensors and f"{layer}.weight" in reader.tensors
-
-
-def dense_names(reader: CheckpointReader) -> list[str]:
-    """Names of the tensors a checkpoint has once quantised layers are dense again."""
-    layers = quantised_layers(reader)
-    others = [n for n in reader.tensors if n.rpartition(".")[0] not in layers or n.rpartition(".")[2] not in _PARTS]
-    return sorted([*others, *(f"{layer}.weight" for layer in layers)])
-
-
-def read_dense(reader: CheckpointReader, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """One tensor by its name in a dense checkpoint, dequantised where it has to be."""
-    layer = name.removesuffix(".weight")
-    if f"{layer}.weight_scale" not in reader.tensors:
-        return reader.read(name).to(dtype)
-    packed = f"{layer}.weight_packed" in reader.tensors
-    values = unpack_int4(reader.read(f"{layer}.weight_packed")) if packed else reader.read(name)
-    return dequantise(values, reader.read(f"{layer}.weight_scale")).to(dtype)

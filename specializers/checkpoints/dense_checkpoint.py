@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...agents.errors import TrainingError
+from .output_head import HEAD
 from .prunable_models import PrunableModel, read_prunable
 
 if TYPE_CHECKING:
@@ -36,17 +37,17 @@ def fold_adapters(tuned: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def dense_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """All tensors of a Hugging Face model by name, a tied head once."""
-    tied = model.config.tie_word_embeddings
-    return {
-        name: tensor.detach() for name, tensor in model.state_dict().items() if not (tied and name == "lm_head.weight")
-    }
+    """All tensors of a Hugging Face model by name, a tied head once: what the weights say, not the config."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    return {name: tensor.detach() for name, tensor in model.state_dict().items() if not (tied and name == HEAD)}
 
 
 def write_dense(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
     """Write `config.json` and `model.safetensors` into `folder`, in the config's dtype (bfloat16 when it has none).
 
-    The same tensors give the same bytes; no path of this machine gets in.
+    The config says of the output head what the tensors say: with one of its own it is not tied. The same
+    tensors give the same bytes; no path of this machine gets in.
     Raises: TrainingError when a value is not finite, OSError when the disk is full.
     """
     import torch
@@ -65,6 +66,8 @@ def write_dense(folder: Path, tensors: Mapping[str, torch.Tensor], config: Mappi
             )
     folder.mkdir(parents=True, exist_ok=True)
     known = {key: value for key, value in config.items() if key not in (*_ORIGIN, "torch_dtype")}
+    if HEAD in cast:
+        known["tie_word_embeddings"] = False
     text = json.dumps({**known, "dtype": name_of_dtype}, indent=2, sort_keys=True) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     try:

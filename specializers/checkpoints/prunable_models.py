@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...agents.errors import RecipeError
+from .output_head import HEAD, stores_own_head
 from .tensor_files import base_tensors
 
 __all__ = ["FAMILIES", "WIDTH_STEP", "Family", "Part", "PrunableModel", "check_width", "part_of", "read_prunable"]
@@ -160,12 +161,16 @@ def part_of(name: str, family: Family) -> Part:
 
 @dataclass(frozen=True)
 class PrunableModel:
-    """The config and sizes of a checkpoint that can be pruned; `parameters` counts a tied head once."""
+    """The config and sizes of a checkpoint that can be pruned.
+
+    `tied` says whether the output head is the embedding; `parameters` then counts it once.
+    """
 
     config: dict[str, Any]
     family: Family
     parameters: int
     embedding_parameters: int
+    tied: bool
 
     @property
     def hidden_size(self) -> int:
@@ -186,11 +191,6 @@ class PrunableModel:
     @property
     def intermediate_size(self) -> int:
         return int(self.config["intermediate_size"])
-
-    @property
-    def tied(self) -> bool:
-        """Whether the output head is the embedding."""
-        return bool(self.config.get("tie_word_embeddings", self.config["model_type"] == "gemma"))
 
 
 def read_prunable(folder: Path) -> PrunableModel:
@@ -219,15 +219,17 @@ def read_prunable(folder: Path) -> PrunableModel:
         )
     sizes: dict[Part, int] = {}
     total = 0
-    tied = bool(config.get("tie_word_embeddings", config["model_type"] == "gemma"))
+    tied = not stores_own_head(folder)
+    if not tied:
+        config["tie_word_embeddings"] = False  # whatever it said
     for name, info in tensors.items():
-        if tied and name == "lm_head.weight":
+        if tied and name == HEAD:
             continue  # some writers store the tied copy
         count = math.prod(info.shape)
         total += count
-        part = "embedding" if name == "lm_head.weight" else part_of(name, family)
+        part = "embedding" if name == HEAD else part_of(name, family)
         sizes[part] = sizes.get(part, 0) + count
-    return PrunableModel(config, family, total, sizes["embedding"])
+    return PrunableModel(config, family, total, sizes["embedding"], tied)
 
 
 def check_width(name: str, value: int, now: int) -> None:

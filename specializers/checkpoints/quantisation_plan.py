@@ -11,7 +11,10 @@ from ...agents.errors import RecipeError
 
 __all__ = ["FUSED_LAYERS", "LAYER_NAMES", "Scheme", "check_fused", "check_plan", "choose_schemes", "fused_with"]
 
-LAYER_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYER_NAMES = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("qkv_proj", "gate_up_proj"),  # where a family stores fused matrices
+)
 # vLLM computes each of these as one matrix, so their members share a scheme.
 FUSED_LAYERS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 # Not quantised whatever a recipe says: where head and embedding are tied they are one tensor.

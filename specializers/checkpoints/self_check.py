@@ -1,7 +1,8 @@
-"""What a checkpoint is sure to answer, so that an engine that computes something else is noticed before it serves.
+"""What a checkpoint answers, so that an engine that computes something else is noticed before it serves.
 
-Kernels for few bits can be fed wrongly without any error: the answers are then garbage. With new weights a few first
-words are put on the card of which the model is sure; every engine started on them has to say them.
+Kernels for few bits can be fed wrongly without any error: the answers are then garbage. With new weights the card
+gets the likeliest first words after some prompts, with their log-probabilities; every engine started on them has to
+give its first word about the same. That also tells models that are sure of no word from wrong ones.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.chat_tokens import chat_tokens
-from ...agents.errors import RecipeError
+from ...agents.frozen_model import FrozenModel
 
-__all__ = ["PROMPTS", "make_self_check", "read_self_check"]
+__all__ = ["PROMPTS", "KnownAnswer", "make_self_check", "read_self_check"]
 
 PROMPTS = (
     "What is the capital of France?",
@@ -25,37 +26,74 @@ PROMPTS = (
     "Write one sentence about the sea.",
     "How many days does a week have?",
 )
-# Between the likeliest token and the next, in nats: far more than numbers of 16 bits can turn around.
-SURE_MARGIN = 2.0
+FIRST_WORDS = 16
+"""Likeliest first tokens that are kept of each answer."""
+
+_NAMELESS = ""
+# Numbers of 16 bits and sums in another order come to 0.2 nats or so; weights that were read wrongly to several. A
+# model that is sure of nothing has all its logits closer together, and its errors are smaller.
+_MOST_DISTANCE = 0.6
+_LEAST_DISTANCE = 0.05
+_SHARE_OF_SPREAD = 0.25
 
 
-def make_self_check(weights: Path) -> list[dict[str, str]]:
-    """Prompts and the first token of their greedy answers, where the model is sure of it; computed layer by layer.
+class KnownAnswer(FrozenModel):
+    """The likeliest first tokens after a prompt: text and log-probability in nats, the likeliest first.
 
-    Empty for a model that is never sure, or is not built like Llama (see `LayerStream`).
+    A token that no text stands for (a special one, a control character, or part of a letter) has the text "".
+
+    >>> known = KnownAnswer(prompt="What is 2 + 2?", first=(("4", -0.1), ("Four", -2.5)))
+    >>> round(known.distance("4", -0.3), 3), round(known.distance("5", -0.3), 3)
+    (0.2, 2.2)
     """
+
+    prompt: str
+    first: tuple[tuple[str, float], ...]
+
+    @property
+    def limit(self) -> float:
+        """How far, in nats, a right engine's answer may be from this one."""
+        spread = self.first[0][1] - self.first[-1][1]
+        return min(max(_SHARE_OF_SPREAD * spread, _LEAST_DISTANCE), _MOST_DISTANCE)
+
+    def distance(self, text: str, logprob: float | None) -> float:
+        """How far, in nats, an answer that begins with `text` is from this one.
+
+        The larger of two: how much its log-probability differs, and half of what the model itself likes it less than
+        its favourite, which two errors of one size, one up and one down, can turn around. A token that is not among
+        those known counts as the last of them. `logprob` is None where an engine tells none.
+        """
+        values = [known for name, known in self.first if _named(name) == _named(text)] or [self.first[-1][1]]
+        nearest = values[0] if logprob is None else min(values, key=lambda value: abs(value - logprob))
+        difference = 0.0 if logprob is None else abs(nearest - logprob)
+        return max(difference, (self.first[0][1] - nearest) / 2)
+
+
+def make_self_check(weights: Path) -> list[dict[str, Any]]:
+    """What the model in `weights` begins its answers with, for the card; computed in float32, layer by layer."""
     from transformers import AutoTokenizer
 
     from .layer_stream import LayerStream
 
     tokenizer = AutoTokenizer.from_pretrained(weights)
     rows = [chat_tokens(tokenizer, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
-    try:
-        stream = LayerStream(weights)
-    except RecipeError:
-        return []
-    sequences = stream.embed(rows)
-    for number in range(stream.depth):
-        stream.run_layer(number, sequences)
-    best = stream.next_token_logits(sequences).topk(2)
     known = []
-    for prompt, (first, second), (token, _) in zip(PROMPTS, best.values.tolist(), best.indices.tolist(), strict=True):
-        text = tokenizer.decode([token], skip_special_tokens=True)
-        if first - second >= SURE_MARGIN and text.strip() and "\ufffd" not in text:
-            known.append({"prompt": prompt, "begins": text})
+    for prompt, logits in zip(PROMPTS, LayerStream(weights).logits(rows), strict=True):
+        best = logits[-1].log_softmax(-1).topk(min(FIRST_WORDS, logits.shape[-1]))
+        first = tuple(
+            (_named(tokenizer.decode([token], skip_special_tokens=True)), round(value, 4))
+            for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        )
+        known.append(KnownAnswer(prompt=prompt, first=first).model_dump(mode="json"))
     return known
 
 
-def read_self_check(card: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """(prompt, beginning of the answer) of a variant's card; empty where there are none."""
-    return tuple((entry["prompt"], entry["begins"]) for entry in card.get("self_check", ()))
+def read_self_check(card: Mapping[str, Any]) -> tuple[KnownAnswer, ...]:
+    """The known answers on a variant's card; empty where there are none, or of a form before this one."""
+    return tuple(KnownAnswer.model_validate(entry) for entry in card.get("self_check", ()) if "first" in entry)
+
+
+def _named(text: str) -> str:
+    """A token's text as it is compared: engines cut blanks differently, and hold back parts of letters."""
+    stripped = text.strip()
+    return stripped if stripped.isprintable() and "\ufffd" not in stripped else _NAMELESS

@@ -190,10 +190,25 @@ def base_tensors(folder: Path) -> dict[str, TensorInfo]:
     """
     found = {name: info for tensors in weight_files(folder).values() for name, info in tensors.items()}
     for name, info in list(found.items()):
-        if name.endswith(".weight_packed"):  # int4, eight to a word: shown with the layer's shape
-            rows, words = info.shape
-            found[name.removesuffix("_packed")] = TensorInfo("I4", (rows, 8 * words), info.start, info.end)
+        layer, _, part = name.rpartition(".")
+        shape = _packed_shape(found, layer, part, info)
+        if shape is not None:
+            found[f"{layer}.weight"] = TensorInfo("I4", shape, info.start, info.end)
     return found
+
+
+def _packed_shape(found: dict[str, TensorInfo], layer: str, part: str, info: TensorInfo) -> tuple[int, int] | None:
+    """Shape [rows, inputs] of a layer of which this is the packed weight, eight integers a word; None of others."""
+    if len(info.shape) != 2 or part not in ("weight_packed", "qweight"):
+        return None
+    first, second = info.shape
+    if part == "weight_packed":
+        return first, 8 * second
+    scales = found.get(f"{layer}.scales")
+    if scales is None:
+        return None
+    packs_inputs = scales.shape[-1] == second  # gptq; awq packs rows
+    return (second, 8 * first) if packs_inputs else (8 * second, first)
 
 
 def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
@@ -204,8 +219,11 @@ def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(read_json(folder, index.name).get("weight_map", {}).values()))
+    elif (folder / "model.safetensors").is_file():
+        names = ["model.safetensors"]
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        # Some publishers put the same weights beside them once more, in a layout of their own.
+        names = sorted(path.name for path in folder.glob("*.safetensors") if not path.match("consolidated*"))
     if not names:
         raise BaseModelError(
             f"model folder {folder} has no weights",

@@ -27,7 +27,7 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ..checkpoints.layer_stream import load_dense_model
+    from ..checkpoints.dense_model import load_dense_model
 
     device, autocast = choose_device(settings)
     # Mixed precision on CPU keeps the residual stream in float32; a GPU holds bigger models, so saves memory.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...agents.errors import BaseModelError, VariantError, did_you_mean
+from ..checkpoints.output_head import HEAD, stores_own_head
 from ..checkpoints.tensor_files import base_tensors, read_json, weight_files
 from .bundled_model import BUNDLED, MANIFEST, convert_bundled
 from .shelf import hash_files
@@ -115,12 +116,12 @@ def base_fingerprint(folder: Path) -> str:
     The same for every copy and sharding of a checkpoint; a few milliseconds, so nothing is cached.
     Raises: BaseModelError as `base_tensors`.
     """
-    tied = read_json(folder, "config.json").get("tie_word_embeddings", False)
+    own_head = stores_own_head(folder)
     parts: dict[str, bytes] = {}
     for path, tensors in weight_files(folder).items():
         with path.open("rb") as file:
             for name, info in tensors.items():
-                if tied and name == "lm_head.weight":
+                if name == HEAD and not own_head:
                     continue  # some writers store the tied copy, some do not
                 file.seek(info.start)
                 start = file.read(min(_FINGERPRINT_BYTES, info.end - info.start))

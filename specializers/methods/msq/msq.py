@@ -18,6 +18,7 @@ from ....agents.errors import RecipeError
 from ...checkpoints.checkpoint_files import CheckpointReader
 from ...checkpoints.compressed_tensors import linear_layers, write_compressed
 from ...checkpoints.quantisation_plan import Scheme, check_plan
+from ...checkpoints.written_check import check_written
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
 from ..method import Job, Made, Method
@@ -139,6 +140,7 @@ def _save(model: Any, objective: MsqObjective, schemes: Mapping[str, Scheme], jo
             yield name, values, scale if scale.shape[1] == groups else scale.expand(-1, groups)
 
     write_compressed(reader, job.out / "weights", schemes, quantised())
+    check_written(job.out / "weights")
     shutil.rmtree(dense, ignore_errors=True)
 
 

@@ -45,6 +45,7 @@ def make_ptq(settings: PtqSettings, job: Job) -> Made:
     disk is full.
     """
     from ...checkpoints.compressed_tensors import write_compressed
+    from ...checkpoints.written_check import check_written
     from .rounding import round_by_gptq, round_nearest
 
     work = _prepare(settings, job)
@@ -52,6 +53,7 @@ def make_ptq(settings: PtqSettings, job: Job) -> Made:
     weights = job.out / "weights"
     layers = _with_progress(rounded, work, job)
     write_compressed(work.reader, weights, work.plan, layers, scale_dtype=work.scale_dtype, merged=work.merged)
+    check_written(weights)
     ask = AskSpec()
     if settings.adapter == "keep" and job.adapter is not None:
         shutil.copytree(job.adapter, job.out / "adapter")

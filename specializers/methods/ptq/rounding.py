@@ -96,9 +96,10 @@ def round_by_gptq(work: RoundingWork, job: Job) -> Iterator[Rounded]:
     for number in range(stream.depth):
         done.clear()
 
-        def quantise(layer: Any, sequences: Sequences, prefix: str = f"model.layers.{number}") -> None:
+        def quantise(layer: Any, sequences: Sequences, number: int = number) -> None:
+            prefix = stream.layer_name(number)
             members = {name: m for name, m in layer.named_modules() if f"{prefix}.{name}" in work.plan}
-            hessians = _hessians(stream, layer, members, sequences)
+            hessians = _hessians(stream, number, members, sequences)
             for name, module in members.items():
                 done.append((f"{prefix}.{name}", *_gptq_layer(work, f"{prefix}.{name}", module, hessians[name])))
 
@@ -106,7 +107,9 @@ def round_by_gptq(work: RoundingWork, job: Job) -> Iterator[Rounded]:
         yield from done
 
 
-def _hessians(stream: Any, layer: Any, members: Mapping[str, Any], sequences: Sequences) -> dict[str, torch.Tensor]:
+def _hessians(
+    stream: LayerStream, number: int, members: Mapping[str, Any], sequences: Sequences
+) -> dict[str, torch.Tensor]:
     """Σ x xᵀ over all tokens for each member; members with the same inputs share one."""
     first = {name: fused_with(name, members)[0] for name in members}
     sums = {name: torch.zeros(members[name].in_features, members[name].in_features) for name in set(first.values())}
@@ -121,7 +124,7 @@ def _hessians(stream: Any, layer: Any, members: Mapping[str, Any], sequences: Se
     hooks = [members[name].register_forward_pre_hook(add(total)) for name, total in sums.items()]
     with hooked(hooks):
         for row in range(len(sequences.states)):
-            stream.forward(layer, sequences, row)
+            stream.forward(number, sequences, row)
     return {name: sums[first[name]] for name in members}
 
 

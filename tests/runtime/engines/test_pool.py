@@ -271,7 +271,10 @@ async def test_an_engine_that_computes_something_else_does_not_serve(
 ) -> None:
     variants = checkpoints(tiny_base, tmp_path)
     record, folder = variants["slim"]
-    known = [{"prompt": str(n), "begins": "Paris" if n < wrong else " slim-000000:-"} for n in range(3)]
+    known = [
+        {"prompt": str(n), "first": [["Paris" if n < wrong else " slim-000000:-", -0.1], ["no", -9.0]]}
+        for n in range(3)
+    ]
     variants["slim"] = (record.model_copy(update={"card": {"self_check": known}}), folder)
     started = Started()
     async with EnginePool(tiny_base, variants.__getitem__, TINY, start_engine=started) as pool:
@@ -290,7 +293,7 @@ async def test_an_engine_that_dies_in_its_self_check_is_restarted_within_the_lim
 ) -> None:
     variants = checkpoints(tiny_base, tmp_path)
     record, folder = variants["slim"]
-    known = [{"prompt": "0", "begins": " slim-000000:-"}]
+    known = [{"prompt": "0", "first": [[" slim-000000:-", -0.1]]}]
     variants["slim"] = (record.model_copy(update={"card": {"self_check": known}}), folder)
     started = Started(deadly={"self-check"})
     settings = TINY.model_copy(update={"restart_limit": limit})

@@ -18,17 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from metier.agents import RecipeError
 from metier.specializers.checkpoints.checkpoint_files import CheckpointReader, CheckpointWriter
-from metier.specializers.checkpoints.compressed_tensors import (
-    dense_names,
-    linear_layers,
-    pack_int4,
-    quantised_layers,
-    read_dense,
-    unpack_int4,
-    write_compressed,
-)
+from metier.specializers.checkpoints.compressed_tensors import linear_layers, pack_int4, write_compressed
 from metier.specializers.checkpoints.quantisation_plan import LAYER_NAMES, Scheme, check_plan, choose_schemes
 from metier.specializers.checkpoints.quantisers import dequantise, round_to_nearest
+from metier.specializers.checkpoints.stored_weights import dense_names, quantised_layers, read_dense, unpack_integers
 
 W8A8, W4A16 = Scheme(8), Scheme(4, 32)
 
@@ -101,7 +94,7 @@ def test_int4_packing_is_eight_nibbles_lowest_first() -> None:
         for word in range(4):
             total = sum((int(values[row, word * 8 + i]) + 8) * 16**i for i in range(8))
             assert int(packed[row, word]) % 2**32 == total
-    assert torch.equal(unpack_int4(packed), values)
+    assert torch.equal(unpack_integers(packed, 4) - 8, values)
 
 
 def test_plans_the_kernels_would_refuse() -> None:

@@ -13,8 +13,9 @@ import torch
 from metier.agents import RecipeError, TrafficRow, TrainingError, write_traffic
 from metier.specializers import Recipe, Shelf, produce
 from metier.specializers.checkpoints.checkpoint_files import CheckpointReader
-from metier.specializers.checkpoints.compressed_tensors import linear_layers, quantised_layers, read_dense
+from metier.specializers.checkpoints.compressed_tensors import linear_layers
 from metier.specializers.checkpoints.quantisation_plan import Scheme
+from metier.specializers.checkpoints.stored_weights import quantised_layers, read_dense
 from metier.specializers.methods.msq.bits import bit_units
 from metier.specializers.methods.msq.msq import served_schemes
 from metier.specializers.methods.msq.quantiser import inside_range, lsb_distance, to_values

@@ -236,7 +236,7 @@ def test_an_adapter_before_it_is_taken_in(tmp_path: Path, folder: Path, tiny_bas
 
 def test_it_hands_on_to_quantisation(tmp_path: Path, folder: Path, tiny_base: Path) -> None:
     from metier.specializers.checkpoints.checkpoint_files import CheckpointReader
-    from metier.specializers.checkpoints.compressed_tensors import quantised_layers
+    from metier.specializers.checkpoints.stored_weights import quantised_layers
 
     shelf = Shelf(tmp_path / "shelf")
     ptq = {"method": "ptq", "scheme": "w4a16", "group_size": 32, "perplexity_windows": 0}

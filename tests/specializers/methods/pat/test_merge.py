@@ -102,7 +102,9 @@ def describe(model: Any) -> PrunableModel:
     parameters = sum(p.numel() for p in model.parameters())
     embedding = model.get_input_embeddings().weight.numel()
     tied = model.config.tie_word_embeddings
-    return PrunableModel(config, FAMILIES[model.config.model_type], parameters, embedding if tied else 2 * embedding)
+    return PrunableModel(
+        config, FAMILIES[model.config.model_type], parameters, embedding if tied else 2 * embedding, tied
+    )
 
 
 def with_operators(model: Any, count: int, *, trained_embedding: bool, lora: bool = True) -> PatModel:

@@ -20,10 +20,10 @@ from metier.agents import RecipeError, TrafficRow, write_traffic
 from metier.specializers import AskSpec, Recipe, Shelf, Variant, load_recipe, produce
 from metier.specializers.adapters.adapter_check import check_adapter
 from metier.specializers.checkpoints.checkpoint_files import CheckpointReader
-from metier.specializers.checkpoints.compressed_tensors import dense_names, quantised_layers, read_dense
-from metier.specializers.checkpoints.layer_stream import load_dense_model
+from metier.specializers.checkpoints.dense_model import load_dense_model
 from metier.specializers.checkpoints.perplexity import measure_perplexity, offline_text, text_windows
 from metier.specializers.checkpoints.quantisers import dequantise, gptq, round_activations, round_to_nearest
+from metier.specializers.checkpoints.stored_weights import dense_names, quantised_layers, read_dense
 from metier.specializers.training.batches import encode_rows
 from tests.tiny_model import write_tiny_llama
 

@@ -1,0 +1,92 @@
+"""A checkpoint as its family's own model: whole in memory, or as modules without weights that take them later."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...agents.errors import RecipeError
+from .checkpoint_files import AddedWeights, CheckpointReader
+from .stored_weights import dense_names, read_dense
+
+__all__ = ["attention_of", "build_without_weights", "load_dense_model"]
+
+
+def attention_of(config: Any) -> dict[str, str]:
+    """The argument that makes transformers compute attention as the family does; empty where any way is right.
+
+    Capped scores are computed by the plain way only: the fused ones leave the cap out without a word.
+    """
+    return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+
+
+def load_dense_model(folder: Path, dtype: torch.dtype, merged: AddedWeights | None = None) -> Any:
+    """Load a checkpoint as a transformers model with dense weights, dequantised where they are quantised.
+
+    `merged` is a LoRA that counts as part of the weights. Raises: RecipeError for weights that the model lacks.
+    """
+    reader = CheckpointReader(folder)
+    state = {}
+    for name in dense_names(reader):
+        weight = read_dense(reader, name, dtype)
+        state[name] = weight if merged is None else merged.add(name, weight.float()).to(dtype)
+    config = _dense_config(folder)
+    with _without_weights():
+        kind = type(_from_config(config))
+    model, loading = kind.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **attention_of(config)
+    )
+    if loading["missing_keys"]:
+        raise RecipeError(
+            f"the checkpoint in {folder.name!r} lacks {sorted(loading['missing_keys'])[0]}",
+            expected=f"every weight of {kind.__name__}",
+            remedy="Copy or make the checkpoint again.",
+        )
+    return model.eval()
+
+
+def build_without_weights(folder: Path) -> Any:
+    """A checkpoint's model with its parameters on the device `meta`; buffers are computed as the family does."""
+    with _without_weights():
+        return _from_config(_dense_config(folder)).eval()
+
+
+def _from_config(config: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention_of(config))
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Put the parameters of modules that this thread makes on the device `meta`.
+
+    The device as such would do it for buffers too, which nothing computes again: a scale of embeddings, say.
+    """
+    register, here = torch.nn.Module.register_parameter, threading.get_ident()
+
+    def on_meta(module: Any, name: str, parameter: Any) -> None:
+        # One that is there already is tied to another module's, and stays the same object.
+        if parameter is not None and parameter.device.type != "meta" and threading.get_ident() == here:
+            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register
+
+
+def _dense_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content.pop("quantization_config", None)
+    return AutoConfig.for_model(**content)
