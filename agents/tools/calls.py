@@ -72,16 +72,19 @@ class CallAnswer(FrozenModel):
     """Whether to make the call once more, because it was not done."""
 
 
-def turn_schema(tools: Iterable[Tool], answer: Mapping[str, Any] | None, calls_left: int) -> dict[str, Any]:
+def turn_schema(
+    tools: Iterable[Tool], answer: Mapping[str, Any] | None, calls_left: int, *, must_call: bool = False
+) -> dict[str, Any]:
     """JSON schema of a reply: at most `calls_left` calls of these tools, or an answer of schema `answer`.
 
-    Free text (None) is a JSON string here, since text has no schema that a call could be told from.
+    Free text (None) is a JSON string here, since text has no schema that a call could be told from. With `must_call`
+    the reply can only be calls.
     """
     answer = _TEXT if answer is None else answer
     tools = tuple(tools)
     if not tools or calls_left < 1:
         return dict(answer)
-    definitions: dict[str, Any] = {"answer": _moved(answer, "answer")}
+    definitions: dict[str, Any] = {}
     calls = []
     for number, each in enumerate(tools):
         place = f"tool{number}"
@@ -89,6 +92,9 @@ def turn_schema(tools: Iterable[Tool], answer: Mapping[str, Any] | None, calls_l
         name_and_arguments = {"name": {"const": each.name}, "arguments": {"$ref": f"#/$defs/{place}"}}
         calls.append(_object(name_and_arguments))
     several = {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "maxItems": calls_left}
+    if must_call:
+        return {**_object({CALLS: several}), "$defs": definitions}
+    definitions["answer"] = _moved(answer, "answer")
     return {"anyOf": [_object({CALLS: several}), {"$ref": "#/$defs/answer"}], "$defs": definitions}
 
 
@@ -131,7 +137,9 @@ def describe_tools(tools: Iterable[Tool]) -> str:
 
 
 def _signature(each: Tool) -> str:
-    properties, required = each.parameters.get("properties") or {}, each.parameters.get("required") or ()
+    properties, required = each.parameters.get("properties"), each.parameters.get("required")
+    properties = properties if isinstance(properties, dict) else {}
+    required = required if isinstance(required, list) else []
     shown = (
         f"{name}{'' if name in required else '?'}: {_kind(schema, each.parameters)}"
         for name, schema in properties.items()
@@ -143,10 +151,11 @@ def _kind(schema: Any, whole: Mapping[str, Any]) -> str:
     """A schema in a word or two: `string`, `[integer, …]`, `"a" | "b"`; what is nested as its JSON, shortened."""
     if not isinstance(schema, dict):
         return "anything"
-    if "enum" in schema or "const" in schema:
-        return " | ".join(json.dumps(value, ensure_ascii=False) for value in schema.get("enum", [schema.get("const")]))
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(values, list):
+        return " | ".join(json.dumps(value, ensure_ascii=False) for value in values)
     said = f" ({schema['description']})" if schema.get("description") else ""
-    if "anyOf" in schema:
+    if isinstance(schema.get("anyOf"), list):
         return " | ".join(_kind(one, whole) for one in schema["anyOf"]) + said
     kind = schema.get("type")
     if kind == "array":
@@ -156,7 +165,9 @@ def _kind(schema: Any, whole: Mapping[str, Any]) -> str:
     if kind == "object" and not schema.get("properties"):
         return f"object{said}"
     reference = str(schema.get("$ref", ""))
-    nested = (whole.get("$defs") or {}).get(reference.removeprefix("#/$defs/"), schema)
+    definitions = whole.get("$defs")
+    known = definitions if isinstance(definitions, dict) else {}
+    nested = known.get(reference.removeprefix("#/$defs/"), schema)
     text = json.dumps(nested, ensure_ascii=False)
     return (text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…") + said
 

@@ -73,5 +73,11 @@ class ServerSettings(FrozenModel):
     max_answer_tokens: int = Field(default=8192, ge=1)
     """Most answer tokens that a request may ask for."""
 
+    tools: int = Field(default=64, ge=0)
+    """Most tools that a request may bring."""
+
+    calls: int = Field(default=8, ge=1)
+    """Most calls of a request's tools in one reply."""
+
     answer_tokens: int = Field(default=256, ge=1)
     """Answer tokens of a request that does not say."""

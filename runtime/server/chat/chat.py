@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,9 +24,16 @@ from ..live_runs import LiveRuns
 from ..served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
 from ..typed_inputs import role_inputs, workflow_input
 from .chat_protocol import AskOrigin, ChatRequest, Completed, answer_schema, to_messages
+from .tool_requests import AskedTools, asked_tools
 
 __all__ = ["Answer", "Chat"]
 
+
+_OF_ASKS = (
+    "max_completion_tokens", "max_tokens", "temperature", "top_p", "thinking", "priority", "metier", "tools",
+    "tool_choice", "parallel_tool_calls",
+)  # fmt: skip
+"""Fields of a request that say how one ask is made, which a workflow's roles say themselves."""
 
 Answer = Callable[[OnText | None], Awaitable[Completed]]
 """Does what a request asks for; hands text on as it comes where it is wanted."""
@@ -54,11 +62,26 @@ class Chat:
         if isinstance(served, ServedWorkflow):
             run = self._plan_run(served, request)
             return lambda on_text: run()
+        settings = self._settings
+        tools = asked_tools(
+            request.tools, request.tool_choice, request.parallel_tool_calls, settings.tools, settings.calls
+        )
         if isinstance(served, ServedRole):
-            ask, reason = self._role_ask(served, request)
+            ask, reason = self._role_ask(served, request, tools)
         else:
-            ask, reason = self._variant_ask(served, request), "named by the request"
-        return lambda on_text: self._ask(ask, reason, on_text)
+            ask, reason = self._variant_ask(served, request, tools), "named by the request"
+        if tools is None:
+            return lambda on_text: self._ask(ask, reason, on_text)
+        free_text = ask.answer_schema is None
+        asked = ask.model_copy(update={"answer_schema": tools.schema(ask.answer_schema)})
+
+        async def called(on_text: OnText | None) -> Completed:
+            """Nothing is handed on before it is known whether it is an answer."""
+            done = await self._ask(asked, reason, None)
+            text, calls = tools.read(done.text, free_text)
+            return replace(done, text=text, calls=calls, finish_reason="tool_calls" if calls else done.finish_reason)
+
+        return called
 
     # --- asks ---------------------------------------------------------------------------------------------
 
@@ -75,7 +98,7 @@ class Chat:
         origin = {"variant": ask.variant, "engine": reply.engine, "reason": reason, "profile": profile}
         return Completed(reply.text, reply.thinking, reply.finish_reason, usage, origin)
 
-    def _role_ask(self, served: ServedRole, request: ChatRequest) -> tuple[Ask, str]:
+    def _role_ask(self, served: ServedRole, request: ChatRequest, tools: AskedTools | None) -> tuple[Ask, str]:
         role = served.role
         first, *rest = to_messages(request.messages)
         if first.role != "user" or any(message.role == "system" for message in rest):
@@ -91,7 +114,7 @@ class Chat:
         origin = request.metier or AskOrigin()
         ask = self._new_ask(
             request,
-            messages=(*render_prompt(role, inputs), *rest),
+            messages=(*render_prompt(role, inputs, () if tools is None else tools.tools), *rest),
             role=role.name,
             answer_schema=schema_of(role.gives),
             max_tokens=self._answer_tokens(request, role.max_tokens),
@@ -111,15 +134,16 @@ class Chat:
         own = next((value for value in inputs.values() if isinstance(value, takes)), None)
         return first.content if own is None else task_text(own)
 
-    def _variant_ask(self, served: ServedVariant, request: ChatRequest) -> Ask:
+    def _variant_ask(self, served: ServedVariant, request: ChatRequest, tools: AskedTools | None) -> Ask:
         messages = to_messages(request.messages)
         origin = request.metier or AskOrigin()
+        schema = answer_schema(request.response_format)
         return self._new_ask(
             request,
-            messages=messages,
+            messages=messages if tools is None else tools.told(messages, schema),
             role=origin.role,
             variant=served.variant,
-            answer_schema=answer_schema(request.response_format),
+            answer_schema=schema,
             max_tokens=self._answer_tokens(request, self._settings.answer_tokens),
             thinking=request.thinking,
             temperature=request.temperature or 0.0,
@@ -171,7 +195,7 @@ class Chat:
 
     def _plan_run(self, served: ServedWorkflow, request: ChatRequest) -> Callable[[], Awaitable[Completed]]:
         graph = served.graph
-        for name in ("max_completion_tokens", "max_tokens", "temperature", "top_p", "thinking", "priority", "metier"):
+        for name in _OF_ASKS:
             if getattr(request, name) not in (None, 0):
                 raise RequestRefused(
                     f"{name} for workflow {graph.name!r}",

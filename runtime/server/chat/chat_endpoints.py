@@ -99,6 +99,8 @@ class _Stream:
         last = self._text("", first=True) if first else b""
         if done.thinking:
             last += self._chunk({"reasoning_content": done.thinking})
+        if done.calls:
+            last += self._chunk({"tool_calls": [{"index": at, **call} for at, call in enumerate(done.calls)]})
         last += self._chunk({}, done.finish_reason, metier=done.origin)
         options = self._request.stream_options
         if options is not None and options.include_usage:

@@ -13,6 +13,7 @@ from ....agents.messages import Message, Usage
 from ....agents.prompts import PROMPT_LAYOUT
 from ....agents.thinking import ThinkingProfile
 from ..error_replies import RequestRefused
+from .tool_requests import ClientTool, MessageCall, ToolChoice, call_message, results_message
 
 __all__ = ["AskOrigin", "ChatRequest", "Completed", "chunk", "completion", "to_messages", "usage_block"]
 
@@ -37,9 +38,14 @@ class TextPart(_Strict):
 class ChatMessage(_Strict):
     """One message; `developer` is OpenAI's newer word for `system`."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    """None for calls alone."""
     name: Name | None = None
+    tool_calls: list[MessageCall] | None = Field(default=None, min_length=1)
+    """What an earlier reply called; only of the assistant."""
+    tool_call_id: Name | None = None
+    """Of which call this is the result; only of a tool."""
     refusal: None = None
 
 
@@ -99,6 +105,9 @@ class ChatRequest(_Strict):
     thinking: ThinkingProfile | None = None
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     metier: AskOrigin | None = None
+    tools: list[ClientTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     n: Literal[1] | None = None
     # Said by clients of themselves, or to services that keep things: nothing that could be missed in an answer.
     user: str | None = None
@@ -118,13 +127,32 @@ class Completed:
     finish_reason: str = "stop"
     usage: Usage = field(default_factory=Usage)
     origin: dict[str, Any] = field(default_factory=dict)
+    calls: tuple[dict[str, Any], ...] = ()
+    """Calls that the client is to make, as they travel; the text is then empty."""
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """The messages of a request as an ask has them."""
-    return tuple(
-        Message(role="system" if m.role == "developer" else m.role, content=_text(m.content)) for m in messages
-    )
+    """The messages of a request as an ask has them: calls as the model wrote them, their results as one message.
+
+    Raises: RequestRefused for results that belong to no call, calls without results, and messages without content.
+    """
+    made: list[Message] = []
+    open_calls: Sequence[MessageCall] = ()
+    results: list[tuple[str | None, str]] = []
+    for message in (*messages, None):
+        if message is not None and message.role == "tool":
+            results.append((message.tool_call_id, _text(message)))
+            continue
+        if open_calls or results:
+            made.append(results_message(open_calls, results))
+        open_calls, results = (), []
+        if message is not None and message.tool_calls and message.role == "assistant":
+            open_calls = message.tool_calls
+            made.append(call_message(open_calls))
+        elif message is not None:
+            role = "system" if message.role == "developer" else message.role
+            made.append(Message(role=role, content=_text(message)))
+    return tuple(made)
 
 
 def answer_schema(format: ResponseFormat | None) -> dict[str, Any] | None:
@@ -156,7 +184,9 @@ def usage_block(usage: Usage) -> dict[str, Any]:
 
 def completion(id: str, model: str, done: Completed) -> dict[str, Any]:
     """A whole completion."""
-    message: dict[str, Any] = {"role": "assistant", "content": done.text, "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": None if done.calls else done.text, "refusal": None}
+    if done.calls:
+        message["tool_calls"] = list(done.calls)
     if done.thinking:
         message["reasoning_content"] = done.thinking
     return {
@@ -185,5 +215,10 @@ def chunk(
     }
 
 
-def _text(content: str | list[TextPart]) -> str:
+def _text(message: ChatMessage) -> str:
+    content = message.content
+    if content is None:
+        raise RequestRefused(
+            f"a message of {message.role!r} without content", param="messages", expected="text, or tool_calls"
+        )
     return content if isinstance(content, str) else "".join(part.text for part in content)
