@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents.errors import AdapterError
 from ..checkpoints.dense_checkpoint import dense_tensors, write_dense
+from ..checkpoints.output_head import HEAD
 from ..checkpoints.tensor_files import base_tensors, read_json
 from ..shelf.companion_files import add_companions
 from .adapter_files import WEIGHTS, check_finite, read_config, read_tensors
@@ -86,10 +87,10 @@ def merge_adapter(
             expected="the same logits from both",
             remedy="Merge it where it was trained, and give the result as a base.",
         )
-    untied = not merged.config.tie_word_embeddings and "lm_head.weight" not in base_tensors(base)
     tensors = dense_tensors(merged)
     _check_names(folder, base, tensors)
-    write_dense(out, tensors, {**config, "tie_word_embeddings": merged.config.tie_word_embeddings})
+    untied = HEAD in tensors and HEAD not in base_tensors(base)
+    write_dense(out, tensors, config)
     add_companions(base, out)
     say(4, 5)
     del merged, tensors
@@ -126,8 +127,9 @@ def _merged(folder: Path, base: Path, kind: str, *, apart: bool) -> Any:
             expected="an adapter that fixed weights are equal to",
             remedy="Train it as LoRA or T-REX.",
         ) from error
-    if tied and torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight):
-        merged.config.tie_word_embeddings = True
+    head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
+    if tied and torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
     return merged
 
 
@@ -153,7 +155,7 @@ def _error(original: list[torch.Tensor], stand_in: list[torch.Tensor], bare: lis
 def _check_names(folder: Path, base: Path, tensors: dict[str, Any]) -> None:
     """Check that the model's tensors are those that a checkpoint of this base has: engines look for these names."""
     stored = base_tensors(base)
-    strange = sorted((tensors.keys() ^ stored.keys()) - {"lm_head.weight"})
+    strange = sorted((tensors.keys() ^ stored.keys()) - {HEAD})
     if strange:
         raise AdapterError(
             f"{folder} cannot be merged into {base.name}: {strange[0]} is only in "

@@ -20,7 +20,7 @@ from .target_check import checked_pattern
 __all__ = ["EMBEDDINGS_SERVED", "check_lora", "check_lora_numbers", "check_lora_settings"]
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?:(?P<half>[AB])\.weight|embedding_(?P<embedded>[AB]))\Z")
-EMBEDDINGS_SERVED = ("granite", "llama", "mistral", "qwen3")
+EMBEDDINGS_SERVED = ("llama", "qwen3")
 """Model types whose engine takes LoRA of the embedding and of the output head (vLLM's `embedding_modules`)."""
 
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"

@@ -12,7 +12,7 @@ import torch
 
 from ...agents.errors import RecipeError
 from ..checkpoints.checkpoint_files import CheckpointReader
-from ..checkpoints.tensor_files import read_json
+from ..checkpoints.output_head import HEAD, is_embedding, stores_own_head
 from ..shelf.adapter_kinds import ADAPTER_KINDS
 from .adapter_check import SLOT_RANKS, check_adapter
 from .adapter_files import half_names, merge_remedy
@@ -59,9 +59,8 @@ class LoraDeltas:
 
 def _check_apart(adapter: Path, model: Path, layers: frozenset[str]) -> None:
     """Check that each layer has a weight of its own: what is added to a tied embedding would also change the head."""
-    tied = read_json(model, "config.json").get("tie_word_embeddings", False)
-    shared = sorted(layer for layer in layers if tied and layer.endswith(("embed_tokens", "lm_head")))
-    if shared:
+    shared = sorted(layer for layer in layers if is_embedding(f"{layer}.weight") or f"{layer}.weight" == HEAD)
+    if shared and not stores_own_head(model):
         raise RecipeError(
             f"the adapter to merge changes {shared[0]}, which shares its weight with another layer",
             expected="a LoRA of layers that have their own weights",

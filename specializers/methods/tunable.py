@@ -17,7 +17,8 @@ __all__ = ["check_tunable", "load_folded", "load_tunable", "save_tuned"]
 def check_tunable(job: Job) -> None:
     """Check that the job's checkpoint holds plain weights, and an adapter that they can take in.
 
-    Raises: RecipeError for a quantised checkpoint, or an adapter that is no LoRA.
+    Raises: RecipeError for a quantised checkpoint, or an adapter that is no LoRA, or changes a weight that two layers
+    share; AdapterError for one that does not fit the checkpoint.
     """
     if "quantization_config" in read_json(job.model, "config.json"):
         raise RecipeError(
@@ -31,6 +32,10 @@ def check_tunable(job: Job) -> None:
             expected="a LoRA adapter, which new weights can take in, or none",
             remedy="Set parent: base, or export the adapter as LoRA first.",
         )
+    if job.adapter is not None:
+        from ..adapters.lora_deltas import LoraDeltas
+
+        LoraDeltas(job.adapter, job.model)
 
 
 def load_tunable(job: Job, settings: TrainingSettings) -> LoadedBase:

@@ -1,4 +1,4 @@
-"""`metier variants add` and `export`, as a newcomer uses them and as they are called."""
+"""`metier variants add`, `merge` and `export`, as a newcomer uses them and as they are called."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from metier.agents import Message, SettingsError, TrafficRow, VariantError, write_traffic
-from metier.runtime.cli.exchange import add_variant, export_variant
+from metier.agents import AdapterError, Message, SettingsError, TrafficRow, VariantError, write_traffic
+from metier.runtime.cli.exchange import add_variant, export_variant, merge_variant
 from metier.specializers import Shelf
 from tests.runtime.cli.test_cli import metier
+from tests.specializers.adapters.test_adapter_check import change_config, change_tensors
 from tests.specializers.adapters.test_adapter_conversion import write_adapter
+from tests.specializers.adapters.test_adapter_mending import rename
 from tests.tiny_model import write_random_lora
 from tests.tiny_trex import TASKS, write_random_trex
 
@@ -44,6 +46,31 @@ def test_a_conversion_shows_progress_and_what_it_lost(
     assert "lora r4" in said.out and "converted" in said.out
     add_variant(adapter, "less", str(tiny_base), Shelf(tmp_path / "shelf"), 2, 1.0)
     assert "rank 2: loses" in capsys.readouterr().err
+
+
+def test_an_adapter_is_merged_into_a_checkpoint_of_its_own(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = write_adapter(tmp_path / "dora", tiny_base, "LORA", use_dora=True)
+    change_config(adapter, base_model_name_or_path="org/other")
+    shelf = Shelf(tmp_path / "shelf")
+    with pytest.raises(AdapterError, match=f"`metier variants merge {adapter} --name NAME`"):
+        add_variant(adapter, "solver", str(tiny_base), shelf, 64, 0.0)
+    merge_variant(adapter, "solver", str(tiny_base), shelf)
+    said = capsys.readouterr()
+    assert "merging dora: 5 of 5 steps" in said.err
+    assert "LORA became weights: rounding to the base's format loses 0.0%" in said.err
+    assert "says it was made for org/other" in said.err
+    assert shelf.get("solver").engine.weights == "own" and "merged" in said.out
+    with pytest.raises(VariantError, match="name 'No Name'"):
+        merge_variant(adapter, "No Name", str(tiny_base), shelf)
+
+
+def test_what_was_mended_is_said(tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = write_random_lora(tmp_path / "lora", tiny_base, rank=4)
+    change_tensors(adapter, lambda tensors: rename(tensors, lambda name: f"module.{name}"))
+    add_variant(adapter, "solver", str(tiny_base), Shelf(tmp_path / "shelf"), 64, 0.0)
+    assert "mended or left out in lora: names of tensors" in capsys.readouterr().err
 
 
 def test_trex_is_exported_as_lora_per_cluster(

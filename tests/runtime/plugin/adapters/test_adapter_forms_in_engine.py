@@ -24,8 +24,8 @@ PROMPTS = ("The planner writes a plan.", "How many legs do three dogs, two spide
 
 SPLIT = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-LAYERS = dict.fromkeys(("llama", "llama3", "mistral", "granite", "qwen3", "gemma3"), SPLIT) | {"phi3": FUSED}
-WITH_EMBEDDINGS = ("llama", "llama3", "mistral", "granite", "qwen3")
+LAYERS = dict.fromkeys(("llama", "llama3", "qwen3", "gemma3"), SPLIT) | {"phi3": FUSED}
+WITH_EMBEDDINGS = ("llama", "llama3", "qwen3")
 
 
 def forms(family: str) -> list[Form]:
