@@ -23,6 +23,7 @@ from .adapter_files import WEIGHTS, read_config
 from .adapter_mending import naming, write_mended
 from .adapter_merging import merge_adapter
 from .adapter_origin import check_origin
+from .adapter_shards import join_shards
 
 __all__ = ["adopt_adapter", "merge_onto_shelf", "new_staging"]
 
@@ -51,7 +52,7 @@ def adopt_adapter(
     folder that was changed or lacks the weights it needs, BaseModelError for the base.
     """
     place = _checked_place(name, base)
-    with new_staging(shelf) as staging:
+    with new_staging(shelf) as staging, _in_one_file(folder, shelf) as folder:
         if (folder / RECORD).is_file():
             return shelf.add(staging, name=name, record=_copy_variant(folder, staging, shelf, place))
         config = read_config(folder)
@@ -104,9 +105,8 @@ def merge_onto_shelf(
     a shelf that cannot be written, BaseModelError for the base.
     """
     place = _checked_place(name, base)
-    config = read_config(folder)
-    card = _origin_card(folder, config, base, place)
-    with new_staging(shelf) as staging:
+    with new_staging(shelf) as staging, _in_one_file(folder, shelf) as folder:
+        card = _origin_card(folder, read_config(folder), base, place)
         done = merge_adapter(folder, place, staging / "weights", on_progress=on_progress)
         check_base(staging / "weights")
         method = {"method": "merged", "peft_type": done.peft_type, "sha256": hash_file(folder / WEIGHTS)}
@@ -141,6 +141,13 @@ def _record(place: Path, method: dict[str, Any], card: dict[str, Any]) -> dict[s
         "engine": EngineSpec(base=fingerprint),
         "card": card,
     }
+
+
+@contextmanager
+def _in_one_file(folder: Path, shelf: Shelf) -> Iterator[Path]:
+    """The adapter's folder, or a copy of it for as long as it is entered, where its weights are in several files."""
+    with new_staging(shelf) as spare, naming(folder, not_copy=spare / "joined"):
+        yield join_shards(folder, spare / "joined")
 
 
 @contextmanager

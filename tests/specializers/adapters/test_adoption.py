@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from metier.agents import AdapterError, Message, TrafficRow, UnknownVariantError, VariantError
 from metier.specializers import Shelf, check_variant
@@ -38,6 +40,23 @@ def test_lora_and_trex_folders_are_taken_as_they_are(tmp_path: Path, tiny_base: 
         assert len(variant.files) == 2
         shelf.verify(variant)
         check_variant(variant, shelf.path(variant), tiny_base, slot_rank=16)
+    assert not left_over(shelf)
+
+
+def test_weights_in_several_files_are_taken_as_one(tmp_path: Path, tiny_base: Path, shelf: Shelf) -> None:
+    lora = write_random_lora(tmp_path / "lora", tiny_base, rank=4)
+    whole = adopt_adapter(lora, name="whole", shelf=shelf, base=tiny_base)
+    tensors = load_file(lora / "adapter_model.safetensors")
+    (lora / "adapter_model.safetensors").unlink()
+    names = sorted(tensors)
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        save_file({name: tensors[name] for name in part}, lora / f"adapter_model-0000{number}-of-00002.safetensors")
+    variant = adopt_adapter(lora, name="parts", shelf=shelf, base=tiny_base)
+    found, expected = (load_file(shelf.path(v) / "adapter" / "adapter_model.safetensors") for v in (variant, whole))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    (lora / "adapter_model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(AdapterError, match="has 1 parts of 2"):
+        adopt_adapter(lora, name="half", shelf=shelf, base=tiny_base)
     assert not left_over(shelf)
 
 

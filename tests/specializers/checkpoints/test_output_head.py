@@ -6,13 +6,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from metier.specializers import base_fingerprint
+from metier.specializers import Recipe, Shelf, base_fingerprint, produce
 from metier.specializers.checkpoints.dense_checkpoint import dense_tensors, write_dense
 from metier.specializers.checkpoints.layer_stream import LayerStream
 from metier.specializers.checkpoints.output_head import HEAD, stores_own_head
@@ -75,3 +76,37 @@ def test_a_checkpoint_written_again_keeps_its_head(
     assert (logits(again) - logits(folder)).abs().max() == 0
     assert stores_own_head(again) == bool(change)
     assert json.loads((again / "config.json").read_text())["tie_word_embeddings"] == (not change)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method": "depth_pruning", "layers": 3, "score": "random"},
+        {"method": "width_pruning", "intermediate_size": 96, "score": "random"},
+        {"method": "ptq", "perplexity_windows": 0},
+    ],
+    ids=lambda method: str(method["method"]),
+)
+def test_what_is_made_of_a_base_with_its_own_head_keeps_it(
+    tmp_path: Path, tiny_family: Callable[[str], Path], method: dict[str, Any]
+) -> None:
+    """Pruning dropped it, and its logits were 35 nats away."""
+    base = with_head(tiny_family("qwen3"), tmp_path / "base", 0.5)
+    shelf = Shelf(tmp_path / "shelf")
+    made = produce(Recipe.model_validate({"name": "made", "methods": [method]}), shelf=shelf, base=base)
+    weights = shelf.path(made) / "weights"
+    assert stores_own_head(weights)
+    assert torch.equal(load_file(weights / "model.safetensors")[HEAD], load_file(base / "model.safetensors")[HEAD])
+    assert not json.loads((weights / "config.json").read_text())["tie_word_embeddings"]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    for layer in made.card.get("dropped", ()):
+        model.model.layers[layer].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    if method["method"] == "width_pruning":
+        return
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([ROW]), use_cache=False).logits[0].log_softmax(-1)
+    found = next(LayerStream(weights).logits([ROW])).log_softmax(-1)
+    if made.card.get("dropped"):
+        assert (found - expected).abs().max() < 1e-4
+    else:  # rounding
+        assert (found - expected).abs().mean() < 0.5
