@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import networkx as nx
+from pydantic import ValidationError
 
 from ..errors import GraphError
-from ..recorded_values import check_recordable
+from ..recorded_values import check_recordable, type_adapter
 from ..roles import InputType, Role, name_inputs, type_name
 from .drafts import Draft, GraphDraft, LoopDraft, PersonDraft, Reference, function_types, gives_of, item_type
 from .nodes import (
@@ -60,9 +61,9 @@ def _level(graph: GraphDraft, drafts: list[Draft], prefix: tuple[str, ...], oute
 
 
 def _add_edge(level: Level, draft: Draft, reference: Reference) -> None:
-    hops, path = locate(level, draft, reference)
-    if hops == 0:
-        level.edges.add_edge(path[0], draft.name)
+    found = locate(level, draft, reference)
+    if found is not None and found[0] == 0:
+        level.edges.add_edge(found[1][0], draft.name)
 
 
 def _build_body(level: Level) -> BuiltBody:
@@ -96,10 +97,26 @@ def _build_node(level: Level, draft: Draft) -> BuiltNode:
         if source is not None:
             sources[name] = source
     check_recordable(gives_of(draft), f"what step {draft.name!r} gives")
+    _check_stand_in(draft)
     return BuiltNode(
         draft.name, work, inputs, sources, gives_of(draft), tuple(level.edges.predecessors(draft.name)),
-        draft.when, each, draft.timeout_s, draft.retries,
+        draft.when, each, draft.timeout_s, draft.retries, draft.items,
     )  # fmt: skip
+
+
+def _check_stand_in(draft: Draft) -> None:
+    """Raise GraphError when what stands for an item that failed is no value of the item's type."""
+    rules = draft.items
+    if not rules.survive or rules.skip:
+        return
+    gives = item_type(gives_of(draft))
+    try:
+        type_adapter(gives).validate_python(rules.on_error, strict=True)
+    except ValidationError as error:
+        raise GraphError(
+            f"step {draft.name!r} has on_error={rules.on_error!r}: {error.errors(include_url=False)[0]['msg']}",
+            expected=f"'fail', 'skip' or a value of {type_name(gives)}",
+        ) from error
 
 
 def _build_work(level: Level, draft: Draft) -> tuple[Work, dict[str, InputType]]:

@@ -11,16 +11,18 @@ from pydantic import BaseModel
 
 from ..errors import GraphError
 from ..roles import InputType, Role, name_inputs, type_name
-from .nodes import Condition
+from .nodes import Condition, ItemRules
 
 __all__ = [
     "Draft",
     "FieldRef",
     "GraphDraft",
+    "InputRef",
     "LoopDraft",
     "PersonDraft",
     "Reference",
     "StepRef",
+    "field_type",
     "function_types",
     "gives_of",
     "item_type",
@@ -42,26 +44,44 @@ class StepRef:
 
     def field(self, name: str) -> FieldRef:
         """One field of this step's output, for `inputs` and `over`; raises GraphError when there is none."""
-        fields = getattr(self.gives, "model_fields", {})
-        if name not in fields:
-            raise GraphError(
-                f"step {self.name!r} gives {type_name(self.gives)}, which has no field {name!r}",
-                expected=f"one of {', '.join(fields) or 'no fields'}",
-            )
-        return FieldRef(self, name, fields[name].annotation)
+        return FieldRef(self, name, field_type(self.gives, name, f"step {self.name!r} gives"))
+
+
+@dataclass(frozen=True)
+class InputRef:
+    """The graph's own input as steps name it: in `inputs`, in `over` and in conditions (`s[graph.input].text`)."""
+
+    gives: Any
+    graph: str
+    name: str = "input"
+
+    def field(self, name: str) -> FieldRef:
+        """One field of the input, for `inputs` and `over`; raises GraphError when there is none."""
+        return FieldRef(self, name, field_type(self.gives, name, f"graph {self.graph!r} takes"))
 
 
 @dataclass(frozen=True)
 class FieldRef:
-    """One field of a step's output."""
+    """One field of a step's output, or of the graph's input."""
 
-    step: StepRef
+    step: StepRef | InputRef
     field: str
     gives: Any
 
 
-Reference = StepRef | FieldRef | str
-"""How a step is named; a string may name a step that is declared later."""
+Reference = StepRef | InputRef | FieldRef | str
+"""How a value is named. A string names a step, which may be declared later, or `input`; `plan.parts` is a field."""
+
+
+def field_type(given: Any, name: str, owner: str) -> Any:
+    """Type of a model's field; raises GraphError that begins with `owner` when it has none of that name."""
+    fields = getattr(given, "model_fields", {})
+    if name not in fields:
+        raise GraphError(
+            f"{owner} {type_name(given)}, which has no field {name!r}",
+            expected=f"one of {', '.join(fields) or 'no fields'}",
+        )
+    return fields[name].annotation
 
 
 @dataclass
@@ -76,6 +96,7 @@ class Draft:
     over: Reference | None = None
     timeout_s: float | None = None
     retries: int = 1
+    items: ItemRules = ItemRules()
 
 
 @dataclass

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from ..errors import GraphError
 from ..roles import Role
 from .build import build_graph
-from .drafts import Draft, FieldRef, GraphDraft, LoopDraft, PersonDraft, Reference, StepRef, gives_of
-from .nodes import BuiltGraph, Condition
+from .drafts import Draft, FieldRef, GraphDraft, InputRef, LoopDraft, PersonDraft, Reference, StepRef, gives_of
+from .nodes import ITEMS_AT_ONCE, BuiltGraph, Condition, ItemRules
 from .pictures import to_mermaid
 from .step_paths import RESERVED
 
@@ -52,6 +52,11 @@ class TaskGraph(GraphDraft):
         self._open: list[tuple[str, list[Draft]]] = []
         self._built: BuiltGraph | None = None
 
+    @property
+    def input(self) -> InputRef:
+        """The graph's own input, for `inputs`, `over` and conditions; `graph.input.field("texts")` is a field of it."""
+        return InputRef(self.takes, self.name)
+
     def step(
         self,
         work: Role | Callable[..., Any] | TaskGraph,
@@ -66,7 +71,8 @@ class TaskGraph(GraphDraft):
         """Add a role, a Python function or a whole graph as one step.
 
         `after` names the steps it waits for (their outputs, and those of their own ancestors, become
-        available). `inputs` pins an input to a step; a tuple of steps means the first of them that ran.
+        available). `inputs` pins an input to a step, a field of one, or `graph.input`; a tuple of steps means the
+        first of them that ran.
         `when` decides from the outputs so far whether it runs at all. A failing step is tried `retries` more
         times, each try within `timeout_s` seconds.
         """
@@ -88,16 +94,21 @@ class TaskGraph(GraphDraft):
         when: Condition | None = None,
         timeout_s: float | None = None,
         retries: int = 1,
+        at_once: int = ITEMS_AT_ONCE,
+        on_error: Any = "fail",
     ) -> StepRef:
         """Run a role, function or graph once for each item of a list, at the same time; gives the list of answers.
 
-        `over` is a step that gives a list, or a list field of one (`plan.field("parts")`).
+        `over` is a step that gives a list, or a list field of one or of the input (`plan.field("parts")`,
+        `graph.input.field("texts")`, as text `"input.texts"`).
+        At most `at_once` items run at the same time. When one fails after its retries, the run fails; with
+        `on_error="skip"` the list is one shorter, and any other `on_error` is the value that stands for the item.
+        What stops the whole run (its limits, an engine that is gone) is no fault of an item.
         """
-        after = _as_tuple(after) or (over.step if isinstance(over, FieldRef) else over,)
         return self._add(
             Draft(
-                name or _default_name(work), work, after, dict(inputs or {}), when, over,
-                timeout_s=timeout_s, retries=retries,
+                name or _default_name(work), work, _as_tuple(after), dict(inputs or {}), when, over,
+                timeout_s=timeout_s, retries=retries, items=ItemRules(at_once, on_error),
             )
         )  # fmt: skip
 
@@ -176,6 +187,8 @@ class TaskGraph(GraphDraft):
                 f"step {draft.name!r} has retries={draft.retries}, timeout_s={draft.timeout_s}",
                 expected="retries >= 0 and timeout_s > 0",
             )
+        if draft.items.at_once < 1:
+            raise GraphError(f"step {draft.name!r} has at_once={draft.items.at_once}", expected="at least 1")
         if any(c in draft.name for c in RESERVED) or not draft.name:
             raise GraphError(f"step name {draft.name!r}", expected=f"a name without {' '.join(RESERVED)}")
         body = self._open[-1][1] if self._open else self.steps
@@ -191,7 +204,7 @@ class TaskGraph(GraphDraft):
 
 
 def _as_tuple(after: Reference | Sequence[Reference]) -> tuple[Reference, ...]:
-    return (after,) if isinstance(after, str | StepRef | FieldRef) else tuple(after)
+    return (after,) if isinstance(after, str | StepRef | InputRef | FieldRef) else tuple(after)
 
 
 def _default_name(work: Role | Callable[..., Any] | TaskGraph) -> str:

@@ -22,6 +22,7 @@ from ..tools.declared import declared_tools, describe_declared
 from .step_paths import ROOT, StepPath
 
 __all__ = [
+    "ITEMS_AT_ONCE",
     "Alternatives",
     "BuiltBody",
     "BuiltGraph",
@@ -29,7 +30,9 @@ __all__ = [
     "Condition",
     "FunctionWork",
     "GraphInput",
+    "GraphInputField",
     "GraphWork",
+    "ItemRules",
     "LoopWork",
     "PersonWork",
     "PreviousRound",
@@ -46,6 +49,13 @@ Condition = Callable[[Any], Any]
 @dataclass(frozen=True)
 class GraphInput:
     """The graph's own input."""
+
+
+@dataclass(frozen=True)
+class GraphInputField:
+    """One field of the graph's own input."""
+
+    field: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Alternatives:
     sources: tuple[Source, ...]
 
 
-Source = GraphInput | StepOutput | PreviousRound | Alternatives
+Source = GraphInput | GraphInputField | StepOutput | PreviousRound | Alternatives
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,34 @@ class GraphWork:
 Work = RoleWork | FunctionWork | PersonWork | LoopWork | GraphWork
 
 
+ITEMS_AT_ONCE = 256
+"""Items of a fan-out that run at once unless it says otherwise; the others wait their turn."""
+
+
+@dataclass(frozen=True)
+class ItemRules:
+    """How a fan-out does its items: how many at once, and what becomes of one that fails.
+
+    `on_error` is "fail" (the run fails), "skip" (the list is one shorter) or the value that stands for it.
+    """
+
+    at_once: int = ITEMS_AT_ONCE
+    on_error: Any = "fail"
+
+    @property
+    def survive(self) -> bool:
+        """Whether the list goes on without an item that failed."""
+        return not self._says("fail")
+
+    @property
+    def skip(self) -> bool:
+        """Whether an item that failed is left out."""
+        return self._says("skip")
+
+    def _says(self, word: str) -> bool:
+        return isinstance(self.on_error, str) and self.on_error == word
+
+
 @dataclass(frozen=True)
 class BuiltNode:
     """One step of a body: its work, where each input comes from, and when it may start.
@@ -135,6 +173,7 @@ class BuiltNode:
     each: str | None = None
     timeout_s: float | None = None
     retries: int = 1
+    items: ItemRules = ItemRules()
 
     @property
     def inner(self) -> BuiltBody | None:
@@ -228,4 +267,5 @@ def _describe(path: str, node: BuiltNode) -> str:
         case GraphWork(graph):
             kind = f"graph {graph.name}"
     gives = "" if node.gives is None else json.dumps(TypeAdapter(node.gives).json_schema(), sort_keys=True)
-    return f"{path} | {kind} | {sorted(node.sources.items())!r} | {node.after} | {node.each} | {gives}"
+    rules = "" if node.items == ItemRules() else f" | {node.items!r}"
+    return f"{path} | {kind} | {sorted(node.sources.items())!r} | {node.after} | {node.each} | {gives}{rules}"

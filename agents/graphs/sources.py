@@ -10,8 +10,8 @@ import networkx as nx
 
 from ..errors import GraphError
 from ..roles import InputType, type_name
-from .drafts import Draft, FieldRef, GraphDraft, LoopDraft, Reference, StepRef, gives_of
-from .nodes import Alternatives, GraphInput, PreviousRound, Source, StepOutput
+from .drafts import Draft, FieldRef, GraphDraft, InputRef, LoopDraft, Reference, StepRef, field_type, gives_of
+from .nodes import Alternatives, GraphInput, GraphInputField, PreviousRound, Source, StepOutput
 
 __all__ = ["Level", "candidates", "find", "fits", "is_previous_round", "locate", "pin", "source_of"]
 
@@ -34,9 +34,10 @@ class Level:
 
 def is_previous_round(level: Level, draft: Draft, reference: Reference) -> bool:
     """In a loop, a pinned step that runs later, or is only declared later, means that step in the previous round."""
-    hops, path = locate(level, draft, reference)
-    if hops or level.outer is None:
+    at = locate(level, draft, reference)
+    if at is None or at[0] or level.outer is None:
         return False
+    path = at[1]
     if _reaches(level, draft.name, path[0]):
         return True
     order = list(level.drafts)
@@ -47,12 +48,16 @@ def _reaches(level: Level, start: str, end: str) -> bool:
     return start == end or bool(nx.has_path(level.edges, start, end))
 
 
-def locate(level: Level, draft: Draft, reference: Reference) -> tuple[int, tuple[str, ...]]:
-    """How many bodies further out a reference points, and its path from there."""
-    step = reference.step if isinstance(reference, FieldRef) else reference
+def locate(level: Level, draft: Draft, reference: Reference) -> tuple[int, tuple[str, ...]] | None:
+    """How many bodies further out a reference points, and its path from there; None for the graph's input."""
+    step = _apart(level, reference)[0]
+    if isinstance(step, InputRef) and step.graph == level.graph.name:
+        return None
     hops, at = 0, level
     while True:
-        if isinstance(step, str):
+        if isinstance(step, InputRef):
+            pass
+        elif isinstance(step, str):
             if step in at.drafts:
                 return hops, (step,)
         elif (
@@ -64,7 +69,7 @@ def locate(level: Level, draft: Draft, reference: Reference) -> tuple[int, tuple
         if at.outer is None:
             break
         hops, at = hops + 1, at.outer
-    shown = step if isinstance(step, str) else f"{step.graph}:{'/'.join(step.path)}"
+    shown = step if isinstance(step, str) else f"{step.graph}:{'/'.join(getattr(step, 'path', ('input',)))}"
     raise GraphError(
         f"step {draft.name!r} names the unknown step {shown!r}",
         expected=f"one of {', '.join(sorted(level.drafts))}, or a step of an enclosing level",
@@ -74,17 +79,24 @@ def locate(level: Level, draft: Draft, reference: Reference) -> tuple[int, tuple
 
 def source_of(level: Level, draft: Draft, reference: Reference) -> tuple[Source, Any]:
     """A reference as a source, and the type it gives; raises GraphError when it names no step."""
-    hops, path = locate(level, draft, reference)
+    found = locate(level, draft, reference)
+    field = _apart(level, reference)[1]
+    if found is None:
+        if field is None:
+            return GraphInput(), level.graph.takes
+        return GraphInputField(field), field_type(level.graph.takes, field, f"graph {level.graph.name!r} takes")
+    hops, path = found
     at = level
     for _ in range(hops):
         assert at.outer is not None
         at = at.outer
-    field = reference.field if isinstance(reference, FieldRef) else None
     target = at.drafts[path[0]]
     for name in path[1:]:
         assert isinstance(target.work, LoopDraft)
         target = next(inner for inner in target.work.body if inner.name == name)
     given = reference.gives if isinstance(reference, FieldRef | StepRef) else gives_of(target)
+    if isinstance(reference, str) and field is not None:
+        given = field_type(given, field, f"step {target.name!r} gives")
     if is_previous_round(level, draft, reference):
         return PreviousRound(0, path, field), given
     return StepOutput(hops, path, field), given
@@ -186,7 +198,7 @@ def _only(found: list[tuple[str, Source]], draft: Draft, name: str, wanted: Inpu
             f"{len(found)} steps could be the input {name!r} of step {draft.name!r}: "
             f"{', '.join(label for label, _ in found)}",
             expected=f"one step that gives {type_name(wanted.type)}",
-            remedy=f"Name it: graph.step(…, inputs={{{name!r}: step}}).",
+            remedy=f"Name it: graph.step(…, inputs={{{name!r}: step}}); graph.input is the graph's input.",
         )
     return found[0][1]
 
@@ -208,6 +220,27 @@ def fits(given: Any, wanted: Any) -> bool:
     if wanted is Any or given == wanted:
         return True
     return isinstance(given, type) and isinstance(wanted, type) and issubclass(given, wanted)
+
+
+def _apart(level: Level, reference: Reference) -> tuple[StepRef | InputRef | str, str | None]:
+    """A reference as (what has the value, field of it); `plan.parts` names a field unless a step is called that."""
+    if isinstance(reference, FieldRef):
+        return reference.step, reference.field
+    if not isinstance(reference, str) or _is_step(level, reference):
+        return reference, None
+    name, _, field = reference.partition(".")
+    if name == "input" and not _is_step(level, name):
+        return InputRef(level.graph.takes, level.graph.name), field or None
+    return (name, field) if field and _is_step(level, name) else (reference, None)
+
+
+def _is_step(level: Level, name: str) -> bool:
+    at: Level | None = level
+    while at is not None:
+        if name in at.drafts:
+            return True
+        at = at.outer
+    return False
 
 
 def _shown(reference: Reference) -> str:

@@ -102,7 +102,8 @@ class Asker:
             return _parse(reply, step), threshold, reply.mean_logprob
         except AnswerError as error:
             step.record.asks[-1].error = str(error)
-            raise
+            where = f"role {step.role.name!r} at step {step.record.path!r}: "
+            raise AnswerError(where + error.problem, expected=error.expected, remedy=error.remedy) from error
 
     async def _ask(
         self, step: StepAsk, messages: tuple[Message, ...], failures: Failures

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from anyio.abc import TaskGroup
 
-from ...agents.errors import GraphError, LoopLimitError
-from ...agents.graphs.drafts import StepRef
+from ...agents.errors import (
+    AnswerError,
+    AskRejectedError,
+    GraphError,
+    LoopLimitError,
+    NotFiniteError,
+    StepError,
+    StepTimeoutError,
+    first_error,
+)
+from ...agents.graphs.drafts import InputRef, StepRef
 from ...agents.graphs.nodes import (
     Alternatives,
     BuiltBody,
@@ -17,6 +26,7 @@ from ...agents.graphs.nodes import (
     BuiltNode,
     Condition,
     GraphInput,
+    GraphInputField,
     GraphWork,
     LoopWork,
     PersonWork,
@@ -30,6 +40,12 @@ from .foresight import RunForesight
 from .steps import BLOCKED, StepRunner
 
 __all__ = ["Executor"]
+
+ItemErrors = AnswerError | StepError | StepTimeoutError | LoopLimitError | AskRejectedError | NotFiniteError
+"""What is the fault of the item of a fan-out that met it, not of the run or its engine."""
+
+GIVEN_UP: Final = object()
+"""Stands for an item that failed and is left out."""
 
 
 @dataclass
@@ -63,9 +79,16 @@ class Outputs:
         self._scope = scope
         self.read: dict[str, None] = {}
 
-    def __getitem__(self, step: StepRef) -> Any:
-        self.read[step.name] = None
+    def __getitem__(self, step: StepRef | InputRef) -> Any:
         scope: Scope | None = self._scope
+        if isinstance(step, InputRef):
+            if step.graph == self._scope.graph:
+                return self._scope.value
+            raise GraphError(
+                f"a condition of graph {self._scope.graph!r} reads the input of graph {step.graph!r}",
+                expected="the input of its own graph",
+            )
+        self.read[step.name] = None
         while scope is not None:
             depth = len(scope.names)
             if step.graph == scope.graph and step.path[:depth] == scope.names and step.path[depth] in scope.outputs:
@@ -178,14 +201,33 @@ class Executor:
         assert each is not None
         items = inputs[each]
         answers: list[Any] = [None] * len(items)
+        waiting = iter(enumerate(items))
 
-        async def run_item(index: int, item: Any) -> None:
-            answers[index] = await self._run_once(node, {**inputs, each: item}, scope, path.at_item(index))
+        async def work() -> None:
+            for index, item in waiting:
+                answers[index] = await self._run_item(node, {**inputs, each: item}, scope, path.at_item(index))
 
         async with anyio.create_task_group() as tasks:
-            for index, item in enumerate(items):
-                tasks.start_soon(run_item, index, item)
-        return BLOCKED if any(answer is BLOCKED for answer in answers) else answers
+            for _ in range(min(len(items), node.items.at_once)):
+                tasks.start_soon(work)
+        if any(answer is BLOCKED for answer in answers):
+            return BLOCKED
+        return [answer for answer in answers if answer is not GIVEN_UP]
+
+    async def _run_item(self, node: BuiltNode, inputs: dict[str, Any], scope: Scope, path: StepPath) -> Any:
+        """One item of a fan-out; of one that failed what stands for it, where the workflow says that it may fail."""
+        rules = node.items
+        if not rules.survive:
+            return await self._run_once(node, inputs, scope, path)
+        if not self._steps.was_given_up(str(path)):
+            try:
+                return await self._run_once(node, inputs, scope, path)
+            except Exception as error:
+                group = error if isinstance(error, ExceptionGroup) else ExceptionGroup("", [error])
+                if group.subgroup(lambda one: not isinstance(one, ItemErrors | ExceptionGroup)) is not None:
+                    raise
+                self._steps.give_up(str(path), first_error(group))
+        return GIVEN_UP if rules.skip else rules.on_error
 
     async def _run_loop(self, node: BuiltNode, loop: LoopWork, scope: Scope, path: StepPath) -> Any:
         previous: dict[str, Any] | None = None
@@ -232,6 +274,8 @@ def _read(source: Source, scope: Scope) -> Any:
     match source:
         case GraphInput():
             return scope.value
+        case GraphInputField():
+            return _field(scope.value, source.field)
         case StepOutput():
             at = _outwards(scope, source.hops)
             return _field(_descend(at.outputs, source.path), source.field)

@@ -22,8 +22,8 @@ from ...agents.recorded_values import dump, type_adapter
 __all__ = ["call_function", "content_key", "gives_each", "schema_of", "typed_output"]
 
 
-async def call_function(function: Callable[..., Any], name: str, inputs: dict[str, Any]) -> Any:
-    """Call a function step: async ones here, others in a worker thread; raises StepError with the cause chained."""
+async def call_function(function: Callable[..., Any], path: str, inputs: dict[str, Any]) -> Any:
+    """Call the function of the step at `path`: async ones here, others in a worker thread; raises StepError."""
     try:
         if inspect.iscoroutinefunction(function):
             return await function(**inputs)
@@ -32,7 +32,7 @@ async def call_function(function: Callable[..., Any], name: str, inputs: dict[st
         raise
     except Exception as error:
         raise StepError(
-            f"function step {name!r} raised {type(error).__name__}: {error}",
+            f"function step {path!r} raised {type(error).__name__}: {error}",
             expected="a result of the annotated type",
             remedy="Mend the function and resume the run: it goes on from here.",
         ) from error

@@ -43,6 +43,7 @@ class StepRunner:
         self._recorded = store.finished_steps(self.run_id) if plan.resumed else {}
         self._first_attempt = store.next_attempts(self.run_id) if plan.resumed else {}
         self._tools = ToolLoop(self.run_id, store, asker, tools, events, self._recorded, plan.resumed)
+        self._given_up = store.skipped_steps(self.run_id) if plan.resumed else frozenset()
 
     # --- what the executor calls --------------------------------------------------------------------------
 
@@ -79,7 +80,7 @@ class StepRunner:
 
         def once(failures: Failures) -> Awaitable[Any]:
             if isinstance(work, FunctionWork):
-                return call_function(work.function, node.name, inputs)
+                return call_function(work.function, path, inputs)
             if talk is not None:
                 return self._tools.answer(talk, failures)
             assert messages is not None
@@ -109,6 +110,16 @@ class StepRunner:
     def skip(self, path: str, reason: str) -> None:
         """Record that a step does not run, and why."""
         self._events.emit("step_skipped", path, reason=reason)
+
+    def was_given_up(self, path: str) -> bool:
+        """Whether an item of a fan-out failed before the run was resumed, and the fan-out went on without it."""
+        return path in self._given_up
+
+    def give_up(self, path: str, error: BaseException) -> None:
+        """Record that a fan-out goes on without an item, so that a resumed run does so too."""
+        now = time.time()
+        self._store.record_step(self.run_id, StepRecord(path, "", "skipped", None, "", now, now, str(error)))
+        self._events.emit("step_skipped", path, reason=str(error))
 
     def begin_round(self, path: str, max_rounds: int) -> None:
         """Record that a round of a loop begins."""

@@ -193,6 +193,12 @@ class RunStore(StoreFile):
         rows = self.query("SELECT path, output, content_key FROM steps WHERE run = ? AND state = 'done'", run_id)
         return {row["path"]: (row["output"], row["content_key"]) for row in rows}
 
+    def skipped_steps(self, run_id: str) -> frozenset[str]:
+        """Paths of the items that failed and that their fan-out went on without."""
+        return frozenset(
+            r["path"] for r in self.query("SELECT path FROM steps WHERE run = ? AND state = 'skipped'", run_id)
+        )
+
     def next_attempts(self, run_id: str) -> dict[str, int]:
         """Path → first unused attempt number, for steps that a resumed run asks again."""
         rows = self.query("SELECT path, max(attempt) + 1 AS n FROM asks WHERE run = ? GROUP BY path", run_id)
