@@ -32,6 +32,9 @@ __all__ = ["Asker", "RouteAsk", "StepAsk"]
 LARGEST_COUNT = 2**63 - 1
 """The largest integer that SQLite keeps."""
 
+RETRY_TEMPERATURE = 0.7
+"""Temperature of an ask that repeats, word for word, a greedy one whose reply did not parse."""
+
 RouteAsk = Callable[[Ask, Failures], Route]
 """Route of an ask, given the failures before it."""
 
@@ -112,8 +115,11 @@ class Asker:
         self._check_tokens(step.record.path)
         ask = self._new_ask(step, messages)
         route = self._route(ask, failures)
-        ask = route.send(ask)
-        record = AskRecord(ask.attempt, step.role.name, ask.variant, route.reason, PROMPT_LAYOUT, messages, time.time())
+        ask, reason = route.send(ask), route.reason
+        if ask.temperature == 0 and _was_refused(step.record.asks, ask):
+            ask = ask.model_copy(update={"temperature": RETRY_TEMPERATURE, "seed": self._ask_seed(step, ask.attempt)})
+            reason += f"; at temperature {RETRY_TEMPERATURE:g}, since the same ask has had a reply that does not parse"
+        record = AskRecord(ask.attempt, step.role.name, ask.variant, reason, PROMPT_LAYOUT, messages, time.time())
         step.record.asks.append(record)
         on_text = partial(self._emit_text, step) if self._plan.stream else None
         try:
@@ -143,7 +149,7 @@ class Asker:
             thinking=role.thinking,
             temperature=role.temperature,
             top_p=role.top_p,
-            seed=self._ask_seed(step.record.path, attempt) if role.temperature > 0 else None,
+            seed=self._ask_seed(step, attempt) if role.temperature > 0 else None,
             priority=0 if outlook.priority is None else outlook.priority.of(step.record.path),
             remaining_s=outlook.remaining.at(step.record.path),
             prompt_layout=PROMPT_LAYOUT,
@@ -170,8 +176,8 @@ class Asker:
                 remedy="Raise the limit (--max-tokens) and resume the run: what was recorded is kept.",
             )
 
-    def _ask_seed(self, path: str, attempt: int) -> int:
-        digest = hashlib.sha256(f"{self._plan.record.seed}|{path}|{attempt}".encode()).digest()
+    def _ask_seed(self, step: StepAsk, attempt: int) -> int:
+        digest = hashlib.sha256(f"{self._plan.record.seed}|{step.record.path}|{attempt}".encode()).digest()
         return int.from_bytes(digest[:4], "big")
 
     def _emit_asked(self, step: StepAsk, ask: Ask, route: Route, record: AskRecord) -> None:
@@ -186,6 +192,17 @@ class Asker:
 
     def _emit_text(self, step: StepAsk, text: str) -> None:
         self._events.emit("text", step.record.path, step.role.name, text=text)
+
+
+def _was_refused(earlier: list[AskRecord], ask: Ask) -> bool:
+    """Whether the step has asked just this before and could not use the reply: greedy, it would get the same again."""
+    return any(
+        one.error is not None
+        and one.finish_reason
+        and (one.variant, one.messages) == (ask.variant, ask.messages)
+        and ask.thinking in (None, one.profile)
+        for one in earlier
+    )
 
 
 def _parse(reply: Reply, step: StepAsk) -> Any:
