@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from .answer_shape import answer_shape
 from .messages import Message
-from .roles import Role, type_name
+from .roles import Role
 from .tools.calls import describe_tools
 from .tools.tool import Tool
 
-__all__ = ["PROMPT_LAYOUT", "TASK_TEXT_RULE", "render_prompt", "render_value", "task_text", "task_text_of_json"]
+__all__ = [
+    "PROMPT_LAYOUT", "TASK_TEXT_RULE", "layout_of", "prompt_layout", "render_prompt", "render_value", "task_text",
+    "task_text_of_json",
+]  # fmt: skip
 
-PROMPT_LAYOUT = 1
+PROMPT_LAYOUT = 2
+"""The newest layout. Of an ask the first layout counts that has its text (`prompt_layout`): layout 2 writes the shapes
+of answers in full, and is the same as layout 1 for answers of text, numbers and lists of them. A variant serves asks of
+its own layout and of earlier ones."""
 TASK_TEXT_RULE = "task-input/1"
 """Name of `task_text`'s rule. An adapter stores the rule it was trained with; another rule gets another name."""
 SYSTEM = "You are one specialist in a team. Do only your own step."
-HINTS_KEPT = 1000
-"""Answer types whose format hint is kept written; every ask of a role has the same."""
+PLAIN_HINT = "Reply as JSON: "
+SHAPE_HINT = "Reply as JSON of this shape: "
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
@@ -64,19 +70,22 @@ def render_value(value: Any) -> str:
     return _ANYTHING.dump_json(value).decode()
 
 
-@lru_cache(HINTS_KEPT)
-def _format_hint(gives: type[Any]) -> str:
+def prompt_layout(gives: Any) -> int:
+    """The first layout that has the text in which a role with this answer type asks."""
+    return 1 if gives is str or answer_shape(gives).plain else 2
+
+
+def layout_of(messages: Iterable[Message]) -> int:
+    """The layout of rendered messages, as `prompt_layout` numbers it; 1 for messages that this module did not write."""
+    written = (message.content.rpartition("\n")[2] for message in messages if message.role == "user")
+    return 2 if any(line.startswith(SHAPE_HINT) for line in written) else 1
+
+
+def _format_hint(gives: Any) -> str:
     if gives is str:
         return ""
-    fields = ", ".join(f'"{n}": {_json_word(f.annotation)}' for n, f in gives.model_fields.items())
-    return f"Reply as JSON: {{{fields}}}"
-
-
-def _json_word(annotation: Any) -> str:
-    words = {str: "string", int: "integer", float: "number", bool: "true or false"}
-    if get_origin(annotation) is list:
-        return f"[{_json_word(get_args(annotation)[0])}, …]"
-    return words.get(annotation, type_name(annotation))
+    shape = answer_shape(gives)
+    return (PLAIN_HINT if shape.plain else SHAPE_HINT) + shape.text
 
 
 def task_text(value: BaseModel) -> str:

@@ -6,11 +6,11 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta
 from jinja2.sandbox import SandboxedEnvironment
-from pydantic import BaseModel
+from pydantic import BaseModel, PydanticUndefinedAnnotation, PydanticUserError, TypeAdapter
 
 from .errors import GraphError
 from .messages import Message
@@ -37,8 +37,8 @@ class Role:
     """What an agent does; the same role may appear at several steps of a workflow.
 
     `takes` is a type, a tuple of types or a dict of name to type; `T | None` marks an input that may be
-    missing, such as the last round's verdict. `gives` is a pydantic model (asked for as JSON, by schema) or
-    `str` (free text). `instructions` is a Jinja template over the inputs, named as in `takes` or by the type
+    missing, such as the last round's verdict. `gives` is any type that pydantic reads from JSON (asked for by
+    schema) or `str` (free text). `instructions` is a Jinja template over the inputs, named as in `takes` or by the type
     in snake case: `{{ puzzle.text }}`. `thinking` is how long the role thinks before it answers (`max_tokens` then
     bounds the answer alone); an assignment may say otherwise. `examples` are asks of the user and replies of the
     assistant in turns, shown before each ask of the role. `tools` are typed functions, tools and MCP servers that it
@@ -76,10 +76,16 @@ class Role:
                 remedy="Rename the role.",
             )
         object.__setattr__(self, "inputs", name_inputs(self.takes, f"role {self.name!r}"))
-        if self.gives is not str and not (isinstance(self.gives, type) and issubclass(self.gives, BaseModel)):
+        try:
+            known = self.gives is not None and TypeAdapter(self.gives) is not None
+        except Exception as error:  # of what is no type, pydantic raises anything
+            # What is named and not defined yet may be later: the graph's build looks again.
+            known = isinstance(error, PydanticUndefinedAnnotation | NameError)
+            known = known or (isinstance(error, PydanticUserError) and error.code == "class-not-fully-defined")
+        if not known:
             raise GraphError(
                 f"role {self.name!r} gives {self.gives!r}",
-                expected="a pydantic model, or str for free text",
+                expected="str for free text, a pydantic model, or another type that pydantic validates",
                 remedy="Wrap the answer in a pydantic model.",
             )
         if self.max_tokens < 1:
@@ -197,6 +203,10 @@ def type_name(declared: Any) -> str:
     """A type as people write it, for messages and pictures."""
     if get_origin(declared) in (Union, types.UnionType):
         return " | ".join(type_name(t) for t in get_args(declared))
+    if get_origin(declared) is Annotated:
+        return type_name(get_args(declared)[0])
+    if get_origin(declared) is Literal:
+        return f"Literal[{', '.join(map(repr, get_args(declared)))}]"
     if get_origin(declared) is not None:
         return f"{get_origin(declared).__name__}[{', '.join(map(type_name, get_args(declared)))}]"
     if declared is type(None):

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from .errors import TaskSetError
 from .frozen_model import FrozenModel
 from .messages import Message
-from .prompts import PROMPT_LAYOUT
+from .prompts import layout_of
 from .whole_files import whole_file
 
 __all__ = ["TrafficRow", "data_fingerprint", "read_traffic", "write_traffic"]
@@ -52,8 +52,8 @@ class TrafficRow(FrozenModel):
     variant: str | None = None
     """Variant that answered. None is the base."""
 
-    prompt_layout: int = PROMPT_LAYOUT
-    """Version of the prompt layout that the messages have."""
+    prompt_layout: int = Field(default_factory=lambda row: layout_of(row.get("messages", ())))
+    """Version of the prompt layout that the messages have: the first one with their text (`prompt_layout`)."""
 
     task: str = ""
     """The run's input as text (`task_text`). Empty where it is not known."""

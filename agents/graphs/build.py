@@ -5,6 +5,7 @@ from __future__ import annotations
 import networkx as nx
 from pydantic import ValidationError
 
+from ..answer_schema import check_answer_type
 from ..errors import GraphError
 from ..recorded_values import check_recordable, type_adapter
 from ..roles import InputType, Role, name_inputs, type_name
@@ -97,6 +98,8 @@ def _build_node(level: Level, draft: Draft) -> BuiltNode:
         if source is not None:
             sources[name] = source
     check_recordable(gives_of(draft), f"what step {draft.name!r} gives")
+    if isinstance(draft.work, Role | PersonDraft):
+        check_answer_type(draft.work.gives, f"what step {draft.name!r} gives")
     _check_stand_in(draft)
     return BuiltNode(
         draft.name, work, inputs, sources, gives_of(draft), tuple(level.edges.predecessors(draft.name)),

@@ -219,7 +219,10 @@ def fits(given: Any, wanted: Any) -> bool:
         return False
     if wanted is Any or given == wanted:
         return True
-    return isinstance(given, type) and isinstance(wanted, type) and issubclass(given, wanted)
+    try:
+        return isinstance(given, type) and isinstance(wanted, type) and issubclass(given, wanted)
+    except TypeError:  # a TypedDict is a class and has no subclasses
+        return False
 
 
 def _apart(level: Level, reference: Reference) -> tuple[StepRef | InputRef | str, str | None]:

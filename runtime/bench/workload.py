@@ -154,10 +154,10 @@ def _rows(path: Path) -> list[TrafficRow]:
 
 
 def _check_layout(layout: int, origin: str) -> None:
-    if layout != PROMPT_LAYOUT:
+    if layout > PROMPT_LAYOUT:
         raise TaskSetError(
             f"{origin} was recorded with prompt layout {layout}",
-            expected=f"layout {PROMPT_LAYOUT}, this version's",
+            expected=f"at most layout {PROMPT_LAYOUT}, this version's",
             remedy="Run the workflow again with this version and replay that.",
         )
 

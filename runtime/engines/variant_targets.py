@@ -49,17 +49,17 @@ class VariantTarget:
     semantic_map: SemanticMap | None = None
 
     def check_layout(self, ask: Ask) -> None:
-        """Refuse an ask whose prompt is laid out otherwise than the adapter was trained with.
+        """Refuse an ask whose prompt has a later layout than the adapter was trained with.
 
         Raises: AdapterError.
         """
         variant = self.variant
-        if self.adapter is None or variant is None or variant.prompt_layout == ask.prompt_layout:
+        if self.adapter is None or variant is None or variant.prompt_layout >= ask.prompt_layout:
             return
         raise AdapterError(
             f"variant {variant.name!r} was trained with prompt layout {variant.prompt_layout}",
             expected=f"layout {ask.prompt_layout}, in which role {ask.role!r} asks",
-            remedy="Make the variant again with this version of metier.",
+            remedy="Make the variant again, from rows of this role that this version has rendered.",
         )
 
     def intuition(self, ask: Ask) -> tuple[float, ...] | None:

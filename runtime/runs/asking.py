@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ...agents.answer_schema import answer_schema
 from ...agents.answers import correction_messages, parse_answer
 from ...agents.backend import Backend
 from ...agents.errors import AnswerError, EngineError, LimitError
 from ...agents.messages import Ask, Message, Reply, Usage
-from ...agents.prompts import PROMPT_LAYOUT, task_text
+from ...agents.prompts import prompt_layout, task_text
 from ...agents.roles import Role
 from ...agents.tools.calls import read_calls, read_text_answer
 from ...router.escalation import Failures
@@ -24,7 +25,6 @@ from ..events import RunEvents
 from ..store.records import AskRecord, StepRecord
 from .outlook import RunOutlook
 from .run_plan import RunPlan
-from .step_values import schema_of
 from .unforeseen import named
 
 __all__ = ["Asker", "RouteAsk", "StepAsk"]
@@ -119,7 +119,8 @@ class Asker:
         if ask.temperature == 0 and _was_refused(step.record.asks, ask):
             ask = ask.model_copy(update={"temperature": RETRY_TEMPERATURE, "seed": self._ask_seed(step, ask.attempt)})
             reason += f"; at temperature {RETRY_TEMPERATURE:g}, since the same ask has had a reply that does not parse"
-        record = AskRecord(ask.attempt, step.role.name, ask.variant, reason, PROMPT_LAYOUT, messages, time.time())
+        layout = ask.prompt_layout
+        record = AskRecord(ask.attempt, step.role.name, ask.variant, reason, layout, messages, time.time())
         step.record.asks.append(record)
         on_text = partial(self._emit_text, step) if self._plan.stream else None
         try:
@@ -144,7 +145,7 @@ class Asker:
             messages=messages,
             attempt=attempt,
             round=step.round,
-            answer_schema=schema_of(role.gives) if step.turn_schema is None else step.turn_schema,
+            answer_schema=answer_schema(role.gives) if step.turn_schema is None else step.turn_schema,
             max_tokens=role.max_tokens,
             thinking=role.thinking,
             temperature=role.temperature,
@@ -152,7 +153,7 @@ class Asker:
             seed=self._ask_seed(step, attempt) if role.temperature > 0 else None,
             priority=0 if outlook.priority is None else outlook.priority.of(step.record.path),
             remaining_s=outlook.remaining.at(step.record.path),
-            prompt_layout=PROMPT_LAYOUT,
+            prompt_layout=prompt_layout(role.gives),
             task=self._task,
         )
 

@@ -6,20 +6,19 @@ import hashlib
 import inspect
 import reprlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
 from pydantic import BaseModel, TypeAdapter
 
-from ...agents.answers import answer_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import MetierError, StepError
 from ...agents.graphs.nodes import BuiltNode
 from ...agents.messages import Message
 from ...agents.recorded_values import dump, type_adapter
 
-__all__ = ["call_function", "content_key", "gives_each", "schema_of", "typed_output"]
+__all__ = ["call_function", "content_key", "gives_each", "typed_output"]
 
 
 async def call_function(function: Callable[..., Any], path: str, inputs: dict[str, Any]) -> Any:
@@ -58,13 +57,15 @@ def gives_each(node: BuiltNode) -> Any:
     return node.gives.__args__[0]
 
 
-def typed_output(output: Any, gives: Any, path: str) -> tuple[Any, str]:
+def typed_output(output: Any, gives: Any, path: str, *, parsed: bool = False) -> tuple[Any, str]:
     """A step's output as the type it gives, and as JSON; raises StepError when it is not of that type.
+
+    What was `parsed` from a reply is of that type; some types (base64, JSON in text) could not be read a second time.
 
     A run and its resumption then see the same value, also where a function returned another type.
     """
     try:
-        own = isinstance(output, BaseModel) and type(output) is gives
+        own = parsed or (isinstance(output, BaseModel) and type(output) is gives)
         return dump(output if own else type_adapter(gives).validate_python(output), gives)
     except ValueError as error:
         raise StepError(
@@ -76,9 +77,3 @@ def typed_output(output: Any, gives: Any, path: str) -> tuple[Any, str]:
 
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
-
-
-@cache
-def schema_of(gives: Any) -> dict[str, Any] | None:
-    """The JSON schema of an answer type, made once."""
-    return answer_schema(gives)

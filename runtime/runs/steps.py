@@ -97,7 +97,7 @@ class StepRunner:
                 given = await self._try(node, step, once, failures)
                 if given is BLOCKED:
                     return BLOCKED
-                output, step.output = typed_output(given, gives, path)
+                output, step.output = typed_output(given, gives, path, parsed=isinstance(work, RoleWork))
             step.state = "done"
         except BaseException as error:
             self._fail(step, error)

@@ -59,10 +59,10 @@ def check_variant(variant: Variant, folder: Path, base: Path, *, slot_rank: int)
             expected=f"the base in use, {found} ({base.name})",
             remedy="Open the session on the variant's own base, or make the variant again for this one.",
         )
-    if variant.prompt_layout != PROMPT_LAYOUT:
+    if variant.prompt_layout > PROMPT_LAYOUT:
         raise AdapterError(
             f"variant {variant.name!r} was trained with prompt layout {variant.prompt_layout}",
-            expected=f"layout {PROMPT_LAYOUT}",
+            expected=f"at most layout {PROMPT_LAYOUT}, the newest that this version has",
             remedy="Make it again from its recipe: at another layout its quality is unknown.",
         )
     if variant.ask.adapter is None:

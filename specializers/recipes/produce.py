@@ -66,11 +66,11 @@ def produce(
             remedy="Name the parent's own base, or another parent.",
         )
     rows = read_rows(recipe)
-    layouts = {row.prompt_layout for row in rows} - {PROMPT_LAYOUT}
-    if layouts:
+    layout = max([1 if parent is None else parent.prompt_layout, *(row.prompt_layout for row in rows)])
+    if layout > PROMPT_LAYOUT:
         raise RecipeError(
-            f"recipe {recipe.name!r}: its rows have prompt layout {sorted(layouts)}",
-            expected=f"layout {PROMPT_LAYOUT}",
+            f"recipe {recipe.name!r}: its rows have prompt layout {layout}",
+            expected=f"at most layout {PROMPT_LAYOUT}",
             remedy="Export the traffic again with this version.",
         )
     record: dict[str, Any] = {
@@ -79,7 +79,7 @@ def produce(
         "recipe": recipe.model_dump(mode="json", exclude={"accept"}),
         "seed": recipe.seed,
         "data": data_fingerprint(rows),
-        "prompt_layout": PROMPT_LAYOUT,
+        "prompt_layout": layout,
     }
     # What is accepted decides where a recipe ends, not what its methods make: another margin trains nothing again.
     job_name = content_hash(record)

@@ -12,12 +12,13 @@ from pydantic import BaseModel
 
 from metier.agents import PROMPT_LAYOUT, AnswerError, GraphError, Message, Role, parse_answer, render_prompt
 from metier.agents.answers import correction_messages, split_thinking
+from metier.agents.prompts import prompt_layout
 from tests.agents.workflow import Answer, Plan, Puzzle, Verdict, critic, planner
 
 
 def test_layout_one_is_fixed() -> None:
     """Adapters are trained on this text: a change needs a new PROMPT_LAYOUT."""
-    assert PROMPT_LAYOUT == 1
+    assert PROMPT_LAYOUT == 2 and prompt_layout(Plan) == 1
     inputs = {"puzzle": Puzzle(text="3 cows"), "verdict": Verdict(correct=False, why="too many")}
     system, user = render_prompt(planner, inputs)
     assert system.content == "You are one specialist in a team. Do only your own step."

@@ -10,20 +10,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ....agents.answer_schema import answer_schema
 from ....agents.backend import OnText
 from ....agents.errors import RunError, RunInterrupted
 from ....agents.messages import Ask, Message, Usage
-from ....agents.prompts import PROMPT_LAYOUT, render_prompt, task_text
+from ....agents.prompts import prompt_layout, render_prompt, task_text
 from ....agents.recorded_values import type_adapter
 from ...events import Event
 from ...runs.session import Session
-from ...runs.step_values import schema_of
 from ...settings.server import ServerSettings
 from ..error_replies import RequestRefused, error_body
 from ..live_runs import LiveRuns
 from ..served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
 from ..typed_inputs import role_inputs, workflow_input
-from .chat_protocol import AskOrigin, ChatRequest, Completed, answer_schema, to_messages
+from .chat_protocol import AskOrigin, ChatRequest, Completed, asked_schema, to_messages
 from .tool_requests import AskedTools, asked_tools
 
 __all__ = ["Answer", "Chat"]
@@ -116,13 +116,13 @@ class Chat:
             request,
             messages=(*render_prompt(role, inputs, () if tools is None else tools.tools), *rest),
             role=role.name,
-            answer_schema=schema_of(role.gives),
+            answer_schema=answer_schema(role.gives),
             max_tokens=self._answer_tokens(request, role.max_tokens),
             thinking=role.thinking,
             temperature=role.temperature if request.temperature is None else request.temperature,
             top_p=role.top_p if request.top_p is None else request.top_p,
             task=origin.task or self._task(served, inputs, first),
-            prompt_layout=PROMPT_LAYOUT,
+            prompt_layout=prompt_layout(role.gives),
         )
         ask, reason = self._session.route(ask)
         if request.thinking is not None:
@@ -137,7 +137,7 @@ class Chat:
     def _variant_ask(self, served: ServedVariant, request: ChatRequest, tools: AskedTools | None) -> Ask:
         messages = to_messages(request.messages)
         origin = request.metier or AskOrigin()
-        schema = answer_schema(request.response_format)
+        schema = asked_schema(request.response_format)
         return self._new_ask(
             request,
             messages=messages if tools is None else tools.told(messages, schema),
@@ -177,10 +177,10 @@ class Chat:
 
     def _check_format(self, request: ChatRequest, gives: Any, what: str) -> None:
         """A role or workflow has its type: a client may repeat it, not change it."""
-        asked = answer_schema(request.response_format)
+        asked = asked_schema(request.response_format)
         if asked is None or asked == {"type": "object"}:
             return
-        ours = [] if gives is str else list(getattr(gives, "model_fields", ()))
+        ours = list((answer_schema(gives) or {}).get("properties", ()))
         properties = asked.get("properties")
         theirs = list(properties) if isinstance(properties, dict) else []
         if sorted(theirs) != sorted(ours):

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ....agents.messages import Message, Usage
-from ....agents.prompts import PROMPT_LAYOUT
 from ....agents.thinking import ThinkingProfile
 from ..error_replies import RequestRefused
 from .tool_requests import ClientTool, MessageCall, ToolChoice, call_message, results_message
@@ -82,7 +81,7 @@ class AskOrigin(_Strict):
     role: Name = ""
     round: int = Field(default=1, ge=1, le=1_000_000)
     attempt: int = Field(default=0, ge=0, le=1_000_000)
-    prompt_layout: int = Field(default=PROMPT_LAYOUT, ge=0, le=1_000_000)
+    prompt_layout: int = Field(default=1, ge=0, le=1_000_000)
     task: str = ""
 
 
@@ -155,7 +154,7 @@ def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
     return tuple(made)
 
 
-def answer_schema(format: ResponseFormat | None) -> dict[str, Any] | None:
+def asked_schema(format: ResponseFormat | None) -> dict[str, Any] | None:
     """The schema that a request asks for, None for free text; raises RequestRefused when it has none to give."""
     if format is None or format.type == "text":
         return None

@@ -193,7 +193,7 @@ def test_traces_that_do_not_fit_are_named(tmp_path: Path) -> None:
     write_traffic(path, [row, row])
     assert [len(one.asks) for one in from_traffic(path, 8)] == [2]
     write_traffic(path, [row.model_copy(update={"prompt_layout": 99})])
-    with pytest.raises(TaskSetError, match="t.jsonl was recorded with prompt layout 99; expected layout 1"):
+    with pytest.raises(TaskSetError, match="t.jsonl was recorded with prompt layout 99; expected at most layout 2"):
         from_traffic(path, 8)
     path.write_text('{"version": 9, "role": "solver"}\n')
     with pytest.raises(TaskSetError, match="line 1 is no traffic row"):
