@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from metier.agents import PROMPT_LAYOUT, Ask, ScriptedBackend
+from metier.agents import Ask, ScriptedBackend
 from metier.agents.answers import parse_answer
-from metier.agents.prompts import task_text
+from metier.agents.prompts import prompt_layout, task_text
 from metier.agents.traffic import data_fingerprint
 from metier.router import load_assignment
 from metier.runtime import open_session
@@ -90,11 +90,12 @@ async def test_the_team_asks_what_training_showed(example: Any, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", list(SHIPPED))
-def test_shipped_variants_are_whole_small_and_made_from_their_recipes(name: str) -> None:
+def test_shipped_variants_are_whole_small_and_made_from_their_recipes(example: Any, name: str) -> None:
     shelf = Shelf(EXAMPLES / "none", also=[EXAMPLES / "variants"])
     variant = shelf.get(name)
     shelf.verify(variant)
-    assert variant.prompt_layout == PROMPT_LAYOUT
+    puzzles = example("mixed_puzzles")
+    assert {prompt_layout(role.gives) for role in (puzzles.solver, puzzles.checker)} == {variant.prompt_layout}
     weights = shelf.path(variant) / "adapter" / "adapter_model.safetensors"
     assert weights.stat().st_size <= 5_000_000
     recipe = load_recipe(EXAMPLES / "recipes" / SHIPPED[name])

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metier.agents import PROMPT_LAYOUT
 from metier.agents.answers import parse_answer
+from metier.agents.prompts import prompt_layout
 from metier.agents.traffic import data_fingerprint
 from metier.specializers import Shelf, load_recipe
 from metier.specializers.recipes.recipe import read_rows
@@ -102,7 +102,7 @@ def test_shipped_variants_are_whole_small_and_made_from_their_recipes(name: str)
     shelf = Shelf(EXAMPLES / "none", also=[EXAMPLES / "variants"])
     variant = shelf.get(name)
     shelf.verify(variant)
-    assert variant.prompt_layout == PROMPT_LAYOUT
+    assert variant.prompt_layout == prompt_layout(getattr(puzzles, name).gives)
     weights = shelf.path(variant) / "adapter" / "adapter_model.safetensors"
     assert weights.stat().st_size <= 5_000_000
     recipe = load_recipe(EXAMPLES / "recipes" / f"{name}.yaml")
