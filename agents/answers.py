@@ -27,6 +27,7 @@ _DEPTH = {"{": 1, "[": 1, "}": -1, "]": -1}
 _BRACE_OR_STRING = re.compile(r'[{}]|"(?:[^"\\]|\\(?:.|\Z))*+(?:"|\Z)', re.DOTALL)
 _BRACKET_OR_STRING = re.compile(r'[{}\[\]]|"(?:[^"\\]|\\(?:.|\Z))*+(?:"|\Z)', re.DOTALL)
 _LIST_OR_OBJECT_BEGINS = re.compile(r'\{\s*["}]|\[\s*(?:["{\[\]\d-]|true|false|null)')
+_CONTROL = re.compile(r"[\x00-\x1f]")
 _CODE_FENCE = re.compile(r"\A\s*```\w*\n|\n```\s*\Z")
 
 
@@ -55,7 +56,7 @@ def parse_answer(text: str, gives: Any, *, cut_off: bool = False) -> Any:
     try:
         return read(text)
     except ValidationError:
-        found = _value_within(text, json_kinds(gives), cut_off)
+        found = _value_within(_escape_controls(text), json_kinds(gives), cut_off)
     if found is None:
         raise _misfit(text, gives, f"it holds no complete JSON {' or '.join(_called(json_kinds(gives)))}")
     try:
@@ -91,6 +92,16 @@ def _misfit(text: str, gives: Any, reason: str) -> AnswerError:
         expected=f"JSON with the fields {fields}" if shape.plain else f"JSON of this shape: {shape.text}",
         remedy="Give the role more max_tokens, clearer instructions, or a variant tuned for it.",
     )
+
+
+def _escape_controls(text: str) -> str:
+    """A text whose strings hold no bare control characters, such as the line ends that models write in them.
+
+    JSON wants them escaped; the grammars of strings with a bounded length do not.
+    """
+    if not _CONTROL.search(text):
+        return text
+    return _BRACE_OR_STRING.sub(lambda token: _CONTROL.sub(lambda c: f"\\u{ord(c[0]):04x}", token[0]), text)
 
 
 def _called(kinds: frozenset[str]) -> list[str]:

@@ -183,6 +183,7 @@ def test_text_and_foreign_messages_have_the_first_layout() -> None:
         ('```\n[{"label": "a"}]\n```', list[zoo.Tree], [zoo.Tree(label="a")]),
         ('{"red": 1}', dict[zoo.Colour, int], {zoo.Colour.RED: 1}),
         ("null", int | None, None),
+        ('{"label": "two\nlines", "children": [\n]}', zoo.Tree, zoo.Tree(label="two\nlines")),
         ('[{"value": 3}]', Answer, Answer(value=3)),
     ],
 )
