@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import anyio
 
+from ...agents.answer_schema import answer_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import ResumeError
 from ...agents.graphs.step_paths import PathStep, StepPath
@@ -28,7 +29,6 @@ from ..store.records import StepRecord
 from ..store.store import RunStore
 from ..tools.calling import CallResult, ToolCaller
 from .asking import Asker, StepAsk
-from .step_values import schema_of
 
 __all__ = ["BLOCKED", "Conversation", "ToolLoop"]
 
@@ -104,8 +104,7 @@ class ToolLoop:
         """The step's answer, as `Asker.answer`; BLOCKED when a person has to say what came of a call."""
         while True:
             if talk.calls is None:
-                answer_schema = schema_of(talk.ask.role.gives)
-                schema = turn_schema(talk.tools.values(), answer_schema, talk.calls_left)
+                schema = turn_schema(talk.tools.values(), answer_schema(talk.ask.role.gives), talk.calls_left)
                 ask = replace(talk.ask, turn_schema=schema, may_call=talk.calls_left > 0)
                 given = await self._asker.answer(ask, failures)
                 if not isinstance(given, ToolCalls):
