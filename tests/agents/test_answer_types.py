@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, RootModel, TypeAdapter, create_model
 
@@ -140,6 +140,7 @@ PLAIN_FIELDS = st.recursive(SCALARS, lambda inner: inner.map(lambda kind: list[k
 NAMES = st.from_regex(r"\A[a-z]{1,6}\Z")
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, PLAIN_FIELDS, max_size=4))
 def test_plain_answers_are_asked_for_as_in_layout_one(fields: dict[str, Any]) -> None:
     """Adapters trained on it go on being asked what they know."""
