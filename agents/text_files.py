@@ -1,4 +1,4 @@
-"""The one reader of JSON and YAML text that people write: bounded, and everything wrong with it is one named error.
+"""The one reader of text, JSON and YAML from files: bounded, and everything wrong with it is one named error.
 
 Parsers of such text raise many kinds of errors, and take for good what breaks later: repeated keys, numbers that no
 store or engine holds, aliases that grow without end, a thousand levels. All of it is refused here, by place.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .errors import MetierError
 __all__ = [
     "DEEPEST_LEVELS",
     "MOST_JSON_MIB",
+    "MOST_LINE_MIB",
     "MOST_SEED",
     "MOST_VALUES",
     "MOST_YAML_MIB",
@@ -29,6 +30,7 @@ __all__ = [
     "parse_json",
     "parse_yaml",
     "read_bounded",
+    "read_lines",
     "read_yaml_mapping",
     "shown",
 ]
@@ -38,6 +40,9 @@ MOST_YAML_MIB = 1
 
 MOST_JSON_MIB = 64
 """Largest JSON file read, in MiB."""
+
+MOST_LINE_MIB = 16
+"""Longest line of a file that is read by lines, in MiB."""
 
 DEEPEST_LEVELS = 64
 """How many lists and mappings may stand in each other."""
@@ -86,11 +91,28 @@ def read_bounded(path: Path, *, most_mib: int = MOST_JSON_MIB) -> str:
             raise UnreadableTextError(f"it cannot be read: {error.strerror}") from error
     if len(data) > most_mib * 2**20:
         raise UnreadableTextError(f"it is larger than {most_mib} MiB")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UnreadableTextError(f"line {line} is not UTF-8 text (byte 0x{data[error.start]:02x})") from error
+    return _decoded(data, first_line=1)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line of a regular file in UTF-8, one at a time; nothing but a line feed ends a line.
+
+    Raises: UnreadableTextError saying what is wrong; FileNotFoundError when there is no such file.
+    """
+    most = MOST_LINE_MIB * 2**20
+    number = 0
+    with open_regular(path) as file:
+        while True:
+            number += 1
+            try:
+                line = file.readline(most + 1)
+            except OSError as error:
+                raise UnreadableTextError(f"it cannot be read: {error.strerror}") from error
+            if not line:
+                return
+            if len(line) > most:
+                raise UnreadableTextError(f"line {number} is longer than {MOST_LINE_MIB} MiB")
+            yield number, _decoded(line, first_line=number).removesuffix("\n")
 
 
 def parse_json(text: str | bytes, *, lenient: bool = False) -> Any:
@@ -172,6 +194,14 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # a number of thousands of digits, or a structure of thousands of levels
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+
+
+def _decoded(data: bytes, *, first_line: int) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + first_line
+        raise UnreadableTextError(f"line {line} is not UTF-8 text (byte 0x{data[error.start]:02x})") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from .errors import TaskSetError
 from .frozen_model import FrozenModel
 from .messages import Message
 from .prompts import layout_of
+from .record_files import read_records
 from .whole_files import whole_file
 
 __all__ = ["TrafficRow", "data_fingerprint", "read_traffic", "write_traffic"]
@@ -70,19 +71,15 @@ def write_traffic(path: Path, rows: Iterable[TrafficRow]) -> int:
 
 
 def read_traffic(path: Path) -> Iterator[TrafficRow]:
-    """Read rows one at a time; raises TaskSetError with the number of a line that is not a row."""
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield TrafficRow.model_validate_json(line)
-            except ValidationError as error:
-                raise TaskSetError(
-                    f"{path}, line {number} is no traffic row: {error.errors()[0]['msg']}",
-                    expected="JSON with role, messages and reply, as `metier run --export-traffic` writes it",
-                    remedy="Export the traffic again, or remove the line.",
-                ) from error
+    """Read rows one at a time; raises TaskSetError when there is no such file, and with a line that is not a row."""
+    return read_records(
+        path,
+        TrafficRow,
+        TaskSetError,
+        what="traffic row",
+        expected="a JSON line with role, messages and reply for each ask, as `metier run --export-traffic` writes it",
+        remedy="Export the traffic again, or remove the line.",
+    )
 
 
 def data_fingerprint(rows: Iterable[TrafficRow]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from ..agents.frozen_model import FrozenModel
 
 __all__ = ["STARTUP", "Event", "EventKind", "Listeners", "OnEvent", "RunEvents", "in_words"]
+
+_log = logging.getLogger(__name__)
 
 EventKind = Literal[
     "run_started",
@@ -74,12 +77,29 @@ def in_words(event: Event) -> str:
 
 
 class Listeners(list[OnEvent]):
-    """Those who hear of events; false while there is nobody, so that no event need be put together."""
+    """Those who hear of events; false while there is nobody, so that no event need be put together.
+
+    One that raises harms no run and no other listener. That is logged with its name and traceback, the first time.
+    """
+
+    def __init__(self, listeners: Iterable[OnEvent] = ()) -> None:
+        super().__init__(listeners)
+        self._raised: list[OnEvent] = []
 
     def __call__(self, event: Event) -> None:
         """Hand an event to everyone who listens."""
         for listen in self:
-            listen(event)
+            try:
+                listen(event)
+            except Exception:
+                if listen not in self._raised:
+                    self._raised.append(listen)
+                    _log.exception(
+                        "the listener %s raised at event %r; runs go on, it is told of later events, "
+                        "and this is not said again",
+                        getattr(listen, "__qualname__", repr(listen)),
+                        event.kind,
+                    )
 
 
 class RunEvents:

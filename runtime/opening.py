@@ -12,7 +12,7 @@ from ..router.route import Router
 from ..specializers.shelf.bundled_model import DEFAULT_BASE
 from ..specializers.shelf.shelf import Shelf
 from .backends import DEFAULT_ENGINE, BackendRequest, OpenBackend, check_engine, open_backend
-from .events import Event, OnEvent
+from .events import Event, Listeners, OnEvent
 from .runs.session import Session
 from .runs.tracing import open_tracer
 from .settings.session import Settings, load_settings
@@ -79,14 +79,12 @@ async def open_session(
         if not isinstance(store, RunStore):
             store = stack.enter_context(RunStore(store if store is not None else settings.store))
         session: Session | None = None
+        listeners = Listeners([on_event] if on_event is not None else [])
 
         def note(event: Event) -> None:
             if event.kind in ENGINE_EVENTS and session is not None and session.batch is not None:
                 store.record_engine_event(session.batch, event.kind, event.data)
-            if session is not None:
-                session.emit(event)
-            elif on_event is not None:
-                on_event(event)
+            listeners(event)
 
         if backend is None:
             request = BackendRequest(
@@ -104,7 +102,7 @@ async def open_session(
             opened = OpenBackend(backend, settings.engine)
         tools = await stack.enter_async_context(ToolCaller(settings.tools))
         session = Session(
-            opened.backend, router, store, settings, on_event, opened.totals, other_roles, opened.base, tools
+            opened.backend, router, store, settings, listeners, opened.totals, other_roles, opened.base, tools
         )
         if settings.tracing:
             session.listen(stack.enter_context(open_tracer()).on_event)

@@ -44,7 +44,7 @@ def to_dot(graph: BuiltGraph) -> str:
 def write_picture(graph: BuiltGraph, path: Path) -> Path:
     """Draw the workflow to `path` as PNG with Graphviz, or as Mermaid text beside it when there is none.
 
-    Returns the file that was written (`.png` or `.mmd`).
+    Returns the file that was written (`.png` or `.mmd`). Raises: OSError when it cannot be written.
     """
     dot = shutil.which("dot")
     if dot is None:
@@ -53,7 +53,10 @@ def write_picture(graph: BuiltGraph, path: Path) -> Path:
         return path
     path = path.with_suffix(".png")
     drawn = [dot, "-Tpng", "-o", str(path)]
-    subprocess.run(drawn, input=to_dot(graph).encode(), check=True, timeout=DOT_TIMEOUT_S)
+    try:
+        subprocess.run(drawn, input=to_dot(graph).encode(), check=True, timeout=DOT_TIMEOUT_S)
+    except subprocess.SubprocessError as error:
+        raise OSError(f"Graphviz drew no picture: {error}") from error
     return path
 
 

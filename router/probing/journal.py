@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TextIO, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from ...agents.content_hash import content_hash
 from ...agents.errors import ProfileError
+from ...agents.record_files import cut_torn_line, read_records
 
 __all__ = ["Journal", "Record", "record_key"]
 
@@ -43,24 +43,23 @@ class Journal(Generic[Record]):
     def _read(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            whole, newline, torn = text.rpartition("\n")
-            if torn:
-                os.truncate(path, len((whole + newline).encode()))
+            if path.exists():
+                cut_torn_line(path)
+                for record in self._records_in(path):
+                    self._records[_key(record)] = record
             self._file = path.open("a", encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise ProfileError(f"{path} cannot be used: {error}", expected="a file that can be written") from error
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = self._kind.model_validate_json(line)
-            except ValidationError as error:
-                self.close()
-                raise ProfileError(
-                    f"{path}, line {number} is no {self._kind.__name__}: {error.errors()[0]['msg']}",
-                    expected="a file that `metier probe` wrote",
-                    remedy="Remove the line, or name another folder.",
-                ) from error
-            self._records[_key(record)] = record
+
+    def _records_in(self, path: Path) -> Iterator[Record]:
+        return read_records(
+            path,
+            self._kind,
+            ProfileError,
+            what=self._kind.__name__,
+            expected="a file that `metier probe` wrote",
+            remedy="Remove the line, or name another folder.",
+        )
 
     def __len__(self) -> int:
         return len(self._records)

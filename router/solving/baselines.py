@@ -37,10 +37,14 @@ def baselines(problem: Problem, limits: Limits, settings: AssignSettings) -> lis
         found.append(("brute force", best.choices if best else None, f"of {problem.size}"))
     else:
         found.append(("brute force", None, f"{problem.size} assignments are too many"))
-    return [
-        Contender(name, choices, None if choices is None else predict(problem, choices), note=note)
-        for name, choices, note in found
-    ]
+    return [Contender(name, choices, _prediction(problem, choices), note=note) for name, choices, note in found]
+
+
+def _prediction(problem: Problem, choices: Choices | None) -> Prediction | None:
+    """The prediction for choices; None where one of them has no profile or is not to be chosen, as an incumbent may."""
+    if choices is None or not all(choices[part] in problem.rows[part] for part in problem.parts):
+        return None
+    return predict(problem, choices)
 
 
 def oracle(runs: Sequence[Sequence[Outcome]], before: Sequence[Outcome]) -> Contender:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import anyio
 from pydantic import Field
@@ -18,6 +18,7 @@ from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE, SCRIPTED, EngineName
 from ..console import StepBar, say, show
 from ..opening import open_session
+from ..output_files import writing
 from ..runs.session import Session
 from ..settings.session import load_settings
 from ..store.reading import store_for_reading
@@ -103,7 +104,10 @@ async def measure(
     turns = sum(len(one.asks) for one in conversations)
     finished: list[str] = []
     stopped = False
-    file = None if out is None else _opened(out)
+    file: TextIO | None = None
+    if out is not None:
+        with writing(out):
+            file = out.open("w", encoding="utf-8")
     try:
         for level in options.levels:
             records = levels.setdefault(str(level), [])
@@ -118,9 +122,10 @@ async def measure(
                 ) -> None:
                     records.append(record)
                     bar.show(len(records), total)
-                    if file is not None:
-                        file.write(record.model_dump_json() + "\n")
-                        file.flush()
+                    if file is not None and out is not None:
+                        with writing(out):
+                            file.write(record.model_dump_json() + "\n")
+                            file.flush()
 
                 await apply_load(backend, conversations, level, note, options.seed)
             finished.append(str(level))
@@ -196,10 +201,3 @@ def _what_is_missing(
         f"Stopped. Whole, {kept}: {'; '.join(finished) or 'no level'}. Missing: {'; '.join(missing)}.\n"
         f"To go on: the same command with the missing levels alone (--concurrency, --rate, --cache){other}."
     )
-
-
-def _opened(out: Path) -> Any:
-    try:
-        return out.open("w", encoding="utf-8")
-    except OSError as error:
-        raise SettingsError(f"{out} cannot be written: {error}", expected="a file in a folder that is there") from error

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ...agents.errors import TaskSetError
 from ...agents.frozen_model import FrozenModel
 from ...agents.messages import Ask, Message
 from ...agents.prompts import PROMPT_LAYOUT, task_text_of_json
 from ...agents.thinking import ThinkingProfile
-from ...agents.traffic import TrafficRow, read_traffic
+from ...agents.traffic import read_traffic
 from ..store.store import RunStore
 
 __all__ = ["Conversation", "SyntheticMix", "from_store", "from_traffic", "synthetic", "variants_of"]
@@ -100,7 +100,7 @@ def from_traffic(path: Path, max_tokens: int) -> list[Conversation]:
     Raises: TaskSetError for a file of another version (unknown fields, another prompt layout), or without rows.
     """
     asks = []
-    for number, row in enumerate(_rows(path)):
+    for number, row in enumerate(read_traffic(path)):
         _check_layout(row.prompt_layout, str(path))
         asks.append(
             Ask(
@@ -142,15 +142,6 @@ def synthetic(mix: SyntheticMix) -> list[Conversation]:
 def variants_of(conversations: Iterable[Conversation]) -> list[str]:
     """Every variant that is asked for, by name."""
     return sorted({ask.variant for one in conversations for ask in one.asks if ask.variant is not None})
-
-
-def _rows(path: Path) -> list[TrafficRow]:
-    try:
-        return list(read_traffic(path))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise TaskSetError(
-            f"the trace {path} cannot be read: {error}", expected="a file of `metier run --export-traffic`"
-        ) from error
 
 
 def _check_layout(layout: int, origin: str) -> None:

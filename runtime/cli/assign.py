@@ -14,6 +14,7 @@ from ...router.solving.assigned import AssignSettings, Goal
 from ...router.solving.limits import Limits
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE
+from ..output_files import can_be_written, can_hold_files
 from .options import (
     Base,
     Concurrency,
@@ -30,7 +31,6 @@ from .options import (
     names_option,
     overrides,
 )
-from .output_files import can_be_written
 
 __all__ = ["add_router_commands"]
 
@@ -66,7 +66,9 @@ def probe(
     batch: Annotated[int, typer.Option(help="Tasks between two looks at which candidates are clearly worse.")] = 8,
     margin: Annotated[float, typer.Option(help="Drop a candidate that is worse by more than this, surely.")] = 0.05,
     seed: Seed = 0,
-    folder: Annotated[Path, typer.Option("--out", help="Folder of profiles and of what was run.")] = DEFAULT_FOLDER,
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder of profiles and of what was run.", callback=can_hold_files)
+    ] = DEFAULT_FOLDER,
     settings: SettingsFile = None,
     set: Sets = None,
 ) -> None:

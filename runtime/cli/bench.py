@@ -11,8 +11,8 @@ import typer
 from ...agents.errors import SettingsError
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE
+from ..output_files import can_be_written
 from .options import Base, Engine, Sets, SettingsFile, Shelf, checked, comma_separated, names_option, overrides
-from .output_files import can_be_written
 
 __all__ = ["add_bench_command"]
 

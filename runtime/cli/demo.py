@@ -13,12 +13,12 @@ from ...router.assignment import Assignment, load_assignment
 from ..console import say, show_markdown
 from ..events import Event
 from ..opening import open_session
+from ..output_files import write_output
 from ..report import render_report
 from ..settings.session import Settings
 from ..store.commands import command
 from ..store.store import RunStore
 from .live import LiveView
-from .output_files import write_output
 
 __all__ = ["demo_folder", "run_demo"]
 

@@ -130,6 +130,4 @@ def _rows(recipe: Path | None, traffic: Path | None) -> list[TrafficRow]:
     if recipe is not None:
         return read_rows(load_recipe(recipe))
     assert traffic is not None
-    if not traffic.is_file():
-        raise SettingsError(f"--traffic {traffic} is no file", remedy="Correct the path.")
     return list(read_traffic(traffic))

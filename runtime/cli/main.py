@@ -14,6 +14,7 @@ from ...agents.errors import SettingsError
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE
 from ..console import say
+from ..output_files import can_be_written, can_hold_files, new_folder, writing
 from ..settings.session import load_settings
 from .assign import add_router_commands
 from .bench import add_bench_command
@@ -40,7 +41,6 @@ from .options import (
     overrides,
     read_json,
 )
-from .output_files import can_be_written
 from .report import add_report_command
 from .run import RunOptions, resume_run, run_workflow
 from .serve import add_serve_command
@@ -146,7 +146,10 @@ def make(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     base: Base = DEFAULT_BASE,
     shelf: Shelf = None,
-    work_dir: Annotated[Path | None, typer.Option(help="Where checkpoints of unfinished training are kept.")] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where checkpoints of unfinished training are kept.", callback=can_hold_files),
+    ] = None,
     settings: SettingsFile = None,
     set: Sets = None,
 ) -> None:
@@ -230,7 +233,7 @@ def variants_merge(
 )
 def variants_export(
     name: Annotated[str, typer.Argument(help="Name or content id of a variant.")],
-    out: Annotated[Path, typer.Argument(help="New folder to write.")],
+    out: Annotated[Path, typer.Argument(help="New folder to write.", callback=new_folder)],
     as_kind: Annotated[
         Literal["lora"] | None,
         typer.Option("--as", help="Freeze a T-REX adapter's gate: one LoRA per cluster of tasks."),
@@ -290,7 +293,9 @@ def graph(
     if out is None:
         sys.stdout.write(to_mermaid(built))
     else:
-        say(f"wrote {write_picture(built, out)}")
+        with writing(out):
+            written = write_picture(built, out)
+        say(f"wrote {written}")
 
 
 def main() -> None:

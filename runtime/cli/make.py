@@ -15,6 +15,7 @@ from ...specializers.shelf.shelf import Shelf
 from ...specializers.shelf.variant import Variant
 from ..backends import DEFAULT_ENGINE, BackendRequest, open_backend
 from ..console import OUT, StepBar, say, show
+from ..output_files import writing
 from ..settings.session import Settings
 
 __all__ = ["draw_variant", "list_variants", "make_variant", "show_variants"]
@@ -75,18 +76,24 @@ def draw_variant(name: str, out: Path, shelf: Shelf) -> None:
     from ..report.thinking_figures import draw_thinking, thinking_of
 
     points, curves = thinking_of(shelf.get(name))
-    draw_thinking(out, points, curves)
+    with writing(out):
+        draw_thinking(out, points, curves)
     say(f"{len(points)} points of {len(curves)} variants are drawn in {out}")
 
 
 def list_variants(shelf: Shelf, verify: bool) -> None:
-    """Print the shelf as a table; with `verify`, check every file first."""
-    found = shelf.list()
-    for folder, error in shelf.damaged():
+    """Print the shelf as a table; with `verify`, check every file first.
+
+    Raises: VariantError when `verify` finds one that is wrong.
+    """
+    found, damaged = shelf.list(), shelf.damaged()
+    for folder, error in damaged:
         say(f"bad: {folder.name}: {error}", style="red")
     if verify:
         for variant in found:
             shelf.verify(variant)
+        if damaged:
+            raise damaged[0][1]
         say(f"{len(found)} variants verified: every file has the hash of its record.")
     if not found:
         places = ", ".join(map(str, (shelf.folder, *shelf.also)))

@@ -14,10 +14,10 @@ from ...agents.errors import ResumeError, SettingsError
 from ...agents.text_files import MOST_SEED, UnreadableTextError, parse_json, shown
 from ...specializers.shelf.shelf import Shelf as VariantShelf
 from ..backends import engine_help
+from ..output_files import can_be_written
 from ..settings.session import load_settings, setting_value
 from ..store.reading import store_for_reading
 from ..store.store import RunStore
-from .output_files import can_be_written
 
 __all__ = [
     "DEFAULT_STORE",

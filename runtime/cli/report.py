@@ -9,10 +9,10 @@ import typer
 
 from ...agents.errors import ResumeError, SettingsError
 from ..console import show_markdown
+from ..output_files import can_be_written, write_output
 from ..report import render_html, render_markdown, render_report
 from ..store.store import RunStore
 from .options import DEFAULT_STORE, Sets, Shelf, Store, TrafficFile, open_shelf, stored_runs
-from .output_files import can_be_written, write_output
 from .run import export, list_batches
 
 __all__ = ["add_report_command"]

@@ -20,6 +20,7 @@ from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE, EngineName
 from ..console import say, show_markdown
 from ..opening import open_session
+from ..output_files import write_output, writing
 from ..report import render_report
 from ..runs.run_plan import RunResult
 from ..runs.session import Session
@@ -31,7 +32,6 @@ from ..store.store import RunStore
 from .ending import when_stopped
 from .live import LiveView
 from .options import absolute, open_store
-from .output_files import write_output, writing
 
 __all__ = ["RunOptions", "export", "list_batches", "resume_run", "run_workflow"]
 
@@ -59,9 +59,9 @@ class RunOptions(BaseModel):
     concurrency: int | None = None
     """Runs at a time; None: as the settings say."""
     max_tokens: int | None = None
-    """Most tokens of one run. None is no limit."""
+    """Most tokens of one run. None: as the settings say."""
     max_seconds: float | None = None
-    """Longest time of one run in seconds. None is no limit."""
+    """Longest time of one run in seconds. None: as the settings say."""
     seed: int = 0
     """Seed of sampling."""
     settings: str | None = None

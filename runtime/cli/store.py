@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ..console import say
+from ..output_files import can_be_written
 
 __all__ = ["add_store_commands"]
 
@@ -42,7 +43,8 @@ def check(store: StoreFile) -> None:
 
 @store_app.command("recover", epilog="Example: `metier store recover runs/runs.db --out runs/saved.db`")
 def recover(
-    store: StoreFile, out: Annotated[Path, typer.Option(help="New file to write; must not be there yet.")]
+    store: StoreFile,
+    out: Annotated[Path, typer.Option(help="New file to write; must not be there yet.", callback=can_be_written)],
 ) -> None:
     """Write every run, step and ask that can be read into a new store; the damaged file stays as it is."""
     from ..store.recovery import recover_store

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ...agents.errors import EngineError
 from ...specializers.checkpoints.expert_layers import adaptable_names
-from ...specializers.checkpoints.tensor_files import base_tensors
+from ...specializers.checkpoints.tensor_files import base_tensors, read_json
 from ..plugin.wire import FIER_KEY, LOGITS_PROCESSOR, REASONING_PARSER, plugin_wanted
 from ..settings.engine import EngineSettings
 
@@ -115,5 +114,5 @@ def _context_tokens(weights: Path) -> int | None:
 
 def _text_config(weights: Path) -> dict[str, Any]:
     """A checkpoint's configuration; of multimodal ones, the part for the language model."""
-    config: dict[str, Any] = json.loads((weights / "config.json").read_text(encoding="utf-8"))
-    return {**config.get("text_config", {}), **config}
+    config = read_json(weights, "config.json")
+    return {**(config.get("text_config") or {}), **config}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import TypeAdapter
 
 from ...agents.content_hash import content_hash
+from ...agents.text_files import read_bounded
 from ...agents.whole_files import write_whole
 from ...specializers.shelf.base_model import cache_folder
 from .variant_targets import EngineStart
@@ -64,12 +67,8 @@ class _Starts(NamedTuple):
 def _read() -> dict[str, _Starts]:
     """Starts by engine, the newest last; empty when the file cannot be read."""
     try:
-        found: dict[str, Any] = json.loads((cache_folder() / FILE).read_text(encoding="utf-8"))
-        return {
-            key: _Starts(float(first), float(last), int(size), bool(compiled))
-            for key, (first, last, size, compiled) in found.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
+        return TypeAdapter(dict[str, _Starts]).validate_json(read_bounded(cache_folder() / FILE))
+    except (OSError, ValueError):
         return {}
 
 

@@ -67,7 +67,7 @@ class Session:
         router: Router,
         store: RunStore,
         settings: Settings,
-        on_event: OnEvent | None = None,
+        listeners: Listeners | None = None,
         totals: Callable[[], dict[str, dict[str, Any]]] | None = None,
         other_roles: Iterable[str] = (),
         base: str = "",
@@ -77,7 +77,7 @@ class Session:
         self._router = router
         self.store = store
         self.settings = settings
-        self._listeners = Listeners([on_event] if on_event else [])
+        self._listeners = Listeners() if listeners is None else listeners
         self._driver = RunDriver(backend, router, store, settings, self._listeners, tools or ToolCaller(settings.tools))
         self._totals = totals
         self.base = base
@@ -114,11 +114,12 @@ class Session:
     ) -> Any:
         """Run a workflow on one input and return its output.
 
+        What `limits` leave open, the settings say, here and in the other methods.
         Raises: RunError, EngineError or StoreError when it fails; RunInterrupted when it waits for a person.
         """
         built = _built(graph)
         (run,), (value,) = self._add_batch(built, [Task("0", value)], seed, label, {})
-        return await self._output(RunPlan(built, run, value, limits or self.settings.limits))
+        return await self._output(RunPlan(built, run, value, self._limits(limits)))
 
     async def map(
         self,
@@ -139,7 +140,7 @@ class Session:
         built = _built(graph)
         tasks = list(inputs) if isinstance(inputs, TaskSet) else [Task(str(i), v) for i, v in enumerate(inputs)]
         runs, values = self._add_batch(built, tasks, seed, label, options or {})
-        task_set, limits = inputs if isinstance(inputs, TaskSet) else None, limits or self.settings.limits
+        task_set, limits = inputs if isinstance(inputs, TaskSet) else None, self._limits(limits)
         plans = [
             RunPlan(built, run, value, limits, _scored(task_set, task))
             for run, value, task in zip(runs, values, tasks, strict=True)
@@ -191,9 +192,7 @@ class Session:
         run = self.take_answers(built, run_id, answers or {})
         value = recorded_input(built, run)
         self._begin(run.batch)
-        return await self._output(
-            RunPlan(built, run, value, limits or self.settings.limits, resumed=True, stream=stream)
-        )
+        return await self._output(RunPlan(built, run, value, self._limits(limits), resumed=True, stream=stream))
 
     def take_answers(self, graph: BuiltGraph, run_id: str, answers: Mapping[str, Any]) -> RunRecord:
         """Check that a run can be resumed here, and keep a person's answers for when it is; returns the run.
@@ -230,7 +229,7 @@ class Session:
                 unreadable[run.id] = RunResult(run.id, error=error)
                 continue
             score = _scored(inputs, task)
-            plans.append(RunPlan(built, run, task.input, limits or self.settings.limits, score, resumed=True))
+            plans.append(RunPlan(built, run, task.input, self._limits(limits), score, resumed=True))
         results = {result.run_id: result for result in await self._results(plans, concurrency)} | unreadable
         return [results[run.id] for run in open_runs]
 
@@ -254,7 +253,7 @@ class Session:
 
         async def work() -> None:
             async with sender:
-                await self._driver.run(RunPlan(built, run, value, limits or self.settings.limits, stream=True))
+                await self._driver.run(RunPlan(built, run, value, self._limits(limits), stream=True))
             self._record_totals(run.batch)
 
         self._listeners.append(listen)
@@ -303,6 +302,10 @@ class Session:
         self.store.add_batch(batch, runs)
         self._begin(batch.id)
         return runs, values
+
+    def _limits(self, given: RunLimits | None) -> RunLimits:
+        own = self.settings.limits
+        return own if given is None else given.over(own)
 
     def _begin(self, batch: str) -> None:
         self._batches.append(batch)

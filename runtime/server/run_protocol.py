@@ -39,14 +39,12 @@ class NewRun(BaseModel):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of sampling."""
     max_tokens: int | None = Field(default=None, ge=1, le=MAX_SEED)
-    """Most tokens of the run. Without both limits the server's settings hold."""
+    """Most tokens of the run. Without it the server's settings hold."""
     max_seconds: float | None = Field(default=None, gt=0)
-    """Longest time of the run in seconds."""
+    """Longest time of the run in seconds. Without it the server's settings hold."""
 
-    def limits(self) -> RunLimits | None:
-        """What the run may use, None where nothing was said: the session's own limits hold."""
-        if self.max_tokens is None and self.max_seconds is None:
-            return None
+    def limits(self) -> RunLimits:
+        """What the run may use, as far as the client says it."""
         return RunLimits(max_tokens=self.max_tokens, max_seconds_s=self.max_seconds)
 
 

@@ -21,3 +21,11 @@ class RunLimits(FrozenModel):
 
     max_seconds_s: float | None = Field(default=None, gt=0)
     """Wall time in seconds; a resumed run starts at 0 again. None is no limit."""
+
+    def over(self, others: RunLimits) -> RunLimits:
+        """These limits, and those of `others` where there are none here.
+
+        >>> RunLimits(max_tokens=5).over(RunLimits(max_tokens=9, max_seconds_s=60.0))
+        RunLimits(max_tokens=5, max_seconds_s=60.0)
+        """
+        return others.model_copy(update=self.model_dump(exclude_none=True))

@@ -35,7 +35,7 @@ def store_for_reading(path: Path) -> Iterator[RunStore]:
 def copied_store(path: Path) -> Iterator[Path]:
     """A copy of a store in a folder of its own, for the length of the block: the file itself is only read.
 
-    Raises: StoreError when there is no such file.
+    Raises: StoreError when there is no such file, or no room for a copy.
     """
     if not path.is_file():
         raise StoreError(
@@ -45,7 +45,14 @@ def copied_store(path: Path) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="metier-store-") as folder:
         copy = Path(folder) / "store.db"
-        for suffix in ("", "-wal"):
-            if Path(f"{path}{suffix}").is_file():
-                shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+        try:
+            for suffix in ("", "-wal"):
+                if Path(f"{path}{suffix}").is_file():
+                    shutil.copyfile(f"{path}{suffix}", f"{copy}{suffix}")
+        except OSError as error:
+            raise StoreError(
+                f"the run store {path} cannot be copied to {folder}: {error}",
+                expected="a file that can be read, and room for a copy",
+                remedy="Set TMPDIR to a folder with room.",
+            ) from error
         yield copy

@@ -57,15 +57,22 @@ def recover_store(path: Path, out: Path) -> dict[str, int]:
     if out.exists():
         raise StoreError(f"{out} is there already", expected="the name of a new file")
     with copied_store(path) as copy:
-        source = _recovered_by_sqlite(copy) or copy
-        with RunStore(out):  # its schema
+        with RunStore(out):  # its schema; and where it cannot be written, that is known now
             pass
+        source = _recovered_by_sqlite(copy) or copy
         counts = {}
-        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(out)) as new:
-            new.execute("PRAGMA foreign_keys = OFF")
-            for table in _TABLES:
-                counts[table] = _copy_rows(old, new, table)
-                new.commit()
+        try:
+            with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(out)) as new:
+                new.execute("PRAGMA foreign_keys = OFF")
+                for table in _TABLES:
+                    counts[table] = _copy_rows(old, new, table)
+                    new.commit()
+        except sqlite3.OperationalError as error:  # what cannot be read is passed over inside
+            raise StoreError(
+                f"{out} cannot be written: {error}",
+                expected="a new file on a disk with room",
+                remedy="Free space there, remove the file, and recover again.",
+            ) from error
     return counts
 
 

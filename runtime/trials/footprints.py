@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ...router.assignment import BASE
 from ...router.probing.profile import Footprint
+from ...specializers.checkpoints.tensor_files import read_json
 from ...specializers.shelf.variant import Variant
 from ..settings.engine import EngineSettings
 
@@ -60,16 +60,17 @@ def slot_mib(folder: Path, settings: EngineSettings) -> float:
 
     Computed for Llama-like checkpoints; 0 where the configuration lacks a shape that it needs.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    try:
-        hidden, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-        layers, kv_heads = config["num_hidden_layers"], config.get("num_key_value_heads", config["num_attention_heads"])
-    except KeyError:
+    config = read_json(folder, "config.json")
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+    if not all(type(config.get(name)) is int and config[name] > 0 for name in names):
         return 0.0
-    head = config.get("head_dim") or hidden // heads
+    hidden, inner, heads, layers = (int(config[name]) for name in names)
+    kv_heads, head = (config.get(name) for name in ("num_key_value_heads", "head_dim"))
+    kv_heads = kv_heads if type(kv_heads) is int and kv_heads > 0 else heads
+    head = head if type(head) is int and head > 0 else hidden // heads
     q, kv = heads * head, kv_heads * head
     ends = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden), (hidden, inner), (hidden, inner), (inner, hidden)]
     widths = sum(d_in + d_out for d_in, d_out in ends)
     dtype = settings.dtype if settings.dtype != "auto" else config.get("dtype", config.get("torch_dtype", "bfloat16"))
-    numbers = int(layers) * widths * settings.slot_rank * settings.adapter_slots
-    return float(numbers * DTYPE_BYTES.get(dtype, 2) / MIB)
+    numbers = layers * widths * settings.slot_rank * settings.adapter_slots
+    return float(numbers * DTYPE_BYTES.get(str(dtype), 2) / MIB)

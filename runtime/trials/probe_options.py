@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field
 
 from ...agents.errors import ProfileError
 from ...agents.frozen_model import FrozenModel
-from ...agents.text_files import UnreadableTextError, read_bounded
+from ...agents.record_files import read_record
 from ...router.probing.probe import ProbeSettings
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE, EngineName
@@ -59,10 +59,11 @@ class ProbeOptions(FrozenModel):
 
 def read_options(folder: Path) -> ProbeOptions:
     """What the probe of a folder was started with; raises ProfileError when there was none."""
-    path = folder / OPTIONS
-    try:
-        return ProbeOptions.model_validate_json(read_bounded(path))
-    except (OSError, UnreadableTextError, ValidationError) as error:
-        raise ProfileError(
-            f"{path} cannot be read: {error}", expected="a folder of `metier probe`", remedy="Name it with --probe."
-        ) from error
+    return read_record(
+        folder / OPTIONS,
+        ProbeOptions,
+        ProfileError,
+        what="record of a probe",
+        expected="a folder of `metier probe`",
+        remedy="Name it with --probe.",
+    )

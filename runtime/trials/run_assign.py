@@ -23,6 +23,7 @@ from ...router.solving.solve import Solution
 from ...router.space import Candidate, Part, Space
 from ..backends import SUPERVISED, on_servers
 from ..console import say, show
+from ..output_files import writing
 from ..report.figures import FrontPoint, draw_front
 from .probe_options import ProbeOptions, read_options
 from .run_probe import PROFILES, Trials, open_trials
@@ -230,7 +231,8 @@ def _write(out: Path, result: Assigned, problem: Problem, space: Space, settings
             result.solution.choices, result.reasons, ask_seconds(problem, result.solution.choices)
         ).to_yaml()
     )
-    write_whole(out, text)
+    with writing(out):
+        write_whole(out, text)
     say(f"wrote {out}")
 
 
@@ -248,7 +250,8 @@ def _write_front(folder: Path, result: Assigned, problem: Problem) -> None:
         ],
         "parts": [str(part) for part in problem.parts],
     }
-    (folder / "front.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    with writing(folder / "front.json"):
+        write_whole(folder / "front.json", json.dumps(data, indent=2) + "\n")
     points = [FrontPoint(p.prediction.cpu_s, p.prediction.quality) for p in result.front]
     named = [
         FrontPoint(line.measured.cpu_s, line.measured.quality, f"{line.name}, measured", line.measured.quality_interval)
@@ -256,7 +259,8 @@ def _write_front(folder: Path, result: Assigned, problem: Problem) -> None:
         if line.measured is not None
     ]
     try:
-        draw_front(folder / "front.svg", points, named)
+        with writing(folder / "front.svg"):
+            draw_front(folder / "front.svg", points, named)
     except SettingsError as error:
         say(str(error))
     else:

@@ -18,6 +18,7 @@ from ...agents.graphs.step_paths import StepPath
 from ...agents.graphs.workflow_file import Verifier, WorkflowFile, load_workflow
 from ...agents.tasksets import Task, TaskSet
 from ...agents.tools.calls import read_calls, read_text_answer
+from ...agents.whole_files import write_whole
 from ...router.assignment import BASE, Assignment, load_assignment
 from ...router.probing.evaluator import Evaluator, OnOutcome
 from ...router.probing.journal import Journal, record_key
@@ -31,6 +32,7 @@ from ...specializers.shelf.shelf import Shelf
 from ..backends import SCRIPTED, BackendRequest, OpenBackend, open_backend
 from ..console import StepBar, say, show
 from ..events import STARTUP, Event, in_words
+from ..output_files import writing
 from ..runs.run_plan import RunResult
 from ..runs.session import Session
 from ..settings.session import Settings
@@ -179,9 +181,12 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
 async def run_probe(options: ProbeOptions, folder: Path) -> None:
     """Probe a workflow and print the profiles; see `metier probe --help`."""
     incumbent = None if options.incumbent is None else load_assignment(options.incumbent)
+    with Journal(folder / PROFILES, Profile):
+        pass  # what this ends with is added to it, so that it can be is known before anything is measured
     async with open_trials(options, folder) as trials:
         tasks = trials.file.tasks(options.tasks)
-        (folder / OPTIONS).write_text(options.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with writing(folder / OPTIONS):
+            write_whole(folder / OPTIONS, options.model_dump_json(indent=2) + "\n")
         arms = 1 + sum(len(trials.space.candidates[part]) - 1 for part in trials.space.parts)
         with StepBar(f"probing {trials.file.graph.name}", "runs at most") as bar:
             evaluator = trials.evaluator(tasks, _Counts(bar, arms * len(tasks)).on_outcome)

@@ -86,13 +86,24 @@ def convert_adapter(
     rank = min(exact_rank, max_rank)
     with whole_folder(out) as part:
         write_lora(part, {name: (a[:rank], b[:, :rank]) for name, (a, b) in factors.items()}, rank=rank, base=base)
-        check_adapter(part, base, slot_rank=SLOT_RANKS[-1])
+        _check_made(folder, kind, part, base)
         with torch.no_grad():
             error = _error(original, logits_of(load_adapter(load_base(base), part, "LORA"), tokens), bare)
         conversion = Conversion(kind, rank, exact_rank, error)
         if not conversion.exact and error.share > accept_error:
             raise _too_lossy(folder, conversion, max_rank, accept_error)
     return conversion
+
+
+def _check_made(folder: Path, kind: str, part: Path, base: Path) -> None:
+    """Check the LoRA that was made of the adapter in `folder`; raises AdapterError that names that one."""
+    try:
+        check_adapter(part, base, slot_rank=SLOT_RANKS[-1])
+    except AdapterError as error:
+        problem = error.problem.replace(str(part), "the LoRA made of it")
+        raise AdapterError(
+            f"{kind} adapter {folder} cannot be served: {problem}", expected=error.expected, remedy=error.remedy
+        ) from error
 
 
 def low_rank_factors(delta: torch.Tensor, *, tolerance: float = RANK_TOLERANCE) -> tuple[torch.Tensor, torch.Tensor]:

@@ -164,6 +164,12 @@ def new_staging(shelf: Shelf) -> Iterator[Path]:
         ) from error
     try:
         yield staging
+    except OSError as error:
+        raise VariantError(
+            f"what is to be put on the shelf {shelf.folder} cannot be copied: {error}",
+            expected="files that can be read, and room on the shelf's disk",
+            remedy="Free space there, or choose another shelf.",
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

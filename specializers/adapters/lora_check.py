@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,15 @@ from typing import Any
 from ...agents.errors import AdapterError
 from ...agents.text_files import shown
 from ..checkpoints.tensor_files import TensorInfo, read_json
-from .adapter_files import CONFIG, WEIGHTS, AdapterFacts, linear_shape, merge_remedy
+from .adapter_files import CONFIG, LARGEST_VALUE, WEIGHTS, AdapterFacts, linear_shape, merge_remedy
 from .lora_scaling import layer_rank, layer_scaling
 from .peft_kinds import REPEATED_STARTS, check_mergeable
 from .target_check import checked_pattern
 
-__all__ = ["EMBEDDINGS_SERVED", "check_lora", "check_lora_numbers", "check_lora_settings"]
+__all__ = ["EMBEDDINGS_SERVED", "MOST_RANK", "check_lora", "check_lora_numbers", "check_lora_settings"]
+
+MOST_RANK = 1 << 16
+"""Highest rank that a configuration may name; what a slot holds is checked against the engine's own."""
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?:(?P<half>[AB])\.weight|embedding_(?P<embedded>[AB]))\Z")
 EMBEDDINGS_SERVED = ("llama", "qwen3")
@@ -95,26 +97,27 @@ def check_lora_settings(path: Path, config: dict[str, Any]) -> None:
 
 def check_lora_numbers(path: Path, config: dict[str, Any]) -> None:
     """Check rank, alpha and their patterns; raises AdapterError for the first that is none."""
-    for name, type_, lowest in (("r", int, 1), ("lora_alpha", int | float, 0)):
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, type_) or not lowest <= value < math.inf:
-            raise AdapterError(f"{path}: {name} is {value!r}", expected=f"a number of at least {lowest}")
-    _check_patterns(path, "rank_pattern", config, lambda rank: type(rank) is int and rank >= 1, "rank of at least 1")
-    _check_patterns(path, "alpha_pattern", config, _is_size, "number of at least 0")
+    for name, by_layer, fits, wanted in (
+        ("r", "rank_pattern", _is_rank, f"a whole number from 1 to {MOST_RANK}"),
+        ("lora_alpha", "alpha_pattern", _is_alpha, f"a number from 0 to {LARGEST_VALUE:g}"),
+    ):
+        if not fits(config.get(name)):
+            raise AdapterError(f"{path}: {name} is {shown(config.get(name))}", expected=wanted)
+        values = config.get(by_layer) or {}
+        if not isinstance(values, dict) or not all(map(fits, values.values())):
+            raise AdapterError(f"{path}: {by_layer} is {shown(values)}", expected=f"layer → {wanted}")
+        for pattern in values:
+            checked_pattern(path, by_layer, pattern)
+    if not isinstance(config.get("use_rslora", False), bool | None):
+        raise AdapterError(f"{path}: use_rslora is {shown(config['use_rslora'])}", expected="true or false")
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+def _is_rank(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MOST_RANK
 
 
-def _check_patterns(
-    path: Path, name: str, config: dict[str, Any], fits: Callable[[object], bool], meaning: str
-) -> None:
-    patterns = config.get(name) or {}
-    if not isinstance(patterns, dict) or not all(fits(value) for value in patterns.values()):
-        raise AdapterError(f"{path}: {name} is {shown(patterns)}", expected=f"layer → {meaning}")
-    for pattern in patterns:
-        checked_pattern(path, name, pattern)
+def _is_alpha(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST_VALUE
 
 
 def _pair_halves(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, tuple[TensorInfo, TensorInfo]]:

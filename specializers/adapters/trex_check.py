@@ -9,8 +9,9 @@ from typing import Any
 
 from ...agents.errors import AdapterError
 from ...agents.prompts import TASK_TEXT_RULE
-from ..checkpoints.tensor_files import TensorInfo, read_values
-from .adapter_files import CONFIG, PEFT_PREFIX, WEIGHTS, AdapterFacts, linear_shape
+from ...agents.text_files import shown
+from ..checkpoints.tensor_files import TensorInfo, largest_value, read_values
+from .adapter_files import CONFIG, LARGEST_CHANGE, PEFT_PREFIX, WEIGHTS, AdapterFacts, linear_shape
 from .semantic_map import CENTER_KEY, CENTROIDS_KEY
 from .text_embedding import find_embedding
 from .trex_shape import LAYER_PARTS, TrexShape, shape_of_block
@@ -40,6 +41,7 @@ def check_trex(
     modules = _by_module(path, tensors)
     for module, parts in modules.items():
         _check_layer(path, module, parts, shape, linear_shape(path, module, layers, base), base)
+    _check_gain(path, modules, shape)
     _check_map(path, tensors, shape, embed_id)
     return AdapterFacts(
         kind="trex",
@@ -57,13 +59,13 @@ def _embed_id(path: Path, block: dict[str, Any]) -> str:
     """Name of the embed function whose numbers the map stands on; the rule of its texts must be ours."""
     if block.get("prompt_rule") != TASK_TEXT_RULE:
         raise AdapterError(
-            f"{path}: trex.prompt_rule is {block.get('prompt_rule')!r}",
+            f"{path}: trex.prompt_rule is {shown(block.get('prompt_rule'))}",
             expected=f"{TASK_TEXT_RULE!r}, the rule by which a run's input becomes the text of its intuition here",
             remedy="Make the adapter again: with another rule its intuition would mean something else.",
         )
     embed_id = block.get("embed_id")
     if not isinstance(embed_id, str) or not embed_id:
-        raise AdapterError(f"{path}: trex.embed_id is {embed_id!r}", expected="the name of an embed function")
+        raise AdapterError(f"{path}: trex.embed_id is {shown(embed_id)}", expected="the name of an embed function")
     return embed_id
 
 
@@ -77,7 +79,7 @@ def _by_module(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, dict[str
         match = _KEY.match(name)
         if match is None:
             raise AdapterError(
-                f"{path}: unknown key {name!r}",
+                f"{path}: unknown key {shown(name)}",
                 expected=f"{PEFT_PREFIX}<layer>.{{{', '.join(LAYER_PARTS)}}}, {CENTROIDS_KEY} and {CENTER_KEY}",
                 remedy="Make the adapter with `method: trex`.",
             )
@@ -108,6 +110,20 @@ def _check_layer(
                 expected=f"{list(expected)}, that is [{', '.join(LAYER_PARTS[part])}] with "
                 f"r1={shape.r1}, r2={shape.r2} on base {base.name}",
                 remedy="Serve it on the base it was trained on, or copy it again with its own adapter_config.json.",
+            )
+
+
+def _check_gain(path: Path, modules: dict[str, dict[str, TensorInfo]], shape: TrexShape) -> None:
+    """Check what the gate at its widest makes of A and B, and the router, whose products are logits."""
+    for module, parts in modules.items():
+        a, b, router = (largest_value(path, parts[f"lora_{part}.weight"]) for part in ("A", "B", "router"))
+        change = shape.most_gain * a * b
+        if LARGEST_CHANGE < change < math.inf or LARGEST_CHANGE < router < math.inf:  # other values are named elsewhere
+            raise AdapterError(
+                f"{path}: {module} may add {change:.3g} to a weight (gate up to {shape.most_gain:.3g}, A {a:.3g}, "
+                f"B {b:.3g}), and its router holds {router:.3g}",
+                expected=f"at most {LARGEST_CHANGE:g} of both, so that its numbers do not overflow in an engine",
+                remedy="Its training diverged, or k_tok or k_task is wrong: make it again.",
             )
 
 

@@ -6,18 +6,20 @@ trex_gamma [1]; once, the semantic map (`semantic_map.py`). Row i of A and colum
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...agents.errors import AdapterError
+from ...agents.text_files import shown
 from ..shelf.adapter_kinds import ADAPTER_KINDS
 from .adapter_files import CONFIG, read_config
 
 __all__ = [
     "K_TASK",
     "LAYER_PARTS",
+    "MOST_EXPERTS",
+    "MOST_GAIN",
     "R1",
     "R2",
     "SHARPNESS",
@@ -43,6 +45,12 @@ R1, R2 = 4, 8
 
 K_TASK = 4.0
 """Weight of the intuition, as released."""
+
+MOST_GAIN = 1_000.0
+"""Highest weight of the token router and of the intuition. With slots of 512 rows the released rule gives 510."""
+
+MOST_EXPERTS = 512
+"""Most rows of A, and columns of B: no slot holds more."""
 
 LAYER_PARTS = {
     "lora_A.weight": ("r1", "d_in"),
@@ -74,6 +82,11 @@ class TrexShape:
         return self.r1 * self.r2
 
     @property
+    def most_gain(self) -> float:
+        """The most that the gate's weights of all experts come to together: p sums to 1, c is cosines."""
+        return self.k_tok + self.k_task * self.experts
+
+    @property
     def rows(self) -> int:
         """Rows of a slot that a layer takes: A's and the router's."""
         return self.r1 + self.experts
@@ -97,19 +110,21 @@ def shape_of_block(path: Path, block: object) -> TrexShape:
     """Shape in the `trex` block of the adapter configuration `path`; raises AdapterError naming what is wrong in it."""
     if not isinstance(block, dict):
         raise AdapterError(
-            f"{path}: trex is {block!r}",
+            f"{path}: trex is {shown(block)}",
             expected="a block with format, r1, r2, k_tok, k_task, embed_id and prompt_rule",
             remedy="Make the adapter with `method: trex`, or copy its folder again.",
         )
     check_format(path, block)
     for name in ("r1", "r2"):
         value = block.get(name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise AdapterError(f"{path}: trex.{name} is {value!r}", expected="a whole number of at least 1")
+        if type(value) is not int or not 1 <= value <= MOST_EXPERTS:
+            raise AdapterError(
+                f"{path}: trex.{name} is {shown(value)}", expected=f"a whole number from 1 to {MOST_EXPERTS}"
+            )
     for name in ("k_tok", "k_task"):
         value = block.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise AdapterError(f"{path}: trex.{name} is {value!r}", expected="a number of at least 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_GAIN:
+            raise AdapterError(f"{path}: trex.{name} is {shown(value)}", expected=f"a number from 0 to {MOST_GAIN:g}")
     return TrexShape(block["r1"], block["r2"], float(block["k_tok"]), float(block["k_task"]))
 
 
@@ -117,7 +132,7 @@ def check_format(where: object, block: dict[str, Any]) -> None:
     """Raise AdapterError unless the `trex` block is of the version that this code reads."""
     if block.get("format") != TREX_FORMAT:
         raise AdapterError(
-            f"{where}: trex.format is {block.get('format')!r}",
+            f"{where}: trex.format is {shown(block.get('format'))}",
             expected=f"format {TREX_FORMAT}, the layout this version reads",
             remedy="Serve it with the version of metier that made it, or make it again from its recipe.",
         )

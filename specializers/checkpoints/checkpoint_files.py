@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
+from ...agents.errors import BaseModelError
 from ...agents.whole_files import whole_file
 from .tensor_files import TensorInfo, read_json, weight_files
 
@@ -72,12 +73,19 @@ class CheckpointReader:
             file.seek(info.start)
             file.readinto(content)
         if not content:
-            return torch.empty(info.shape, dtype=_DTYPES[info.dtype])
-        return torch.frombuffer(content, dtype=_DTYPES[info.dtype]).view(info.shape)
+            return torch.empty(info.shape, dtype=self.dtype(name))
+        return torch.frombuffer(content, dtype=self.dtype(name)).view(info.shape)
 
     def dtype(self, name: str) -> torch.dtype:
-        """Stored type of a tensor."""
-        return _DTYPES[self.tensors[name].dtype]
+        """Stored type of a tensor; raises BaseModelError for one that is not read here."""
+        stored = self.tensors[name].dtype
+        if stored not in _DTYPES:
+            raise BaseModelError(
+                f"{self._files[name]}: {name} is stored as {stored}",
+                expected=f"one of {', '.join(_DTYPES)}",
+                remedy="Start from a checkpoint in 16 or 32 bits.",
+            )
+        return _DTYPES[stored]
 
     def copy(self, name: str, target: BinaryIO) -> None:
         """Copy the bytes of one tensor to an open file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ...agents.errors import RecipeError
+from ...agents.errors import BaseModelError, RecipeError
 from .checkpoint_files import AddedWeights, CheckpointReader
 from .stored_weights import dense_names, read_dense
+from .tensor_files import read_json
 
 __all__ = ["attention_of", "build_without_weights", "load_dense_model"]
 
@@ -87,6 +87,13 @@ def _without_weights() -> Iterator[None]:
 def _dense_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content = read_json(folder, "config.json")
     content.pop("quantization_config", None)
-    return AutoConfig.for_model(**content)
+    try:
+        return AutoConfig.for_model(**content)
+    except Exception as error:  # each class of transformers raises errors of its own
+        raise BaseModelError(
+            f"{folder / 'config.json'} is no configuration that transformers can use: {error}",
+            expected="the config of a model type that the transformers here knows",
+            remedy="Copy or download the model again.",
+        ) from error

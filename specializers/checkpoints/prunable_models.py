@@ -7,7 +7,6 @@ zero is used nowhere.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from ...agents.errors import RecipeError
 from .output_head import HEAD, stores_own_head
-from .tensor_files import base_tensors
+from .tensor_files import base_tensors, read_json
 
 __all__ = ["FAMILIES", "WIDTH_STEP", "Family", "Part", "PrunableModel", "check_width", "part_of", "read_prunable"]
 
@@ -200,7 +199,7 @@ def read_prunable(folder: Path) -> PrunableModel:
     BaseModelError for one that is not whole.
     """
     tensors = base_tensors(folder)
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder, "config.json")
     if "quantization_config" in config:
         raise RecipeError(
             "the model to prune is quantised",

@@ -205,7 +205,7 @@ def _packed_shape(found: dict[str, TensorInfo], layer: str, part: str, info: Ten
     if part == "weight_packed":
         return first, 8 * second
     scales = found.get(f"{layer}.scales")
-    if scales is None:
+    if scales is None or not scales.shape:
         return None
     packs_inputs = scales.shape[-1] == second  # gptq; awq packs rows
     return (second, 8 * first) if packs_inputs else (8 * second, first)
@@ -218,7 +218,7 @@ def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(folder, index.name).get("weight_map", {}).values()))
+        names = _files_of_index(index)
     elif (folder / "model.safetensors").is_file():
         names = ["model.safetensors"]
     else:
@@ -244,7 +244,25 @@ def weight_files(folder: Path) -> dict[Path, dict[str, TensorInfo]]:
     return found
 
 
+def _files_of_index(index: Path) -> list[str]:
+    """The files that an index names, each a file beside it; raises BaseModelError for anything else."""
+    places = read_json(index.parent, index.name).get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) and all(map(_is_file_name, places.values())) else None
+    if names is None:
+        raise BaseModelError(
+            f"{index} has no weight_map from tensors to files beside it",
+            expected="the index that save_pretrained writes",
+            remedy="Copy or download the model again.",
+        )
+    return sorted(names)
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name == Path(name).name and "\0" not in name
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; raises BaseModelError when there is none."""
     try:
         content = parse_json(read_bounded(folder / name), lenient=True)
     except OSError as error:

@@ -13,6 +13,8 @@ import anyio
 
 from ...agents.backend import Backend
 from ...agents.content_hash import content_hash
+from ...agents.errors import TrainingError
+from ...agents.record_files import read_record
 from ...agents.traffic import data_fingerprint
 from ...agents.whole_files import write_whole
 from ..methods.role_quality import RoleQuality, measure_role, paired_interval
@@ -78,14 +80,26 @@ class Judge:
         return difference >= -self._accept.margin, card
 
     def _measured(self, variants: Sequence[Variant | None]) -> list[RoleQuality]:
-        known = json.loads(self._known.read_text(encoding="utf-8")) if self._known.is_file() else {}
+        known = self._known_before()
         missing = [v for v in dict.fromkeys(_id(v) for v in variants) if f"{self._key}/{v}" not in known]
         if missing:
             for variant, quality in anyio.run(self._measure, missing).items():
-                known[f"{self._key}/{variant}"] = asdict(quality)
-                write_whole(self._known, json.dumps(known))
-        found = (known[f"{self._key}/{_id(v)}"] for v in variants)
-        return [RoleQuality(tuple(q["scores"]), q["cpu_s"], q["answer_tokens"]) for q in found]
+                known[f"{self._key}/{variant}"] = quality
+                write_whole(self._known, json.dumps({name: asdict(one) for name, one in known.items()}))
+        return [known[f"{self._key}/{_id(v)}"] for v in variants]
+
+    def _known_before(self) -> dict[str, RoleQuality]:
+        path = self._known
+        if not path.exists():
+            return {}
+        return read_record(
+            path,
+            dict[str, RoleQuality],
+            TrainingError,
+            what="record of qualities",
+            expected="what `metier make` measured",
+            remedy=f"Remove {path}: it is then measured again.",
+        )
 
     async def _measure(self, variants: Sequence[str]) -> dict[str, RoleQuality]:
         """One after the other, so that what each costs is its own."""

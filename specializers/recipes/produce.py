@@ -16,6 +16,7 @@ from ...agents.content_hash import content_hash
 from ...agents.errors import QualityError, RecipeError, TrainingError, VariantError
 from ...agents.prompts import PROMPT_LAYOUT
 from ...agents.traffic import data_fingerprint
+from ...agents.whole_files import try_folder
 from ..checkpoints.self_check import make_self_check
 from ..methods.method import Job, Made, find_method
 from ..shelf.base_model import base_fingerprint, find_base
@@ -109,14 +110,16 @@ def produce(
         folder=recipe.folder,
     )
     _check_methods(recipe, job)
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise VariantError(
-            f"the work folder {work} cannot be made: {error.strerror or error}",
-            expected="a folder that can be written",
-            remedy="Choose another shelf, or another work folder.",
-        ) from error
+    for title, place in (("work folder", work), ("shelf", shelf.folder)):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            try_folder(place)
+        except OSError as error:
+            raise VariantError(
+                f"the {title} {place} cannot be made or written: {error.strerror or error}",
+                expected="a folder that can be written",
+                remedy="Choose another shelf, or another work folder.",
+            ) from error
     with exclusive(work / "lock", wait=False) as alone:
         if not alone:
             raise TrainingError(

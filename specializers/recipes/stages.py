@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...agents.errors import TrainingError
+from ...agents.record_files import read_record
 from ...agents.whole_files import write_whole
 from ..methods.method import Job, Made, find_method
 from ..shelf.base_model import check_base
@@ -22,6 +23,8 @@ from ..training.loop import Progress
 from .recipe import Recipe
 
 __all__ = ["TRAINING_LOG", "Stage", "apply_methods", "stage_results"]
+
+T = TypeVar("T")
 
 TRAINING_LOG = "training_log.jsonl"
 DONE, SPENT = "made.json", "cpu_s"
@@ -38,6 +41,17 @@ class Stage:
     out: Path
     made: Made
     cpu_s: float
+
+
+@dataclass(frozen=True)
+class _StageRecord:
+    """What `made.json` keeps of a stage."""
+
+    ask: AskSpec
+    card: dict[str, Any]
+    log: list[dict[str, int | float]]  # whole numbers stay whole: the log is part of what a variant is named by
+    cpu_s: float
+    fier: FierSettings | None = None
 
 
 def apply_methods(recipe: Recipe, job: Job, keep: Callable[[Sequence[Stage]], bool] | None = None) -> list[Stage]:
@@ -118,7 +132,7 @@ class _CpuClock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        before_s = float(path.read_text(encoding="utf-8")) if path.is_file() else 0.0
+        before_s = _read(path, float) if path.exists() else 0.0
         self._began_s = time.process_time() - before_s
 
     def seconds(self) -> float:
@@ -129,13 +143,24 @@ class _CpuClock:
 
 
 def _read_done(name: str, folder: Path) -> Stage | None:
-    try:
-        record = json.loads((folder / DONE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path = folder / DONE
+    if not path.exists():
         return None
-    fier = FierSettings(**record["fier"]) if record.get("fier") else None
-    made = Made(ask=AskSpec(**record["ask"]), card=record["card"], log=record["log"], fier=fier)
-    return Stage(name, folder / "out", made, record["cpu_s"])
+    record = _read(path, _StageRecord)
+    made = Made(ask=record.ask, card=record.card, log=record.log, fier=record.fier)
+    return Stage(name, folder / "out", made, record.cpu_s)
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    """What this file keeps of a stage; raises TrainingError when it is damaged."""
+    return read_record(
+        path,
+        kind,
+        TrainingError,
+        what="record of a stage",
+        expected="what `metier make` wrote there",
+        remedy=f"Remove {path}: the method is then applied again.",
+    )
 
 
 def _link(source: str, target: str) -> str:

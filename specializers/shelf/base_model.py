@@ -7,11 +7,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ...agents.errors import BaseModelError, VariantError, did_you_mean
+from ...agents.text_files import shown
 from ..checkpoints.output_head import HEAD, stores_own_head
 from ..checkpoints.tensor_files import base_tensors, read_json, weight_files
-from .bundled_model import BUNDLED, MANIFEST, convert_bundled
+from .bundled_model import BUNDLED, MANIFEST, convert_bundled, read_manifest
 from .shelf import hash_files
 from .variant import Variant
 
@@ -19,6 +21,7 @@ __all__ = ["base_fingerprint", "cache_folder", "check_base", "check_weights", "f
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+_COUNTS = ("max_position_embeddings", "num_hidden_layers")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # The start of each tensor identifies a checkpoint (tuning moves nearly every weight) without reading it whole.
 _FINGERPRINT_BYTES = 1024
@@ -69,8 +72,7 @@ def check_base(folder: Path) -> None:
     Raises: BaseModelError naming what is missing or damaged.
     """
     config = read_json(folder, "config.json")
-    if "model_type" not in config:
-        raise BaseModelError(f"{folder / 'config.json'} has no model_type", expected="a transformers config")
+    _check_config(folder / "config.json", config)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise BaseModelError(
             f"model folder {folder} has no tokenizer",
@@ -86,6 +88,18 @@ def check_base(folder: Path) -> None:
             remedy="Use an instruction-tuned model, or add a template.",
         )
     base_tensors(folder)
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Check what is read of a config before an engine or transformers checks the rest."""
+    if not isinstance(config.get("model_type"), str):
+        raise BaseModelError(f"{path} has no model_type", expected="a transformers config")
+    text = config.get("text_config") or {}
+    if not isinstance(text, dict):
+        raise BaseModelError(f"{path}: text_config is {shown(text)}", expected="an object, as transformers writes it")
+    for name, value in {**text, **config}.items():
+        if name in _COUNTS and value is not None and (type(value) is not int or value < 1):
+            raise BaseModelError(f"{path}: {name} is {shown(value)}", expected="a whole number above 0")
 
 
 def check_weights(variant: Variant, weights: Path, base: Path) -> None:
@@ -140,9 +154,8 @@ def verify_base(folder: Path) -> None:
     check_base(folder)
     if not (folder / MANIFEST).is_file():
         return
-    written: dict[str, str] = read_json(folder, MANIFEST)["files"]
     found = hash_files(folder)
-    for name, expected in written.items():
+    for name, expected in read_manifest(folder).files.items():
         if found.get(name) != expected:
             raise BaseModelError(
                 f"{folder / name} has SHA-256 {found.get(name)}",

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...agents.errors import BaseModelError
+from ...agents.record_files import read_record
 from ...agents.whole_files import whole_folder
 from .file_lock import exclusive
 from .shelf import hash_file, hash_files
 
-__all__ = ["BUNDLED", "DEFAULT_BASE", "MANIFEST", "BundledModel", "convert_bundled"]
+__all__ = ["BUNDLED", "DEFAULT_BASE", "MANIFEST", "BundledModel", "Manifest", "convert_bundled", "read_manifest"]
 
 MANIFEST = "metier-source.json"
 DEFAULT_BASE = "smollm2-135m"
@@ -41,6 +42,29 @@ BUNDLED = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `metier-source.json` says of a converted model: where it comes from, and each file's hash and size."""
+
+    name: str
+    source: str
+    source_sha256: str
+    files: dict[str, str]
+    sizes: dict[str, int]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a converted model; raises BaseModelError when it is missing or damaged."""
+    return read_record(
+        folder / MANIFEST,
+        Manifest,
+        BaseModelError,
+        what="manifest of a converted model",
+        expected="what metier wrote when it converted the model",
+        remedy=f"Delete {folder}; it is converted again at the next start.",
+    )
 
 
 def convert_bundled(name: str, cache: Path, say: Callable[[str], None]) -> Path:
@@ -84,12 +108,11 @@ def convert_bundled(name: str, cache: Path, say: Callable[[str], None]) -> Path:
 def _is_converted(target: Path, model: BundledModel) -> bool:
     """Whether the folder was written whole from this source; sizes only, hashing is `verify_base`'s work."""
     try:
-        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
-        sizes: dict[str, int] = manifest["sizes"]
-        return manifest["source_sha256"] == model.sha256 and all(
-            (target / name).stat().st_size == size for name, size in sizes.items()
+        manifest = read_manifest(target)
+        return manifest.source_sha256 == model.sha256 and all(
+            (target / name).stat().st_size == size for name, size in manifest.sizes.items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, BaseModelError):  # ValueError: a NUL in a name
         return False
 
 

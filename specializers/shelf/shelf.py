@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ...agents.errors import UnknownVariantError, VariantError, did_you_mean
-from ...agents.text_files import UnreadableTextError, parse_json, read_bounded, shown
+from ...agents.record_files import read_record
 from ...agents.whole_files import whole_folder, write_whole
 from .variant import Variant, content_id
 
@@ -164,24 +162,31 @@ class Shelf:
 
         Only regular files of the record are copied: a link would ship what it points to. `on_left_out` is told of
         everything else that lies in the folder.
-        Raises: VariantError when `folder` exists, or a file of the record is missing or a link.
+        Raises: VariantError when `folder` exists or cannot be written, or a file of the record is missing or a link.
         """
         record, source = self._find(variant if isinstance(variant, str) else variant.id)
         if folder.exists():
             raise VariantError(f"{folder} exists", expected="a new folder", remedy="Remove it, or choose another.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with whole_folder(folder) as part:
-            regular, others = _files_below(source)
-            for file in (RECORD, *record.files):
-                if file not in regular:
-                    raise VariantError(
-                        f"variant {record.name!r}: {file} in {source} is missing or no regular file",
-                        expected="the files of its record, none of them a link",
-                        remedy="Make the variant again from its recipe, or copy its folder again.",
-                    )
-            for file in (RECORD, *record.files):
-                (part / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / file, part / file, follow_symlinks=False)
+        regular, others = _files_below(source)
+        for file in (RECORD, *record.files):
+            if file not in regular:
+                raise VariantError(
+                    f"variant {record.name!r}: {file} in {source} is missing or no regular file",
+                    expected="the files of its record, none of them a link",
+                    remedy="Make the variant again from its recipe, or copy its folder again.",
+                )
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with whole_folder(folder) as part:
+                for file in (RECORD, *record.files):
+                    (part / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source / file, part / file, follow_symlinks=False)
+        except OSError as error:
+            raise VariantError(
+                f"variant {record.name!r} cannot be written to {folder}: {error}",
+                expected="a new folder on a disk with room",
+                remedy="Free space there, or choose another.",
+            ) from error
         for file in sorted({*regular, *others} - {RECORD, *record.files}):
             on_left_out(file)
         return folder
@@ -223,18 +228,15 @@ class Shelf:
 
 def read_variant(folder: Path) -> Variant:
     """Read the record of a variant folder; raises VariantError when it is no record."""
-    path = folder / RECORD
-    try:
-        text = read_bounded(path, most_mib=MOST_RECORD_MIB)
-        parse_json(text)
-        return Variant.model_validate_json(text)
-    except (OSError, ValidationError, UnreadableTextError) as error:
-        reason = _first_of(error) if isinstance(error, ValidationError) else str(error)
-        raise VariantError(
-            f"{path} is no variant record: {reason}",
-            expected="a record that `metier make` wrote",
-            remedy="Remove the folder, or copy it again.",
-        ) from error
+    return read_record(
+        folder / RECORD,
+        Variant,
+        VariantError,
+        what="variant record",
+        expected="a record that `metier make` wrote",
+        remedy="Remove the folder, or copy it again.",
+        most_mib=MOST_RECORD_MIB,
+    )
 
 
 def hash_files(folder: Path) -> dict[str, str]:
@@ -258,11 +260,6 @@ def _read_or_error(folder: Path) -> Variant | VariantError:
         return read_variant(folder)
     except VariantError as error:
         return error
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {shown(first['input'])}: {first['msg']}"
 
 
 def _variant_folders(place: Path) -> list[Path]:

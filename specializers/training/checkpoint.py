@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from ...agents.errors import TrainingError
+from ...agents.text_files import open_regular
 from ...agents.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -57,13 +60,15 @@ class TrainingCheckpoint:
             return []
         remedy = f"Delete {self.path} to start over."
         try:
+            open_regular(self.path).close()  # the library would wait for a pipe
             with safe_open(str(self.path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("job") != self.job:
                     raise TrainingError(
                         f"checkpoint {self.path} belongs to another job", expected=f"job {self.job}", remedy=remedy
                     )
-                log: list[dict[str, float]] = json.loads(metadata["log"])
+                # Whole numbers stay whole: the log is part of what a variant is named by.
+                log = TypeAdapter(list[dict[str, int | float]]).validate_json(metadata["log"])
                 with torch.no_grad():
                     for name, tensor in self.state.items():
                         tensor.copy_(file.get_tensor(f"state.{name}"))
@@ -74,7 +79,7 @@ class TrainingCheckpoint:
                             "exp_avg": file.get_tensor(f"mean.{name}").to(parameter.device),
                             "exp_avg_sq": file.get_tensor(f"square.{name}").to(parameter.device),
                         }
-        except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+        except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
             raise TrainingError(
                 f"checkpoint {self.path} cannot be read: {error}", expected="one that this job wrote", remedy=remedy
             ) from error

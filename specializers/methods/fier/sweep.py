@@ -106,7 +106,7 @@ async def _measure(
     asked: AskedRole, arms: dict[int, str | None], job: Job, backend: AbstractAsyncContextManager[Backend]
 ) -> dict[int, RoleQuality]:
     path = job.work_dir / f"budgets-{job.fingerprint}.jsonl"
-    found = _read_known(path)
+    found: dict[int, RoleQuality] = {point.budget: point for point in read_measured(path, _MeasuredBudget)}
     async with backend as engines:
         for done, (budget, variant) in enumerate(arms.items()):
             if budget not in found:
@@ -117,12 +117,11 @@ async def _measure(
     return {budget: found[budget] for budget in arms}
 
 
-def _read_known(path: Path) -> dict[int, RoleQuality]:
-    found: dict[int, RoleQuality] = {}
-    for record in read_measured(path):
-        budget, scores = record.pop("budget"), tuple(record.pop("scores"))
-        found[budget] = RoleQuality(scores, **record)
-    return found
+@dataclass(frozen=True, kw_only=True)
+class _MeasuredBudget(RoleQuality):
+    """A line of the file: what the role scored with a budget."""
+
+    budget: int
 
 
 def _rounded(values: tuple[float, float, float]) -> tuple[float, float, float]:

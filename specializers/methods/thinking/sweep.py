@@ -88,8 +88,7 @@ async def _sweep(
     settings: ThinkingSettings, job: Job, asked: AskedRole, variants: Mapping[str, str]
 ) -> list[ThinkingPoint]:
     path = job.work_dir / f"sweep-{job.fingerprint}.jsonl"
-    points = (ThinkingPoint(**{**point, "interval": tuple(point["interval"])}) for point in read_measured(path))
-    known = {(point.variant, point.budget_tokens): point for point in points}
+    known = {(point.variant, point.budget_tokens): point for point in read_measured(path, ThinkingPoint)}
     steps, done = len(variants) * len(settings.budgets), 0
     async with asked.backend as backend:
         for name, variant in variants.items():

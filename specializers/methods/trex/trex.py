@@ -14,7 +14,7 @@ from ....agents.errors import RecipeError
 from ...adapters.adapter_writing import write_adapter
 from ...adapters.semantic_map import SemanticMap
 from ...adapters.text_embedding import DEFAULT_EMBEDDING, find_embedding
-from ...adapters.trex_shape import K_TASK, R1, R2, SHARPNESS, TREX
+from ...adapters.trex_shape import K_TASK, MOST_GAIN, R1, R2, SHARPNESS, TREX
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
 from ...training.loop import TrainingSettings
@@ -43,10 +43,10 @@ class TrexSettings(TrainingSettings):
     r2: int = Field(default=R2, ge=1, le=64)
     """Vectors of B."""
 
-    k_tok: float | None = Field(default=None, gt=0.0)
+    k_tok: float | None = Field(default=None, gt=0.0, le=MOST_GAIN)
     """Weight of the token router in the gate. None is r1·r2, as released."""
 
-    k_task: float = Field(default=K_TASK, gt=0.0)
+    k_task: float = Field(default=K_TASK, gt=0.0, le=MOST_GAIN)
     """Weight of the intuition (what kind of task it is) in the gate."""
 
     intuition: bool = True

@@ -172,6 +172,8 @@ def test_mistakes_are_one_line(tmp_path: Path, words: tuple[str, ...], says: str
         ("report", "--markdown", "none/r.md"),
         ("report", "--export-traffic", "none/t.jsonl"),
         ("demo", "--engine", "scripted", "--report", "none/r.md"),
+        ("store", "recover", "runs.db", "--out", "none/saved.db"),
+        ("report", "--html", f"{'r' * 252}.html"),
         ("bench", "--synthetic", "4", "--out", "none/b.jsonl"),
         ("assign", "--out", "none/a.yaml"),
         ("graph", WORKFLOW, "--out", "none/g.mmd"),
@@ -182,6 +184,32 @@ def test_output_files_are_checked_before_anything_runs(tmp_path: Path, words: tu
     done = metier(*words, cwd=tmp_path)
     assert done.returncode == 2 and "cannot be written" in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("probe", WORKFLOW, "--tasks", "tune:2", "--variants", "base", "--engine", "scripted", "--out", "file/probe"),
+        ("probe", WORKFLOW, "--tasks", "tune:2", "--variants", "base", "--engine", "scripted", "--out", "file"),
+        ("variants", "export", "solver", "file/solver"),
+        ("variants", "export", "solver", "s" * 300),
+        ("make", "recipe.yaml", "--work-dir", "file/work"),
+    ],
+)
+def test_folders_are_tried_before_anything_runs(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("no folder")
+    done = metier(*words, cwd=tmp_path)
+    assert done.returncode == 2 and "cannot hold files" in done.stderr and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_limit_of_the_settings_stops_runs(tmp_path: Path) -> None:
+    words = ("run", WORKFLOW, "--tasks", "test:2", "--engine", "scripted", "--set", "limits.max_tokens=1")
+    done = metier(*words, cwd=tmp_path)
+    assert done.returncode == 1 and "expected at most max_tokens=1" in done.stderr
+    assert recorded_states(tmp_path / "runs" / "runs.db") == {"stopped"}
+    assert metier(*words, "--max-tokens", "100000", "--store", "other.db", cwd=tmp_path).returncode == 0
+    assert metier("resume", "--max-tokens", "100000", cwd=tmp_path).returncode == 0
 
 
 def test_traffic_of_a_recorded_batch_is_exported_later(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metier.agents import AdapterError, Message, SettingsError, TrafficRow, VariantError, write_traffic
+from metier.agents import AdapterError, Message, SettingsError, TaskSetError, TrafficRow, VariantError, write_traffic
 from metier.runtime.cli.exchange import add_variant, export_variant, merge_variant
 from metier.specializers import Shelf
 from tests.runtime.cli.test_cli import metier
@@ -89,7 +89,7 @@ def test_trex_is_exported_as_lora_per_cluster(
 
     with pytest.raises(SettingsError, match="neither of --recipe and --traffic"):
         export(tmp_path / "out")
-    with pytest.raises(SettingsError, match="is no file"):
+    with pytest.raises(TaskSetError, match="nope.jsonl cannot be read: no such file"):
         export(tmp_path / "out", tmp_path / "nope.jsonl")
     capsys.readouterr()
     export(tmp_path / "out", tmp_path / "rows.jsonl")

@@ -9,6 +9,7 @@ import pytest
 
 from metier.agents import Ask, LimitError, ResumeError, RunInterrupted, ScriptedBackend, TaskGraph
 from metier.runtime import RunLimits, RunStore, Session, open_session
+from metier.runtime.settings.session import load_settings
 from tests.agents.workflow import Answer, Plan, Puzzle, Verdict, planner, second_time_right, solve_and_check, solver
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +49,17 @@ async def test_limits_stop_a_run_cleanly(store: RunStore) -> None:
     async with open_session(backend=ScriptedBackend(default=forever), store=store) as session:
         with pytest.raises(LimitError, match="longer than max_seconds_s=0.01"):
             await session.run(graph, Puzzle(text="x"), limits=RunLimits(max_seconds_s=0.01))
+
+
+@pytest.mark.parametrize(
+    ("given", "stops"),
+    [(None, True), (RunLimits(), True), (RunLimits(max_seconds_s=60.0), True), (RunLimits(max_tokens=10**6), False)],
+)
+async def test_what_limits_leave_open_the_settings_say(store: RunStore, given: RunLimits | None, stops: bool) -> None:
+    graph, settings = solve_and_check()[0], load_settings(overrides={"limits.max_tokens": 1})
+    async with open_session(backend=second_time_right(), store=store, settings=settings) as session:
+        (result,) = await session.map(graph, [Puzzle(text="x")], limits=given)
+        assert isinstance(result.error, LimitError) == stops
 
 
 async def test_recorded_steps_never_run_twice(store: RunStore) -> None:

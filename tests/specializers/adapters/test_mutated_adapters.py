@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from metier.agents import AdapterError
+from metier.runtime.plugin.adapters.trex_gate import TrexGate, gated_lanes
 from metier.specializers import check_adapter
+from metier.specializers.adapters.adapter_conversion import convert_adapter
+from metier.specializers.adapters.adapter_files import LARGEST_CHANGE
+from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.adapters.trex_shape import LAYER_PARTS, read_trex_shape
 from tests.mutated_text import mutated
+from tests.specializers.adapters.test_adapter_conversion import EXACT, write_adapter
 from tests.tiny_model import write_random_lora
+from tests.tiny_trex import write_random_trex
 
 SEED = 20
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -25,10 +36,19 @@ _VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+_FIELDS = (
+    "rank_pattern", "use_rslora", "exclude_modules", "init_lora_weights", "alpha_pattern", "layers_to_transform",
+    "layers_pattern", "fan_in_fan_out", "modules_to_save", "target_parameters",
+)  # fmt: skip
+
+
 def _of_config(config: bytes, header: dict[str, Any], data: bytes, draw: random.Random) -> tuple[bytes, bytes]:
     fields = json.loads(config)
-    name = draw.choice([*fields, "rank_pattern", "use_rslora", "exclude_modules", "init_lora_weights", "alpha_pattern"])
-    fields[name] = draw.choice(_VALUES)
+    inner = fields.get("trex")
+    if isinstance(inner, dict) and draw.random() < 0.7:
+        inner[draw.choice([*inner])] = draw.choice(_VALUES)
+    else:
+        fields[draw.choice([*fields, *_FIELDS])] = draw.choice(_VALUES)
     return json.dumps(fields).encode(), whole(header, data)
 
 
@@ -92,37 +112,108 @@ def whole(header: dict[str, Any], data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def campaign(folder: Path, base: Path, count: int) -> int:
-    """Check `count` mutations of an adapter, and return how many were refused."""
-    adapter = write_random_lora(folder / "adapter", base, rank=4)
+def campaign(adapter: Path, seed: str, count: int, check: Callable[[], object]) -> int:
+    """Check `count` mutations of an adapter, and return how many were refused, each by an error that names it."""
     config, weights = (adapter / CONFIG).read_bytes(), (adapter / WEIGHTS).read_bytes()
     length = int.from_bytes(weights[:8], "little")
     header, data = weights[8 : 8 + length], weights[8 + length :]
     refused = 0
     for number in range(count):
-        draw = random.Random(f"{SEED}|{number}")
+        draw = random.Random(f"{SEED}|{seed}|{number}")
         new_config, new_weights = draw.choice(_CHANGES)(config, json.loads(header), data, draw)
         (adapter / CONFIG).write_bytes(new_config)
         (adapter / WEIGHTS).write_bytes(new_weights)
         try:
-            check_adapter(adapter, base, slot_rank=8)
+            check()
         except AdapterError as error:
             refused += 1
             assert str(adapter) in str(error)
             assert len(str(error)) < 6000
         except BaseException as error:
-            error.add_note(f"mutation {number}: {new_config[:300]!r} {new_weights[:300]!r}")
+            error.add_note(f"mutation {number}: {new_config[:600]!r} {new_weights[:300]!r}")
             raise
     return refused
 
 
-def test_a_mutated_adapter_is_served_or_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
-    assert campaign(tmp_path, tiny_base, 300) > 200
+def check_lora(adapter: Path, base: Path) -> None:
+    """Check it as the engine's door does; one that is taken is what vLLM takes too, with numbers that it can hold."""
+    facts = check_adapter(adapter, base, slot_rank=8)
+    from vllm.lora.peft_helper import PEFTHelper
+
+    helper = PEFTHelper.from_dict(json.loads((adapter / CONFIG).read_text()))
+    assert helper._validate_features() == []
+    tensors = load_file(adapter / WEIGHTS)
+    assert len(tensors) == 2 * len(facts.modules)
+    for module in facts.modules:
+        a, b = (tensors[f"base_model.model.{module}.lora_{half}.weight"].float() for half in "AB")
+        rank, scaling = helper.get_rank_and_scaling(module)
+        assert a.shape[0] == b.shape[1] == rank <= facts.rank
+        assert torch.isfinite((scaling * b).half()).all() and (scaling * b @ a).abs().max() <= LARGEST_CHANGE
+
+
+def check_trex(adapter: Path, base: Path) -> None:
+    """Check it as the engine's door does; one that is taken is what our loader reads, with numbers it can hold."""
+    facts = check_adapter(adapter, base, slot_rank=16)
+    shape = read_trex_shape(adapter)
+    assert shape is not None
+    c = torch.tensor([SemanticMap.load(adapter).intuition("What is 2 + 2?")])
+    tensors = load_file(adapter / WEIGHTS)
+    assert len(tensors) == 5 * len(facts.modules) + 2
+    for module in facts.modules:
+        parts = {part: tensors[f"base_model.model.{module}.{part}"].float() for part in LAYER_PARTS}
+        gate = TrexGate.from_scalars(shape, omega=float(parts["trex_omega"]), gamma=float(parts["trex_gamma"]))
+        x = torch.ones(1, parts["lora_A.weight"].shape[1])
+        h = x @ torch.cat([parts["lora_A.weight"], parts["lora_router.weight"]]).T
+        assert torch.isfinite(gated_lanes(h, gate, c) @ parts["lora_B.weight"].T).all()
+
+
+CHECKED: dict[str, tuple[Callable[..., Path], Callable[[Path, Path], None]]] = {
+    "lora": (partial(write_random_lora, rank=4), check_lora),
+    "trex": (partial(write_random_trex, r1=2, r2=4), check_trex),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKED)
+def test_a_mutated_adapter_is_served_or_refused_by_name(tmp_path: Path, tiny_base: Path, kind: str) -> None:
+    write, check = CHECKED[kind]
+    adapter = write(tmp_path / "adapter", tiny_base)
+    check(adapter, tiny_base)
+    assert 90 < campaign(adapter, kind, 150, lambda: check(adapter, tiny_base)) < 150
 
 
 @pytest.mark.faults
-def test_a_thousand_mutated_adapters(tmp_path: Path, tiny_base: Path) -> None:
-    assert campaign(tmp_path, tiny_base, 1000) > 700
+@pytest.mark.parametrize("kind", CHECKED)
+def test_a_thousand_mutated_adapters(tmp_path: Path, tiny_base: Path, kind: str) -> None:
+    write, check = CHECKED[kind]
+    adapter = write(tmp_path / "adapter", tiny_base)
+    assert campaign(adapter, f"{kind}, many", 1000, lambda: check(adapter, tiny_base)) > 700
+
+
+CONVERTED = ("VERA", "LOHA", "MISS", "VBLORA")
+
+
+@pytest.mark.parametrize("kind", CONVERTED[:2])
+def test_a_mutated_adapter_of_another_kind_is_converted_or_refused_by_name(
+    tmp_path: Path, tiny_base: Path, kind: str
+) -> None:
+    convert(tmp_path, tiny_base, kind, 12)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", CONVERTED)
+def test_four_hundred_mutated_adapters_of_other_kinds(tmp_path: Path, tiny_base: Path, kind: str) -> None:
+    convert(tmp_path, tiny_base, kind, 100)
+
+
+def convert(folder: Path, base: Path, kind: str, count: int) -> None:
+    adapter = write_adapter(folder / "adapter", base, kind, **{**EXACT, "LOHA": {"r": 2}}[kind])
+    out = folder / "out"
+
+    def check() -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        convert_adapter(adapter, base, out, accept_error=0.5)
+
+    assert campaign(adapter, kind, count, check) > count // 2
 
 
 @pytest.mark.parametrize("file", [CONFIG, WEIGHTS])

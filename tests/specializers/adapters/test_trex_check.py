@@ -80,6 +80,9 @@ def test_a_slot_too_small_for_the_router_is_refused(
         ({"k_tok": "32"}, "trex.k_tok is '32'"),
         ({"k_task": float("nan")}, "trex.k_task is nan"),
         ({"k_task": None}, "trex.k_task is None"),
+        ({"k_tok": 1e30}, r"trex.k_tok is 1e\+30; expected a number from 0 to 1000"),
+        ({"k_task": 1001}, "trex.k_task is 1001"),
+        ({"r1": 10**15}, "trex.r1 is 1000000000000000; expected a whole number from 1 to 512"),
         ({"prompt_rule": "task-input/0"}, "trex.prompt_rule is 'task-input/0'; expected 'task-input/1'"),
         ({"embed_id": "nomic-embed-text-v1"}, "no embedding 'nomic-embed-text-v1' here"),
         ({"embed_id": ""}, "trex.embed_id is ''"),
@@ -187,3 +190,11 @@ def test_a_variant_is_checked_against_the_kind_and_rows_of_its_adapter(
         check(AskSpec(adapter="lora", rank=10))
     with pytest.raises(AdapterError, match="recorded as trex with rank 2"):
         check(AskSpec(adapter="trex", rank=2))
+
+
+@pytest.mark.parametrize("part", ["lora_A.weight", "lora_router.weight"])
+def test_values_that_overflow_behind_the_gate_are_refused(adapter: Path, tiny_base: Path, part: str) -> None:
+    change_block(adapter, k_tok=1000)
+    change_tensors(adapter, lambda tensors: tensors[LAYER + part].mul_(60_000))
+    with pytest.raises(AdapterError, match=r"q_proj may add .* \(gate up to .*its router holds"):
+        check_adapter(adapter, tiny_base, slot_rank=16)
