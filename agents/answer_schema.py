@@ -19,7 +19,15 @@ from .recorded_values import dump, type_adapter
 from .roles import type_name
 from .sample_answer import NoSample, sample_answer
 
-__all__ = ["SERVED_FORMATS", "answer_schema", "check_answer_type", "described_schema", "json_kinds", "refs_of"]
+__all__ = [
+    "SERVED_FORMATS",
+    "answer_schema",
+    "check_answer_type",
+    "described_schema",
+    "held_schema",
+    "json_kinds",
+    "refs_of",
+]
 
 TYPES_KEPT = 1000
 """Answer types whose schemas are kept made; every ask of a role has the same."""
@@ -83,7 +91,7 @@ def answer_schema(gives: Any) -> dict[str, Any] | None:
 
     It says no more than the grammars of vLLM hold: an answer is validated by its type anyway.
     """
-    return None if gives is str else _held(described_schema(gives))
+    return None if gives is str else held_schema(described_schema(gives))
 
 
 @lru_cache(TYPES_KEPT)
@@ -193,20 +201,20 @@ class _AnswerSchema(GenerateJsonSchema):
         raise PydanticInvalidForJsonSchema("an iterator can be read only once")
 
 
-def _held(schema: Any) -> Any:
-    """A schema without what grammars do not hold."""
+def held_schema(schema: Any) -> Any:
+    """A schema without what vLLM's grammars do not hold, such as `uniqueItems`; what is asked with it needs a check."""
     if not isinstance(schema, dict):
         return schema
     kept = {name: value for name, value in schema.items() if name not in _NOT_HELD}
     for name in _ONE_SCHEMA:
         if name in kept:
-            kept[name] = _held(kept[name])
+            kept[name] = held_schema(kept[name])
     for name in _SCHEMA_LISTS:
         if name in kept:
-            kept[name] = [_held(one) for one in kept[name]]
+            kept[name] = [held_schema(one) for one in kept[name]]
     for name in _NAMED_SCHEMAS:
         if name in kept:
-            kept[name] = {key: _held(one) for key, one in kept[name].items()}
+            kept[name] = {key: held_schema(one) for key, one in kept[name].items()}
     for name, holds in _HOLDS.items():
         if name in kept and not holds(kept):
             if name == "format" and kept[name] in _UUIDS:

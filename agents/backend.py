@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from inspect import isawaitable
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .answers import split_thinking
 from .errors import AskRejectedError
@@ -129,9 +129,16 @@ def _thinks(said: Any) -> bool:
 def _as_text(said: Any) -> str:
     if isinstance(said, str):
         return said
-    if isinstance(said, BaseModel):
-        return said.model_dump_json()
-    return TypeAdapter(Any).dump_json(said).decode()
+    if not isinstance(said, BaseModel):
+        return TypeAdapter(Any).dump_json(said, by_alias=True).decode()
+    for by_alias in (True, False):  # under the names that a model is asked for, which are those its type reads
+        text = said.model_dump_json(by_alias=by_alias)
+        try:
+            type(said).model_validate_json(text)
+        except ValidationError:
+            continue
+        return text
+    return said.model_dump_json()
 
 
 Upcoming = tuple[tuple[str | None, int], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import networkx as nx
 
@@ -214,9 +214,13 @@ def _nothing_fits(level: Level, draft: Draft, name: str, wanted: InputType) -> G
 
 
 def fits(given: Any, wanted: Any) -> bool:
-    """Whether a value of type `given` may stand where `wanted` is taken: equal types, or a subclass."""
+    """Whether a value of type `given` may stand where `wanted` is taken: equal types, or a subclass.
+
+    What `Annotated` says beside a type is no part of it: two fields with the same bounds are not even equal.
+    """
     if given is None or wanted is None:
         return False
+    given, wanted = _without_notes(given), _without_notes(wanted)
     if wanted is Any or given == wanted:
         return True
     try:
@@ -244,6 +248,16 @@ def _is_step(level: Level, name: str) -> bool:
             return True
         at = at.outer
     return False
+
+
+def _without_notes(kind: Any) -> Any:
+    if "Annotated" not in repr(kind):
+        return kind
+
+    def holder() -> None: ...
+
+    holder.__annotations__ = {"kind": kind}
+    return get_type_hints(holder)["kind"]
 
 
 def _shown(reference: Reference) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import anyio
 
-from ...agents.answer_schema import answer_schema
+from ...agents.answer_schema import answer_schema, held_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import ResumeError
 from ...agents.graphs.step_paths import PathStep, StepPath
@@ -104,7 +104,8 @@ class ToolLoop:
         """The step's answer, as `Asker.answer`; BLOCKED when a person has to say what came of a call."""
         while True:
             if talk.calls is None:
-                schema = turn_schema(talk.tools.values(), answer_schema(talk.ask.role.gives), talk.calls_left)
+                answer = answer_schema(talk.ask.role.gives)
+                schema = held_schema(turn_schema(talk.tools.values(), answer, talk.calls_left))
                 ask = replace(talk.ask, turn_schema=schema, may_call=talk.calls_left > 0)
                 given = await self._asker.answer(ask, failures)
                 if not isinstance(given, ToolCalls):

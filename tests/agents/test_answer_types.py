@@ -46,7 +46,8 @@ def test_what_the_build_accepts_can_be_asked_parsed_and_recorded(name: str) -> N
     else:
         value = parse_answer(f"Here it is:\n{sample}" if sample[0] in "{[" else sample, gives)
     same, text = dump(value, gives)
-    assert repr(load(text, gives)) == repr(same)
+    back = load(text, gives)
+    assert back == same or repr(back) == repr(same)
     json.dumps(answer_schema(gives))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from metier.agents import GraphError, Role, ScriptedBackend, TaskGraph
 from metier.agents.graphs.nodes import GraphInput, GraphInputField, StepOutput
@@ -118,3 +118,16 @@ def test_what_the_input_has_not_is_named(over: Any, why: str) -> None:
         graph.build()
     with pytest.raises(GraphError, match="no field 'txts'"):
         graph.input.field("txts")
+
+
+def test_notes_beside_a_type_are_no_part_of_it() -> None:
+    """A function's parameter and a role's answer with the same bounds, each written out."""
+
+    def add(numbers: list[Annotated[int, Field(ge=0)]], more: Annotated[int, Field(ge=0)]) -> Digest:
+        return Digest(digest=f"{sum(numbers) + more}")
+
+    graph = TaskGraph("g", takes=Library, gives=Digest)
+    each = graph.map(Role("count", takes={"text": str}, gives=Annotated[int, Field(ge=0)]), over="input.texts")
+    more = graph.step(Role("guess", takes=Library, gives=Annotated[int, Field(ge=0)]))
+    graph.step(add, after=[each, more])
+    assert graph.build().body["add"].sources["more"] == StepOutput(0, ("guess",))
