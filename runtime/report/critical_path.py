@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ...agents.graphs.workflow_shape import StepShape
-from .ledger import Ledger
+from .ledger import CallEntry, Ledger
 from .step_order import step_order
 
-__all__ = ["critical_path_s", "longest_chain_s"]
+__all__ = ["critical_path_s", "longest_chain_s", "under_way_s"]
 
 
 def critical_path_s(ledger: Ledger) -> dict[str, float]:
@@ -27,23 +27,20 @@ def critical_path_s(ledger: Ledger) -> dict[str, float]:
             times[step.run][step.path] = step.finished_at - step.started_at
     for ask in ledger.asks:
         times[ask.run][ask.path] = times[ask.run].get(ask.path, 0.0) + ask.service_s
-    for (run, path), seconds in calling_s(ledger).items():
-        times[run][path] = times[run].get(path, 0.0) + seconds
+    called: dict[tuple[str, str], list[CallEntry]] = {}
+    for call in ledger.calls:
+        called.setdefault((call.run, call.path), []).append(call)
+    for (run, path), calls in called.items():
+        times[run][path] = times[run].get(path, 0.0) + under_way_s(calls)
     return {run: longest_chain_s(ledger.shape.body, steps) for run, steps in times.items()}
 
 
-def calling_s(ledger: Ledger) -> dict[tuple[str, str], float]:
-    """(run, step) → seconds in which at least one of its calls of tools was under way."""
-    spans: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for call in ledger.calls:
-        spans.setdefault((call.run, call.path), []).append((call.started_at, call.started_at + call.seconds))
-    return {step: _covered_s(sorted(found)) for step, found in spans.items()}
-
-
-def _covered_s(spans: Sequence[tuple[float, float]]) -> float:
+def under_way_s(calls: Iterable[CallEntry]) -> float:
+    """Seconds in which at least one of these calls of tools was under way."""
     total, until = 0.0, 0.0
-    for start, end in spans:  # by their start
-        total += max(end - max(start, until), 0.0)
+    for call in sorted(calls, key=lambda one: one.started_at):
+        end = call.started_at + call.seconds
+        total += max(end - max(call.started_at, until), 0.0)
         until = max(until, end)
     return total
 

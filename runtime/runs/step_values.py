@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from pydantic import BaseModel, TypeAdapter
 
 from ...agents.content_hash import content_hash
@@ -17,6 +16,7 @@ from ...agents.errors import MetierError, StepError
 from ...agents.graphs.nodes import BuiltNode
 from ...agents.messages import Message
 from ...agents.recorded_values import dump, type_adapter
+from ..worker_threads import run_in_thread
 
 __all__ = ["call_function", "content_key", "gives_each", "typed_output"]
 
@@ -26,7 +26,7 @@ async def call_function(function: Callable[..., Any], path: str, inputs: dict[st
     try:
         if inspect.iscoroutinefunction(function):
             return await function(**inputs)
-        return await to_thread.run_sync(partial(function, **inputs), abandon_on_cancel=True)
+        return await run_in_thread(partial(function, **inputs))
     except MetierError:
         raise
     except Exception as error:

@@ -82,7 +82,7 @@ def _finite(recorded: str) -> Any:
 def run_steps(store: RunStore, run_id: str) -> dict[str, Any]:
     """The recorded steps of a run in the order they ended, and the questions it waits with."""
     rows = store.query(
-        "SELECT path, role, state, output, error, tries, started_at, finished_at FROM steps WHERE run = ? "
+        "SELECT path, role, tool, state, output, error, tries, started_at, finished_at FROM steps WHERE run = ? "
         "ORDER BY finished_at",
         run_id,
     )

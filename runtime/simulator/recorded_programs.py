@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 
 from ...agents.errors import ResumeError, StoreError, TaskSetError
-from ..report.ledger import AskEntry, Ledger, read_ledger
+from ..report.critical_path import under_way_s
+from ..report.ledger import AskEntry, CallEntry, Ledger, read_ledger
 from ..report.step_order import step_order
 from ..settings.engine import EngineSettings
 from ..settings.session import load_settings
@@ -40,7 +41,10 @@ class ProgramAsk:
 
 @dataclass(frozen=True, slots=True)
 class ProgramStep:
-    """One ask of a program, or a function that took `seconds`; `after` are the indices of what it waits for."""
+    """One ask of a program, or what took `seconds` beside the engine: a function, or the calls of a reply.
+
+    `after` are the indices of what it waits for.
+    """
 
     path: str
     after: tuple[int, ...] = ()
@@ -138,11 +142,14 @@ def recorded_batch(ledger: Ledger, texts: Mapping[tuple[str, str, int], str]) ->
     by_run: dict[str, list[AskEntry]] = defaultdict(list)
     for ask in asks:
         by_run[ask.run].append(ask)
+    calls: dict[str, dict[str, list[CallEntry]]] = defaultdict(lambda: defaultdict(list))
+    for call in ledger.calls:
+        calls[call.run][call.path].append(call)
     programs, waits = [], list[float]()
     for run, entries in by_run.items():
         functions = {s.path: s.finished_at - s.started_at for s in ledger.steps if s.run == run and not s.role}
         order = step_order(shape.body, {*functions, *(entry.path for entry in entries)})
-        steps, gaps = _steps(entries, functions, order, ended[run].started_at or 0.0)
+        steps, gaps = _steps(entries, functions, calls[run], order, ended[run].started_at or 0.0)
         waits += gaps
         programs.append(
             [_with_ask(step, e, texts, settings.block_tokens, chars_per_token) if e else step for step, e in steps]
@@ -180,7 +187,11 @@ def prompt_blocks(text: str, prompt_tokens: int, block_tokens: int, chars_per_to
 
 
 def _steps(
-    entries: list[AskEntry], functions: Mapping[str, float], order: Mapping[str, frozenset[str]], started_at: float
+    entries: list[AskEntry],
+    functions: Mapping[str, float],
+    calls: Mapping[str, list[CallEntry]],
+    order: Mapping[str, frozenset[str]],
+    started_at: float,
 ) -> tuple[list[tuple[ProgramStep, AskEntry | None]], list[float]]:
     """A run's steps, each behind those it waits for, and what passed between an answer and who waited for it."""
     tries: dict[str, list[AskEntry]] = defaultdict(list)
@@ -197,6 +208,10 @@ def _steps(
             steps.append((ProgramStep(path, after, seconds=functions[path]), None))
             ended_at[path] = ready_at + functions[path]
         for entry in sorted(tries[path], key=lambda one: one.attempt):
+            called_s = under_way_s(call for call in calls.get(path, ()) if ready_at <= call.started_at < entry.asked_at)
+            if called_s:
+                steps.append((ProgramStep(path, after, seconds=called_s), None))
+                after, ready_at = (len(steps) - 1,), ready_at + called_s
             known = entry.queue_s + entry.swap_s + entry.service_s
             gaps.append(entry.answered_at - ready_at - known)
             steps.append((ProgramStep(path, after), entry))

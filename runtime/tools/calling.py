@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import anyio
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 
 from ...agents.errors import ToolError
 from ...agents.roles import Role
@@ -17,6 +17,7 @@ from ...agents.tools.declared import check_names
 from ...agents.tools.tool import Tool, result_text
 from ..closing import AsyncClosing
 from ..settings.tools import ToolSettings
+from ..worker_threads import run_in_thread
 from .mcp_connection import McpConnections
 
 __all__ = ["CallResult", "ToolCaller"]
@@ -76,9 +77,7 @@ class ToolCaller(AsyncClosing):
             return await called.function(**arguments)
         if self._threads is None:
             self._threads = CapacityLimiter(self._settings.threads)
-        result = await to_thread.run_sync(
-            partial(called.function, **arguments), abandon_on_cancel=True, limiter=self._threads
-        )
+        result = await run_in_thread(partial(called.function, **arguments), self._threads)
         return await result if inspect.isawaitable(result) else result
 
     def _failed(self, reason: str) -> CallResult:
