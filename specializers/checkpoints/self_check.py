@@ -48,7 +48,10 @@ class KnownAnswer(FrozenModel):
     """
 
     prompt: str
+    """What was asked."""
+
     first: tuple[tuple[str, float], ...]
+    """Likeliest first tokens after it, as (text, log-probability in nats), the likeliest first."""
 
     @property
     def limit(self) -> float:
