@@ -43,8 +43,6 @@ __all__ = [
 A = TypeVar("A")
 S = TypeVar("S")
 RESAMPLES = 10_000
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-"""Instructions that decide which kernels are used."""
 
 
 # ---- the command line -------------------------------------------------------------------------------------------
@@ -174,14 +172,10 @@ def _busy_s() -> float:
 
 
 def machine() -> str:
-    """The processor's name, how many cores there are, and which of `FLAGS` it has; "" where /proc is missing."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if value}
-    has = set(said.get("flags", "").split())
-    return ", ".join([said.get("model name", "processor"), f"{os.cpu_count()} cores", *(f for f in FLAGS if f in has)])
+    """The processor's name, how many cores there are, and which of the instructions that matter it has."""
+    from metier.specializers.machine.machine import this_machine
+
+    return str(this_machine().model_copy(update={"vllm": ""}))
 
 
 # ---- what it came to --------------------------------------------------------------------------------------------

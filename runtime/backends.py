@@ -20,6 +20,7 @@ from pydantic import AfterValidator
 from ..agents.backend import Backend
 from ..agents.errors import SettingsError, did_you_mean
 from ..agents.messages import Ask, Usage
+from ..specializers.machine.threads import engine_threads
 from ..specializers.shelf.bundled_model import DEFAULT_BASE
 from .events import Event, OnEvent
 from .settings.engine import EngineSettings
@@ -115,10 +116,14 @@ async def _open_pool(engine: str, request: BackendRequest) -> AsyncGenerator[Ope
     from .engines.pool import EnginePool
 
     local = await _on_this_machine(request)
+    threads = engine_threads(local.settings.threads)
+    if threads.threads != local.settings.thread_count:
+        request.on_event(Event(kind="preparing", data={"what": f"engines compute on {threads}"}))
+    settings = local.settings.model_copy(update={"threads": threads.threads})
     async with EnginePool(
         local.base_folder,
         local.resolve,
-        local.settings,
+        settings,
         supervised=engine == SUPERVISED,
         adapters=local.adapters,
         on_event=request.on_event,
@@ -127,7 +132,7 @@ async def _open_pool(engine: str, request: BackendRequest) -> AsyncGenerator[Ope
         await pool.warm(request.ready)
         yield OpenBackend(
             pool,
-            local.settings,
+            settings,
             local.base,
             local.base,
             local.base_folder,

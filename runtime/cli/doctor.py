@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 from rich.table import Table
 
 from ...agents.errors import MetierError
+from ...specializers.machine.machine import memory_bytes, this_machine
+from ...specializers.machine.measured_speed import known_speed
+from ...specializers.machine.number_types import usual_number_type
+from ...specializers.machine.threads import engine_threads, training_threads, usable_cores
 from ...specializers.shelf.base_model import cache_folder
 from ..console import show
 
 __all__ = ["Finding", "examine", "findings"]
 
-FAST_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
 LEAST_MEMORY_GIB = 4
 BREAKS_THE_CPU_ENGINE = ("torchvision", "torchaudio", "torchcodec")
 
@@ -37,12 +40,18 @@ class Finding:
     remedy: str = ""
 
 
-def examine() -> bool:
-    """Print what was found; False when something that metier cannot do without is wrong."""
+def examine(*, as_json: bool = False) -> bool:
+    """Print what was found, as a table or as JSON; False when something that metier cannot do without is wrong."""
+    found = list(findings())
+    if as_json:
+        speed = known_speed()
+        measured = None if speed is None else speed.model_dump(mode="json")
+        machine = this_machine().model_dump(mode="json")
+        show(json.dumps({"machine": machine, "parts": [asdict(one) for one in found], "measured": measured}, indent=1))
+        return all(finding.state != "bad" for finding in found)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("part", "", "found", "what to do"):
         table.add_column(head, overflow="fold")
-    found = list(findings())
     marks = {"good": "[green]ok[/]", "missing": "[yellow]–[/]", "bad": "[red]NO[/]"}
     for finding in found:
         table.add_row(finding.part, marks[finding.state], finding.found, finding.remedy)
@@ -52,7 +61,7 @@ def examine() -> bool:
 
 def findings() -> Iterator[Finding]:
     """Look at each part in turn; importing the engine takes some seconds."""
-    for look in (_python, _machine, _sqlite, _cache, _engine, _plugin, _base, _tasks, _compiler, _graphviz):
+    for look in (_python, _machine, _computing, _sqlite, _cache, _engine, _plugin, _base, _tasks, _compiler, _graphviz):
         try:
             yield from look()
         except Exception as error:  # a check that fails is a finding, not an error
@@ -66,16 +75,19 @@ def _python() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    flags: set[str] = set()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        flags = set(next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split())
-    fast = " ".join(flag for flag in FAST_CPU_FLAGS if flag in flags) or "none of the fast ones"
-    cores = len(os.sched_getaffinity(0))
+    memory, machine = memory_bytes() / 2**30, this_machine()
+    fast = " ".join(machine.capabilities) or "none of the fast ones"
     state: Literal["good", "missing"] = "good" if memory >= LEAST_MEMORY_GIB else "missing"
     remedy = "" if state == "good" else f"small models only: under {LEAST_MEMORY_GIB} GiB"
-    yield Finding("machine", state, f"{cores} cores, {memory:.0f} GiB, {fast}", remedy)
+    yield Finding("machine", state, f"{machine.processor}, {usable_cores()} cores, {memory:.0f} GiB, {fast}", remedy)
+
+
+def _computing() -> Iterator[Finding]:
+    unmeasured = "metier doctor --measure tries them"
+    dtype, threads = usual_number_type(), engine_threads(None)
+    remedy = "" if known_speed() is not None else unmeasured
+    yield Finding("number type", "good", str(dtype), remedy)
+    yield Finding("threads", "good", f"engines {threads}; training {training_threads(None)}", remedy)
 
 
 def _sqlite() -> Iterator[Finding]:

@@ -268,12 +268,24 @@ add_serve_command(app)
 add_store_commands(app)
 
 
-@app.command(epilog="Example: `metier doctor`")
-def doctor() -> None:
+@app.command(epilog="Example: `metier doctor`, or `metier doctor --measure`")
+def doctor(
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Try number types and thread counts on the base first; what is fastest is used from then on."
+        ),
+    ] = False,
+    base: Base = DEFAULT_BASE,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Say what this machine can do, and which parts of the vLLM plugin are active."""
     from .doctor import examine
+    from .measure import measure_speed
 
-    if not examine():
+    if measure:
+        measure_speed(base)
+    if not examine(as_json=json):
         raise typer.Exit(1)
 
 

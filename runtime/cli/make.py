@@ -59,6 +59,7 @@ def make_variant(recipe: Path, base: str, settings: Settings, shelf: Sequence[Pa
             work_dir=work_dir,
             open_backend=measuring,
             on_note=lambda text: say(f"{loaded.name}: {text}"),
+            threads=settings.making.threads,
         )
     if "rejected" in variant.card:
         lost = variant.card["rejected"]

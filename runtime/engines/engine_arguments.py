@@ -8,6 +8,7 @@ from typing import Any
 from ...agents.errors import EngineError
 from ...specializers.checkpoints.expert_layers import adaptable_names
 from ...specializers.checkpoints.tensor_files import base_tensors, read_json
+from ...specializers.machine.number_types import engine_number_type
 from ..plugin.wire import FIER_KEY, LOGITS_PROCESSOR, REASONING_PARSER, plugin_wanted
 from ..settings.engine import EngineSettings
 
@@ -33,12 +34,13 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
             "lora_target_modules": adaptable_names(base_tensors(weights)),
         }
     ours = plugin_wanted()
+    dtype = engine_number_type(weights, settings.dtype if dtype == "auto" else dtype).dtype
     context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)
     _check_retrieval(settings, context_tokens)
     return AsyncEngineArgs(
         model=str(weights),
         tokenizer=str(weights),
-        dtype=settings.dtype if dtype == "auto" else dtype,
+        dtype=dtype,
         seed=0,
         max_model_len=context_tokens,
         max_num_seqs=settings.max_running,
@@ -69,9 +71,8 @@ def _beside_cache(weights: Path, dtype: str, settings: EngineSettings) -> float:
     if settings.fier is None:
         return 0.0
     config = _text_config(weights)
-    asked = settings.dtype if dtype == "auto" else dtype
-    asked = config.get("dtype", config.get("torch_dtype", "bfloat16")) if asked == "auto" else asked
-    return settings.fier.cache_share(int(config["num_hidden_layers"]), 4 if asked == "float32" else 2)
+    dtype = config.get("dtype", config.get("torch_dtype", "bfloat16")) if dtype == "auto" else dtype
+    return settings.fier.cache_share(int(config["num_hidden_layers"]), 4 if dtype == "float32" else 2)
 
 
 def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:

@@ -158,12 +158,14 @@ class EnginePool(AsyncClosing):
         """Engine name → its counters added up over restarts, for reports and the store.
 
         `cpu_s` is the engine's whole CPU time; replies' `cpu_s`, `abandoned_cpu_s` (per role) and
-        `overhead_cpu_s` add up to it. Of the `adapter_loads`, so many were `adapter_prefetches`.
+        `overhead_cpu_s` add up to it. Of the `adapter_loads`, so many were `adapter_prefetches`. `computes` says in
+        which number type and why.
         """
         totals = added_up(self.counters())
         for entry in self._entries.values():
             if entry.start.name in totals:
                 total = totals[entry.start.name]
+                total["computes"] = entry.start.computes
                 total["restarts"] += entry.restarts
                 total["adapter_prefetches"] += entry.past_prefetches
                 total["adapter_prefetches"] += 0 if entry.running is None else entry.running.prefetches
@@ -202,7 +204,8 @@ class EnginePool(AsyncClosing):
             if entry.running is None:
                 await self._close_dead(entry)
                 began_s = time.monotonic()
-                self._emit("engine_starting", engine=entry.start.name, note=start_note(entry.start))
+                note = f"{entry.start.computes}; {start_note(entry.start)}"
+                self._emit("engine_starting", engine=entry.start.name, note=note)
                 engine = await self._start_checked(entry)
                 entry.running = self._with_adapters(engine, entry)
                 kind: EventKind = "engine_restarted" if entry.past else "engine_ready"

@@ -12,6 +12,7 @@ import anyio.to_thread
 from ...agents.errors import AdapterError, AskRejectedError, UnknownVariantError, VariantError
 from ...agents.messages import Ask
 from ...specializers.checkpoints.self_check import KnownAnswer, read_self_check
+from ...specializers.machine.number_types import NumberType, engine_number_type
 from ...specializers.shelf.variant import EngineSpec, Variant, served_by
 from ..settings.engine import EngineSettings
 
@@ -27,7 +28,8 @@ Resolve = Callable[[str], tuple[Variant, Path]]
 class EngineStart:
     """What one engine of a pool is started with; `weights` is the checkpoint folder.
 
-    `self_check` is what it must answer before it may serve (see `specializers.self_check`).
+    `self_check` is what it must answer before it may serve (see `specializers.self_check`); `dtype_reason` says why it
+    computes in `dtype`.
     """
 
     name: str
@@ -37,6 +39,14 @@ class EngineStart:
     settings: EngineSettings
     self_check: tuple[KnownAnswer, ...] = ()
     checkpoint: str = "base"
+    dtype_reason: str = ""
+
+    @property
+    def computes(self) -> str:
+        """On how many threads the engine computes and in which number type, with the reason for that."""
+        threads = self.settings.thread_count
+        dtype = NumberType(self.dtype, self.dtype_reason)
+        return f"computes on {threads} thread{'s' * (threads > 1)} in {dtype}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,10 @@ class VariantTargets:
         if spec.fier is not None:
             name = f"{name}-fier{spec.fier.budget_tokens}"
             settings = settings.model_copy(update={"fier": spec.fier})
-        return EngineStart(name, weights, spec.dtype, adapters, settings, known, served_by(checkpoint, spec))
+        computes = engine_number_type(weights, settings.dtype if spec.dtype == "auto" else spec.dtype)
+        return EngineStart(
+            name, weights, computes.dtype, adapters, settings, known, served_by(checkpoint, spec), computes.reason
+        )
 
     def _check_variant(self, variant: Variant, folder: Path, weights: Path) -> None:
         """All checks of weights and adapter before an engine gets them (in a worker thread)."""

@@ -170,7 +170,7 @@ class RayBackend(AsyncClosing):
         for deployment in self._deployments.values():
             totals |= added_up(deployment.counters())
             for name, restarts in deployment.restarts.items():
-                totals[name]["restarts"] += restarts
+                totals[name] |= {"restarts": totals[name]["restarts"] + restarts, "computes": deployment.start.computes}
         return totals
 
     def replicas(self) -> dict[str, tuple[int, ...]]:

@@ -154,6 +154,12 @@ def _part(name: str, ledger: Ledger, figures: WorkflowFigures) -> BatchSection:
         notes.append(f"{ledger.questions} questions wait for a person.")
     if ledger.restarts:
         notes.append(f"Engines were restarted {ledger.restarts} times; what the dead ones were at is counted as lost.")
+    computes: dict[str, list[str]] = {}
+    for engine, totals in sorted(ledger.totals.items()):
+        if "computes" in totals:  # batches of earlier versions lack it
+            computes.setdefault(str(totals["computes"]), []).append(engine)
+    for how, engines in computes.items():
+        notes.append(f"{'Engine' if len(engines) == 1 else 'Each of the engines'} {', '.join(engines)} {how}.")
     if not ledger.asks:
         notes.append("Nothing was asked.")
     shown = tuple((title, note, table) for title, note, table in made if table is not None)

@@ -95,10 +95,13 @@ class EngineSettings(FrozenModel):
     """The text that the models in use were trained to think between."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number type of the weights where the variant says `auto`."""
+    """Number type of the weights where the variant says `auto`. `auto` here too is what this machine computes fastest,
+    as `metier doctor --measure` found it; without that, bfloat16 where the processor has instructions for it, else
+    float32. On GPUs, and for quantised weights whose kernels take few types, vLLM decides."""
 
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of an engine. None is all that this process may use."""
+    """CPU threads of an engine. None is as many as `metier doctor --measure` found worth it; without that, all that
+    this process may use."""
 
     eager: bool | None = None
     """Whether to skip torch.compile. That saves a minute when a model is first started and makes every step about a

@@ -17,6 +17,7 @@ from ...specializers.shelf.base_model import cache_folder
 from .engine import EngineSettings
 from .fleet import FleetSettings, RemoteSettings
 from .limits import RunLimits
+from .making import MakingSettings
 from .ray import RaySettings
 from .server import ServerSettings
 from .tools import ToolSettings
@@ -61,6 +62,9 @@ class Settings(BaseSettings):
 
     engine: EngineSettings = EngineSettings()
     """What engines are started with."""
+
+    making: MakingSettings = MakingSettings()
+    """How variants are made."""
 
     server: ServerSettings = ServerSettings()
     """What `metier serve` allows."""

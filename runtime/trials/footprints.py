@@ -8,6 +8,7 @@ from pathlib import Path
 from ...router.assignment import BASE
 from ...router.probing.profile import Footprint
 from ...specializers.checkpoints.tensor_files import read_json
+from ...specializers.machine.number_types import engine_number_type
 from ...specializers.shelf.variant import Variant
 from ..settings.engine import EngineSettings
 
@@ -71,6 +72,6 @@ def slot_mib(folder: Path, settings: EngineSettings) -> float:
     q, kv = heads * head, kv_heads * head
     ends = [(hidden, q), (hidden, kv), (hidden, kv), (q, hidden), (hidden, inner), (hidden, inner), (inner, hidden)]
     widths = sum(d_in + d_out for d_in, d_out in ends)
-    dtype = settings.dtype if settings.dtype != "auto" else config.get("dtype", config.get("torch_dtype", "bfloat16"))
+    dtype = engine_number_type(folder, settings.dtype).dtype
     numbers = layers * widths * settings.slot_rank * settings.adapter_slots
-    return float(numbers * DTYPE_BYTES.get(str(dtype), 2) / MIB)
+    return float(numbers * DTYPE_BYTES.get(dtype, 2) / MIB)

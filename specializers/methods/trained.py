@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...agents.errors import RecipeError
+from ..machine.number_types import training_number_type
 from ..training.batches import EncodedRow, pad_token
 from ..training.loop import TrainingSettings, train
 from ..training.objective import Objective, Placed
-from ..training.speed import multiplies_bfloat16
 from .method import Job
 
-__all__ = ["LoadedBase", "Targets", "add_lora", "choose_device", "linear_targets", "train_job", "training_checkpoint"]
+__all__ = [
+    "LoadedBase",
+    "Targets",
+    "add_lora",
+    "choose_device",
+    "linear_targets",
+    "train_job",
+    "training_checkpoint",
+    "training_device",
+]
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 _LAST_STEPS = 25
@@ -35,12 +44,17 @@ class LoadedBase:
         return {"pad_token": pad_token(self.tokenizer), "device": self.device, "autocast": self.autocast}
 
 
-def choose_device(settings: TrainingSettings) -> tuple[str, bool]:
-    """Where to train, the GPU where there is one, and whether products run in bfloat16 there, as `dtype` asks."""
+def training_device() -> str:
+    """Where to train: the GPU where there is one."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return device, settings.dtype == "bfloat16" or (settings.dtype == "auto" and multiplies_bfloat16(device))
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_device(settings: TrainingSettings) -> tuple[str, bool]:
+    """Where to train, and whether products run in bfloat16 there, as `dtype` asks."""
+    device = training_device()
+    return device, training_number_type(device, settings.dtype).dtype == "bfloat16"
 
 
 def linear_targets(model: Any, targets: Targets) -> list[str]:

@@ -26,6 +26,7 @@ from ..shelf.shelf import Shelf
 from ..shelf.variant import AskSpec, EngineSpec, Variant
 from ..training.loop import Progress
 from .acceptance import Judge, OpenBackend
+from .computing import computing
 from .recipe import Recipe, read_rows
 from .stages import TRAINING_LOG, Stage, apply_methods, stage_results
 
@@ -43,6 +44,7 @@ def produce(
     work_dir: Path | None = None,
     open_backend: OpenBackend | None = None,
     on_note: Callable[[str], None] | None = None,
+    threads: int | None = None,
 ) -> Variant:
     """Make the variant a recipe describes, put it on the shelf, and return its record.
 
@@ -52,7 +54,8 @@ def produce(
     A variant already made this way is returned at once.
 
     A recipe with `accept` measures what each method made through `open_backend(shelf)`, and ends with the last one
-    that held the role's quality; its card says what was rejected. `on_note` hears what is being measured.
+    that held the role's quality; its card says what was rejected. `on_note` hears what is being measured, and how it
+    is computed: on `threads`, or as many as `training_threads` finds free.
     Raises: RecipeError (parent, data or settings do not fit), TrainingError (not finite, or another process is
     making it), QualityError (already the first method lost too much), VariantError (shelf, base or parent cannot be
     used, or the disk is full).
@@ -131,10 +134,10 @@ def produce(
             making = replace(making, job=replace(job, try_out=try_out))
         try:
             judge = _judge(recipe, shelf, work, open_backend, on_note)
-            stages, card = making.kept(judge) if judge else (apply_methods(recipe, making.job), {})
-            variant = replace(making, record=asked).add(
-                stages, shelf, name=recipe.name, card={**_card(stages), **card}, self_check=True
-            )
+            with computing(recipe, threads, on_note) as machine:
+                stages, card = making.kept(judge) if judge else (apply_methods(recipe, making.job), {})
+                card = {**_card(stages), **card, "machine": machine.model_dump(mode="json")}
+                variant = replace(making, record=asked).add(stages, shelf, name=recipe.name, card=card, self_check=True)
         except Exception as error:
             if not _is_write_error(error):
                 raise

@@ -15,7 +15,6 @@ __all__ = [
     "give_back_freed_memory",
     "hold_frozen_weights_in_bfloat16",
     "kept_pages",
-    "multiplies_bfloat16",
     "register_float32_attention",
 ]
 
@@ -24,16 +23,6 @@ FLOAT32_ATTENTION = "sdpa_float32"
 # glibc's mallopt: numbers of its parameters, and values in bytes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES, _MAPPED_FROM_BYTES, _USUAL_TRIM_BYTES = 2**31 - 1, 32 << 20, 64 << 20
-
-
-def multiplies_bfloat16(device: str) -> bool:
-    """Whether the processor multiplies bfloat16 natively; emulated, it is slower than float32."""
-    import torch
-
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"))
 
 
 def register_float32_attention() -> str:

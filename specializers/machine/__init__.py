@@ -1,0 +1,1 @@
+"""What this machine computes fastest: its processor, number types, threads, and what was measured of them."""
