@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from ...agents.errors import BaseModelError, EngineError, SettingsError
 from ...specializers.machine.machine import this_machine
-from ...specializers.machine.measured_speed import MeasuredSpeed, Timing, note_speed
+from ...specializers.machine.measured_speed import QUIET, MeasuredSpeed, Timing, note_speed
 from ...specializers.machine.number_types import engine_choices
 from ...specializers.machine.threads import others_busy, usable_cores
 from ...specializers.shelf.base_model import base_fingerprint, find_base
@@ -23,9 +23,8 @@ __all__ = ["measure_speed"]
 
 NO_MORE_AFTER_S = 40.0
 """After so many seconds nothing further is tried: what is known decides."""
+
 TRAINED_IN = ("bfloat16", "float32")
-QUIET = 0.2
-"""Processors that others may use without a warning."""
 
 TimeOne = Callable[[str, int], Awaitable[Timing]]
 
@@ -48,8 +47,9 @@ def measure_speed(base: str) -> MeasuredSpeed:
     file = note_speed(speed)
     for what, timings in (("engines compute", speed.engine), ("training computes", speed.training)):
         if timings:
-            best = speed.fastest(timings)
-            say(f"{what} in {best.dtype}, on a quiet machine on {best.threads} threads: {speed.reason(timings)}")
+            threads = speed.threads_worth(timings)
+            on = "" if threads is None else f", on {threads} of {usable_cores()} threads"
+            say(f"{what} in {speed.fastest(timings)}{on}: {speed.reason(timings)}")
     say(f"kept in {file}")
     return speed
 

@@ -13,10 +13,12 @@ from ...agents.whole_files import write_whole
 from ..shelf.base_model import cache_folder
 from .machine import Machine, this_machine
 
-__all__ = ["MeasuredSpeed", "Timing", "known_speed", "note_speed", "read_speeds"]
+__all__ = ["QUIET", "MeasuredSpeed", "Timing", "known_speed", "note_speed", "read_speeds"]
 
 FILE = "measured_speed.json"
 SPEEDS_KEPT = 32
+QUIET = 0.2
+"""Processors that others may have used while threads were compared: beside more, seconds say nothing of another day."""
 AS_FAST = 1.1
 """More threads have to be faster by this factor to be worth their CPU-seconds."""
 
@@ -61,16 +63,22 @@ class MeasuredSpeed(FrozenModel):
     training: tuple[Timing, ...] = ()
     """The same training steps."""
 
-    def fastest(self, timings: Sequence[Timing]) -> Timing:
-        """The number type that costs the fewest CPU-seconds on the fewest threads, and the threads that are worth it.
+    def fastest(self, timings: Sequence[Timing]) -> str:
+        """The number type that costs the fewest CPU-seconds on the fewest threads.
 
         Seconds on several threads depend on what else runs, CPU-seconds of one hardly.
         """
         least = min(timing.threads for timing in timings)
-        dtype = min((t for t in timings if t.threads == least), key=lambda t: t.cpu_s).dtype
-        of_it = [timing for timing in timings if timing.dtype == dtype]
+        return min((timing for timing in timings if timing.threads == least), key=lambda timing: timing.cpu_s).dtype
+
+    def threads_worth(self, timings: Sequence[Timing]) -> int | None:
+        """How many threads of those tried are worth it; None on a machine that was busy, or where one was tried."""
+        if not timings or self.others > QUIET:
+            return None
+        fastest = self.fastest(timings)
+        of_it = [timing for timing in timings if timing.dtype == fastest]
         best_s = min(timing.seconds for timing in of_it)
-        return min((t for t in of_it if t.seconds <= AS_FAST * best_s), key=lambda t: t.threads)
+        return min(t.threads for t in of_it if t.seconds <= AS_FAST * best_s) if len(of_it) > 1 else None
 
     def reason(self, timings: Sequence[Timing]) -> str:
         """What the choice rests on, in words."""

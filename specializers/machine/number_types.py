@@ -51,8 +51,8 @@ def engine_number_type(weights: Path, asked: str) -> NumberType:
     if len(choices) == 1:
         return NumberType(choices[0], reason)
     speed = known_speed(base_fingerprint(weights)) if read_speeds() else None
-    if speed is not None and speed.fastest(speed.engine).dtype in choices:
-        return NumberType(speed.fastest(speed.engine).dtype, speed.reason(speed.engine))
+    if speed is not None and speed.fastest(speed.engine) in choices:
+        return NumberType(speed.fastest(speed.engine), speed.reason(speed.engine))
     return _by_instructions(choices[0])
 
 
@@ -82,8 +82,8 @@ def _choices(weights: Path) -> tuple[tuple[str, ...], str]:
 def usual_number_type() -> NumberType:
     """What engines on plain bfloat16 checkpoints compute in here."""
     speed = known_speed()
-    if speed is not None and speed.fastest(speed.engine).dtype != "float16":
-        return NumberType(speed.fastest(speed.engine).dtype, speed.reason(speed.engine))
+    if speed is not None and speed.fastest(speed.engine) != "float16":
+        return NumberType(speed.fastest(speed.engine), speed.reason(speed.engine))
     return _by_instructions("bfloat16")
 
 
@@ -105,7 +105,7 @@ def training_number_type(device: str, asked: str) -> NumberType:
         return NumberType("bfloat16" if able else "float32", f"the GPU multiplies bfloat16: {'yes' if able else 'no'}")
     speed = known_speed()
     if speed is not None and speed.training:
-        return NumberType(speed.fastest(speed.training).dtype, speed.reason(speed.training))
+        return NumberType(speed.fastest(speed.training), speed.reason(speed.training))
     return _by_instructions("bfloat16")
 
 

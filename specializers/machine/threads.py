@@ -14,6 +14,8 @@ from .measured_speed import known_speed
 
 __all__ = ["ThreadCount", "computing_on", "engine_threads", "others_busy", "training_threads", "usable_cores"]
 
+GIVEN = os.environ.get("OMP_NUM_THREADS", "")
+"""What the user set; engines set this variable too, later and for themselves."""
 SAMPLE_S = 0.3
 """How long the machine is watched for what other programs use."""
 SHARED_CORE = 0.2
@@ -40,15 +42,14 @@ def training_threads(asked: int | None) -> ThreadCount:
     """Threads to train on: `asked`, else OMP_NUM_THREADS, else the cores that other programs leave free right now."""
     if asked is not None:
         return ThreadCount(asked, "it is set")
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if given.isdigit() and int(given) > 0:
-        return ThreadCount(int(given), "OMP_NUM_THREADS says so")
+    if GIVEN.isdigit() and int(GIVEN) > 0:
+        return ThreadCount(int(GIVEN), "OMP_NUM_THREADS says so")
     cores, busy = usable_cores(), others_busy()
     free = max(1, math.floor(cores - busy + SHARED_CORE))
     speed = known_speed()
-    if speed is not None and speed.training:
-        best = speed.fastest(speed.training).threads
-        if best < free:
+    if speed is not None:
+        best = speed.threads_worth(speed.training)
+        if best is not None and best < free:
             return ThreadCount(best, f"more are hardly faster, measured on {speed.base_name}, {speed.day}")
     return ThreadCount(free, f"other programs use {busy:.1f} of {cores} cores right now")
 
@@ -58,9 +59,9 @@ def engine_threads(asked: int | None) -> ThreadCount:
     if asked is not None:
         return ThreadCount(asked, "it is set")
     cores, speed = usable_cores(), known_speed()
-    if speed is not None and speed.others <= SHARED_CORE:
-        best = speed.fastest(speed.engine).threads
-        if best < cores:
+    if speed is not None:
+        best = speed.threads_worth(speed.engine)
+        if best is not None and best < cores:
             return ThreadCount(best, f"more are hardly faster, measured on {speed.base_name}, {speed.day}")
     return ThreadCount(cores, "all that this process may use")
 

@@ -16,7 +16,7 @@ from metier.specializers.machine.threads import computing_on, engine_threads, tr
 @pytest.fixture(autouse=True)
 def four_cores_without_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METIER_CACHE", str(tmp_path))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "GIVEN", "")
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
     monkeypatch.setattr(threads, "others_busy", lambda: 0.0)
 
@@ -31,10 +31,10 @@ def test_training_leaves_the_cores_that_others_use(busy: float, left: int, monke
 
 def test_what_is_set_wins_over_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "others_busy", lambda: 4.0)
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr(threads, "GIVEN", "2")
     assert training_threads(None).threads == 2
     assert training_threads(3).threads == 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")  # a list for nested regions is no number of ours
+    monkeypatch.setattr(threads, "GIVEN", "2,1")  # a list for nested regions is no number of ours
     assert training_threads(None).threads == 1
 
 
@@ -48,6 +48,7 @@ def timings(*seconds: float) -> tuple[Timing, ...]:
         ((4.0, 2.1, 1.5, 1.2), 0.0, 4),
         ((4.0, 2.0, 1.9, 1.85), 0.0, 2),  # a thread of the same core saves a tenth
         ((1.0, 1.0, 8.0, 9.0), 0.0, 1),
+        ((4.0,), 0.0, 4),  # nothing was compared
         ((1.0, 1.0, 8.0, 9.0), 1.5, 4),  # measured beside other programs: says nothing of a quiet machine
     ],
 )
