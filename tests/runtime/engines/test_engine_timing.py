@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from metier.runtime.engines.engine_timing import time_engine
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.anyio]
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
