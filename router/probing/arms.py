@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...agents.graphs.step_paths import PathStep
+from ...specializers.machine.machine import Machine
 from ..assignment import BASE
 from ..space import Candidate, Part
 from .intervals import bootstrap_interval, mean
@@ -53,6 +54,9 @@ class ProbedWorkflow:
     confidence: float
     """Confidence of the intervals."""
 
+    machine: Machine = Machine()
+    """Where all was measured."""
+
 
 @dataclass(frozen=True)
 class ServedVariant:
@@ -75,7 +79,10 @@ def make_profile(arm: Arm, incumbent: Sequence[Outcome], shared: ProbedWorkflow,
     verified = [outcome.role_scores[part.role] for outcome in outcomes if part.role in outcome.role_scores]
     others, were = _others(part, outcomes), _others(part, incumbent)
     runs = [outcome.key for outcome in outcomes]
-    key = record_key(runs=runs, part=str(part), candidate=str(arm.candidate), incumbent=shared.incumbent, id=served.id)
+    where = {"machine": shared.machine.key} if shared.machine.is_known else {}
+    key = record_key(
+        runs=runs, part=str(part), candidate=str(arm.candidate), incumbent=shared.incumbent, id=served.id, **where
+    )
     return Profile(
         key=key,
         workflow=shared.workflow,
@@ -108,6 +115,7 @@ def make_profile(arm: Arm, incumbent: Sequence[Outcome], shared: ProbedWorkflow,
         token_cost=served.token_cost,
         footprint=served.footprint,
         dropped=arm.dropped,
+        machine=shared.machine,
     )
 
 

@@ -68,7 +68,7 @@ class Evaluator:
 
         Raises: ProfileError for a score that is not from 0 to 1, and what running the workflow raises.
         """
-        keys = {task: self._key(choices, task) for task in tasks}
+        keys = self.keys(choices, tasks)
         missing = []
         for task, key in keys.items():
             if self._journal.get(key) is None:
@@ -96,6 +96,10 @@ class Evaluator:
     async def scores(self, choices: Choices, tasks: Sequence[str]) -> list[float]:
         """The scores alone."""
         return [outcome.score for outcome in await self.outcomes(choices, tasks)]
+
+    def keys(self, choices: Choices, tasks: Sequence[str]) -> dict[str, str]:
+        """Task → the key of its run under a choice, in the journal."""
+        return {task: self._key(choices, task) for task in tasks}
 
     def _key(self, choices: Choices, task: str) -> str:
         """Key of a run: the candidate of each role in its first and in later rounds, however parts are split."""

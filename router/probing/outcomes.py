@@ -88,6 +88,9 @@ class Outcome(FrozenModel):
     error: str = ""
     """Why the run failed, empty where it did not."""
 
+    machine: str = ""
+    """Key of the machine that it was measured on. Empty where that was not noted."""
+
     @field_validator("score")
     @classmethod
     def _is_a_score(cls, score: float) -> float:

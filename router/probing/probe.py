@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ...agents.errors import ProfileError
 from ...agents.frozen_model import FrozenModel
+from ...specializers.machine.machine import Machine
 from ..space import Candidate, Choices, Part
 from .arms import Arm, ProbedWorkflow, ServedVariant, fit_token_cost, make_profile
 from .evaluator import Evaluator
@@ -63,13 +64,15 @@ async def probe(
     workflow: str = "",
     footprints: Mapping[str, Footprint] | None = None,
     variants: Mapping[str, str] | None = None,
+    machine: Machine | None = None,
     engine_costs: Callable[[], Mapping[str, TokenCost]] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> ProbeResult:
     """Profile every candidate of every part of the evaluator's space on its tasks, paired with the incumbent.
 
     The incumbent is the assignment in which one part at a time is replaced; without one, the best that replacing
-    single parts leads to is searched for first. `footprints` and `variants` (content ids) are by variant name.
+    single parts leads to is searched for first. `footprints` and `variants` (content ids) are by variant name;
+    `machine` is what all runs are made on.
     `engine_costs` is called when all runs are done: checkpoint → cost of tokens and steps. For those that it
     lacks, cost is estimated from asks.
     Raises: ProfileError when no run solves any task or a score is not from 0 to 1, AssignmentError for an incumbent
@@ -103,7 +106,9 @@ async def probe(
     for checkpoint, cost in (engine_costs() if engine_costs else {}).items():
         costs[checkpoint] = cost.model_copy(update={"prefill_s": costs.get(checkpoint, cost).prefill_s})
     task_key = record_key(tasks=[evaluator.tasks[task] for task in tasks])
-    shared = ProbedWorkflow(workflow, task_key, _named(incumbent), space.parts, settings.intervals)
+    shared = ProbedWorkflow(
+        workflow, task_key, _named(incumbent), space.parts, settings.intervals, machine or Machine()
+    )
 
     def profile(arm: Arm) -> Profile:
         name = arm.candidate.variant

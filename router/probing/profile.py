@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from ...agents.errors import ProfileError
 from ...agents.frozen_model import FrozenModel
+from ...specializers.machine.machine import Machine
 from ..assignment import BASE
 from ..space import Candidate, Part, RoundClass
 from .journal import Journal
@@ -161,6 +162,9 @@ class Profile(FrozenModel):
     dropped: str = ""
     """Why the probe stopped measuring it early, empty where it did not."""
 
+    machine: Machine = Machine()
+    """The machine that its costs were measured on. Unknown in profiles from before it was noted."""
+
     @model_validator(mode="before")
     @classmethod
     def _numbers_are_numbers(cls, given: object) -> object:
@@ -205,7 +209,8 @@ def write_profiles(path: Path, rows: Sequence[Profile]) -> int:
 
 
 def read_profiles(path: Path) -> list[Profile]:
-    """The profiles of a file's last probe: those of its last line's workflow, tasks and incumbent.
+    """The profiles of a file's last probe: those of its last line's workflow, tasks and incumbent, of each candidate at
+    each part the last.
 
     Raises: ProfileError when there are none, or a line is no profile.
     """
@@ -217,8 +222,9 @@ def read_profiles(path: Path) -> list[Profile]:
     if not rows:
         raise ProfileError(f"{path} has no profiles", expected="a file that `metier probe` wrote")
     last = list(rows.values())[-1]
-    return [
-        row
+    of_last = {
+        (row.part, row.candidate): row
         for row in rows.values()
         if (row.workflow, row.tasks, row.incumbent) == (last.workflow, last.tasks, last.incumbent)
-    ]
+    }
+    return list(of_last.values())

@@ -48,6 +48,9 @@ class EngineWork(FrozenModel):
     busy_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Seconds in which it was stepping."""
 
+    machine: str = ""
+    """Key of the machine that it was measured on. Empty where that was not noted."""
+
 
 def engine_steps(own_tokens: float, all_tokens: float, running: float) -> float:
     """Steps a task of an engine that writes `own_tokens` of a task's `all_tokens`, with so many runs at once."""

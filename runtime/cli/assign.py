@@ -35,6 +35,9 @@ from .options import (
 __all__ = ["add_router_commands"]
 
 DEFAULT_FOLDER = Path("runs/probe")
+MixMachines = Annotated[
+    bool, typer.Option("--mix-machines", help="Use what other machines measured as if it had been measured here.")
+]
 
 
 def add_router_commands(app: typer.Typer) -> None:
@@ -66,6 +69,7 @@ def probe(
     batch: Annotated[int, typer.Option(help="Tasks between two looks at which candidates are clearly worse.")] = 8,
     margin: Annotated[float, typer.Option(help="Drop a candidate that is worse by more than this, surely.")] = 0.05,
     seed: Seed = 0,
+    mix_machines: MixMachines = False,
     folder: Annotated[
         Path, typer.Option("--out", help="Folder of profiles and of what was run.", callback=can_hold_files)
     ] = DEFAULT_FOLDER,
@@ -97,6 +101,7 @@ def probe(
         seed=seed,
         settings=None if settings is None else str(settings),
         overrides=overrides(set),
+        mix_machines=mix_machines,
         probe=checked(ProbeSettings, options={"batch_tasks": "--batch"}, batch_tasks=batch, margin=margin),
     )
     anyio.run(run_probe, options, folder)
@@ -121,6 +126,10 @@ def assign(
     checks: Annotated[int, typer.Option(help="How many assignments to try before giving up.")] = 8,
     variants: Annotated[list[str] | None, names_option("Only these candidates.")] = None,
     measure_baselines: Annotated[bool, typer.Option(help="Run the baselines on the held-out tasks too.")] = False,
+    mix_machines: MixMachines = False,
+    rescale: Annotated[
+        bool, typer.Option("--rescale", help="Scale another machine's costs by a few of its runs, made again here.")
+    ] = False,
     set: Sets = None,
 ) -> None:
     """Choose a variant for every role within limits, check it on held-out tasks, write the assignment with reasons."""
@@ -153,6 +162,8 @@ def assign(
             check=check,
             candidates=comma_separated(variants),
             overrides=overrides(set),
+            mix_machines=mix_machines,
+            rescale=rescale,
         )
 
     anyio.run(run)

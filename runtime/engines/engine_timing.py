@@ -17,8 +17,6 @@ __all__ = ["time_engine"]
 
 ASKS, ROUNDS = 8, 2
 NUMBERS_READ, TOKENS_WRITTEN = 30, 24
-LONG_ANSWER = {"type": "string", "minLength": 600}
-"""More letters than so many tokens have: every ask writes all its tokens, whatever the model would say."""
 SETTINGS = EngineSettings(eager=True, kv_cache_mib=128, max_model_tokens=512, max_running=ASKS)
 """Not compiled: that would take a minute for each kind, and the products are the same."""
 
@@ -49,14 +47,14 @@ async def _round(pool: EnginePool, number: int) -> tuple[float, float]:
 def _ask(number: int, at: int) -> Ask:
     """Asks that no prefix cache knows: each begins with another number."""
     first = 1000 * number + 100 * at
-    text = " ".join(str(first + step) for step in range(NUMBERS_READ)) + ". Go on counting."
+    numbers = " ".join(str(first + step) for step in range(NUMBERS_READ))
+    text = f"{numbers}: these are the houses of a long street. Write a long story about the people who live there."
     return Ask(
         run_id=f"timing-{number}-{at}",
         step_path="timing",
         role="timing",
         messages=(Message(role="user", content=text),),
         max_tokens=TOKENS_WRITTEN,
-        answer_schema=LONG_ANSWER,
     )
 
 

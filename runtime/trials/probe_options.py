@@ -49,6 +49,8 @@ class ProbeOptions(FrozenModel):
     """Settings file, None for the defaults."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Single settings over that file, by name."""
+    mix_machines: bool = False
+    """Whether what other machines measured is used as if it had been measured here."""
     probe: ProbeSettings = ProbeSettings()
     """How long and how exactly to probe."""
 

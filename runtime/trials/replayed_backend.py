@@ -25,6 +25,8 @@ class RecordedReply(BaseModel):
     """Hash of what the model was shown (see `ReplayedBackend`)."""
     reply: Reply
     """The reply with its usage."""
+    machine: str = ""
+    """Key of the machine that it was measured on. Empty where that was not noted."""
 
 
 @dataclass

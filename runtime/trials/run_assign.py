@@ -25,6 +25,7 @@ from ..backends import SUPERVISED, on_servers
 from ..console import say, show
 from ..output_files import writing
 from ..report.figures import FrontPoint, draw_front
+from .machines import check_machines, rescaled
 from .probe_options import ProbeOptions, read_options
 from .run_probe import PROFILES, Trials, open_trials
 
@@ -45,13 +46,16 @@ async def run_assign(
     check: str | None = None,
     candidates: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None,
+    mix_machines: bool = False,
+    rescale: bool = False,
 ) -> None:
     """Assign from the profiles in a probe's folder; see `metier assign --help`.
 
     Raises: ProfileError, InfeasibleError, SettingsError, and what running the workflow raises. Nothing is written then.
     """
     options = read_options(folder)
-    options = options.model_copy(update={"overrides": {**options.overrides, **(overrides or {})}})
+    changed = {"overrides": {**options.overrides, **(overrides or {})}, "mix_machines": mix_machines}
+    options = options.model_copy(update=changed)
     profiles = read_profiles(folder / PROFILES)
     _check_measured(profiles, settings, options)
     async with open_trials(options, folder) as trials:
@@ -62,6 +66,11 @@ async def run_assign(
                 remedy="Run `metier probe` again: what is still the same is not run again.",
             )
         wanted = [Candidate.read(name) for name in candidates] or None
+        here = trials.machine
+        if not check_machines(profiles, here, mix=mix_machines or rescale, on_note=say) and rescale:
+            incumbent = make_problem(profiles, trials.space.parts).incumbent
+            probed = trials.evaluator(trials.file.tasks(options.tasks))
+            profiles = await rescaled(profiles, incumbent, probed, trials.runs, here, on_note=say)
         problem = make_problem(profiles, trials.space.parts, serving=serving_of(trials), candidates=wanted)
         tasks = held_out(trials, options, check)
         result = await assign(problem, settings, check=trials.evaluator(tasks), on_note=say)

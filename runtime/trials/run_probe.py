@@ -28,6 +28,7 @@ from ...router.probing.profile import Footprint, Profile, write_profiles
 from ...router.route import Router
 from ...router.solving.engine_work import EngineWork
 from ...router.space import Candidate, Space, role_rounds, space_of
+from ...specializers.machine.machine import Machine
 from ...specializers.shelf.shelf import Shelf
 from ..backends import SCRIPTED, BackendRequest, OpenBackend, open_backend
 from ..console import StepBar, say, show
@@ -38,6 +39,7 @@ from ..runs.session import Session
 from ..settings.session import Settings
 from ..store.store import RunStore
 from .footprints import footprints, footprints_elsewhere
+from .machines import measured_on, note_machine
 from .probe_options import OPTIONS, ProbeOptions
 from .replayed_backend import RecordedReply, ReplayedBackend
 from .replayed_calls import RecordedCall, ReplayedCalls
@@ -63,6 +65,7 @@ class Trials:
     footprints: Mapping[str, Footprint]
     runs: Journal[Outcome]
     meter: WorkMeter
+    machine: Machine
 
     def evaluator(self, tasks: TaskSet, on_outcome: OnOutcome | None = None) -> Evaluator:
         """Scores assignments on tasks."""
@@ -174,8 +177,10 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
                 variants=variants,
                 block_tokens=settings.engine.block_tokens,
             )
+            machine = measured_on(options.engine, opened)
+            note_machine(folder, machine, (runs, replies, work), mix=options.mix_machines, on_note=say)
             meter = WorkMeter(opened.checkpoint_totals, work)
-            yield Trials(file, space, replayed, tools, settings, options, variants, needs, runs, meter)
+            yield Trials(file, space, replayed, tools, settings, options, variants, needs, runs, meter, machine)
 
 
 async def run_probe(options: ProbeOptions, folder: Path) -> None:
@@ -198,6 +203,7 @@ async def run_probe(options: ProbeOptions, folder: Path) -> None:
                     workflow=trials.file.graph.fingerprint,
                     footprints=trials.footprints,
                     variants=trials.variants,
+                    machine=trials.machine,
                     engine_costs=trials.meter.costs,
                     on_note=say,
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from metier.runtime.engines.engine_timing import time_engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.anyio]

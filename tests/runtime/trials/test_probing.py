@@ -283,3 +283,64 @@ def test_the_same_data_draw_the_same_figure(tmp_path: Path) -> None:
         draw_front(tmp_path / name, front, named)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert "predicted front" in (tmp_path / "a.svg").read_text()
+
+
+# ---- machines -----------------------------------------------------------------------------------------------
+
+
+def here(folder: Path) -> set[str]:
+    """The processors' instructions that the profiles were measured with; oneDNN's variable stands for another one."""
+    return {" ".join(row.machine.capabilities) for row in read_profiles(folder / "runs/probe/profiles.jsonl")}
+
+
+def test_what_another_machine_measured_is_not_mixed_with_what_this_one_does(folder: Path) -> None:
+    other = {"ONEDNN_MAX_CPU_ISA": "SSE41"}
+    assert metier(*probe_words("tune:8"), cwd=folder, **other).returncode == 0
+    assert here(folder) == {""}
+    words = ("assign", "--minimise", "tokens", "--out", "a.yaml")
+    refused = metier(*words, cwd=folder)
+    assert refused.returncode == 2 and not (folder / "a.yaml").exists()
+    assert "profiles were measured on" in refused.stderr and "capabilities" in refused.stderr
+    assert "--rescale" in refused.stderr and "--mix-machines" in refused.stderr
+    assert metier(*words, cwd=folder, **other).returncode == 0, "where it was measured"
+    mixed = metier(*words, "--mix-machines", cwd=folder)
+    assert mixed.returncode == 0 and "costs of several machines are mixed" in mixed.stderr
+    rescaled = metier(*words, "--rescale", cwd=folder)
+    assert rescaled.returncode == 0, rescaled.stderr
+    assert "costs are multiplied by 1.00" in rescaled.stderr  # a fake costs nothing anywhere
+
+
+def test_a_probe_on_another_machine_measures_again_in_the_same_folder(folder: Path) -> None:
+    words = probe_words("tune:8")
+    assert metier(*words, cwd=folder, ONEDNN_MAX_CPU_ISA="SSE41").returncode == 0
+    mixed = metier(*words, "--mix-machines", cwd=folder)
+    assert mixed.returncode == 0 and "0 runs made" in mixed.stderr and "mixed with those of" in mixed.stderr
+    again = metier(*words, cwd=folder)
+    assert again.returncode == 0 and "is measured again" in again.stderr
+    assert "0 runs made" not in again.stderr and " 0 known from before" in again.stderr
+    assert here(folder) != {""} and len(here(folder)) == 1
+    known = metier(*words, cwd=folder)
+    assert "0 runs made" in known.stderr
+    back = metier(*words, cwd=folder, ONEDNN_MAX_CPU_ISA="SSE41")
+    assert "0 runs made" in back.stderr, "each machine finds its own"
+    assert metier("assign", "--minimise", "tokens", "--out", "a.yaml", cwd=folder).returncode == 0
+
+
+def test_a_probe_from_before_machines_were_noted_goes_on_with_a_warning(folder: Path) -> None:
+    words = probe_words("tune:8")
+    assert metier(*words, cwd=folder).returncode == 0
+    place = folder / "runs/probe"
+    for file in place.glob("*.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "machine"}) + "\n" for r in rows))
+    (place / "machines.jsonl").unlink()
+    known = metier(*words, cwd=folder)
+    assert known.returncode == 0 and "0 runs made" in known.stderr and "of an unknown machine" in known.stderr
+    (place / "profiles.jsonl").write_text(
+        "".join(
+            json.dumps({k: v for k, v in json.loads(line).items() if k != "machine"}) + "\n"
+            for line in (place / "profiles.jsonl").read_text().splitlines()
+        )
+    )
+    done = metier("assign", "--minimise", "tokens", "--out", "a.yaml", cwd=folder)
+    assert done.returncode == 0 and "profiles of an unknown machine" in done.stderr
