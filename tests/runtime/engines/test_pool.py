@@ -92,8 +92,8 @@ async def test_one_engine_per_engine_half(tiny_base: Path, tiny_variants: Varian
         update={"id": "f" * 16, "name": "precise", "engine": EngineSpec(base=record.base, dtype="float32")}
     )
     variants = {**tiny_variants, "precise": (precise, folder)}
-    started = Started()
-    async with EnginePool(tiny_base, variants.__getitem__, TINY, start_engine=started) as pool:
+    started, usual = Started(), TINY.model_copy(update={"dtype": "bfloat16"})
+    async with EnginePool(tiny_base, variants.__getitem__, usual, start_engine=started) as pool:
         replies = [await pool.reply(make_ask(variant=v)) for v in (None, "lora0", "lora1", "precise", "lora0")]
     assert [reply.text for reply in replies] == [
         "base:-",
@@ -104,7 +104,7 @@ async def test_one_engine_per_engine_half(tiny_base: Path, tiny_variants: Varian
     ]
     assert [reply.usage.swaps for reply in replies] == [0, 1, 1, 1, 0]
     assert replies[1].usage.cpu_s == 1.25 and replies[1].usage.swap_s == 0.5
-    assert [engine.start.dtype for engine in started.engines] == ["auto", "float32"]
+    assert [engine.start.dtype for engine in started.engines] == ["bfloat16", "float32"]
     assert all(engine.closed for engine in started.engines)
 
 
