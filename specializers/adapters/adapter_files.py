@@ -175,4 +175,4 @@ def linear_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: P
 
 def merge_remedy(folder: Path) -> str:
     """What to do with an adapter that no engine can load, but that fixed weights can take in."""
-    return f"`metier variants merge {folder} --name NAME` makes a checkpoint of its own of it."
+    return f"`metier variants merge {folder} --name NAME`, with the same --base, makes a checkpoint of its own of it."

@@ -33,6 +33,7 @@ _OUTER = ("base_model", "model", "module", "language_model")
 _TRAINING_SETTINGS = ("velora_config", "monteclora_config")
 _TRAINING_ONLY = re.compile(r"\.lora_(velora|monteclora)_")
 _NAMED_HALF = re.compile(r"(lora_[AB])\.[^.]+\.weight\Z")
+_COPIED = ("F32", "F16", "BF16")
 _COPY_OF_BASE = re.compile(r"\.(base_layer\.)?weight\Z")
 
 
@@ -67,9 +68,13 @@ def write_mended(folder: Path, out: Path, base: Path, *, for_engine: bool = True
             expected="one",
             remedy="Save the adapter again by itself.",
         )
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    values: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
+    try:
+        values: dict[str, torch.Tensor] = load_file(folder / WEIGHTS)
+    except SafetensorError as error:  # types of numbers that it does not know
+        raise AdapterError(f"{folder / WEIGHTS} cannot be read: {error}", expected="tensors of numbers") from error
     save_file({new: values[old] for old, new in sorted(kept.items())}, out / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(_mended_config(config, kept, for_engine) if is_lora else config, indent=2, sort_keys=True) + "\n"
     (out / CONFIG).write_text(text, encoding="utf-8")
@@ -124,7 +129,8 @@ def _copies_of_base(
             own = next((name for name in layers if name.endswith("embed_tokens.weight")), own)
         if own not in layers:
             continue
-        if layers[own].shape != tensors[old].shape or not _equal(base, own, folder, old):
+        copy = tensors[old]
+        if layers[own].shape != copy.shape or copy.dtype not in _COPIED or not _equal(base, own, folder, old):
             raise AdapterError(
                 f"{folder / WEIGHTS}: {shown(old)} is not what base {base.name} has",
                 expected="an adapter without trained weights of the base",
@@ -159,7 +165,7 @@ def _mended_config(config: dict[str, Any], names: dict[str, str], for_engine: bo
         if config.get(pattern):
             changed[pattern] = {re.escape(new): value_of(config, old) for old, new in moved.items()}
     targets = config.get("target_modules")
-    if isinstance(targets, str) or any("." in str(target) for target in targets or ()):
+    if isinstance(targets, str) or (isinstance(targets, list) and any("." in str(target) for target in targets)):
         changed["target_modules"] = sorted(moved.values())
         for name in ("exclude_modules", "layers_to_transform", "layers_pattern"):
             changed.pop(name, None)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...agents.errors import AdapterError
 from ...agents.text_files import shown
+from ..shelf.adapter_kinds import kind_of_peft_type
 from .adapter_files import CONFIG
 
 __all__ = ["NOT_AS_LORA", "REPEATED_STARTS", "check_mergeable"]
@@ -61,10 +62,13 @@ def check_mergeable(folder: Path, config: dict[str, Any]) -> str:
     if not isinstance(kind, str):
         raise AdapterError(f"{path}: peft_type is {shown(kind)}", expected="a kind of adapter, as peft writes it")
     if kind in _NOT_AS_WEIGHTS:
+        served = kind_of_peft_type(kind) is not None
         raise AdapterError(
-            f"{path}: a {kind} adapter cannot be served: {_NOT_AS_WEIGHTS[kind]}",
+            f"{path}: a {kind} adapter cannot be {'merged' if served else 'served'}: {_NOT_AS_WEIGHTS[kind]}",
             expected="an adapter that fixed weights are equal to",
-            remedy="Train it as LoRA or T-REX.",
+            remedy=f"`metier variants add {folder} --name NAME` serves it as it is."
+            if served
+            else "Train it as LoRA or T-REX.",
         )
     for name, meaning in _SETTINGS.items():
         if config.get(name):

@@ -18,13 +18,16 @@ from safetensors.torch import load_file
 
 from metier.agents import AdapterError
 from metier.runtime.plugin.adapters.trex_gate import TrexGate, gated_lanes
-from metier.specializers import check_adapter
+from metier.specializers import Shelf, check_adapter
 from metier.specializers.adapters.adapter_conversion import convert_adapter
 from metier.specializers.adapters.adapter_files import LARGEST_CHANGE
+from metier.specializers.adapters.adoption import adopt_adapter
 from metier.specializers.adapters.semantic_map import SemanticMap
 from metier.specializers.adapters.trex_shape import LAYER_PARTS, read_trex_shape
 from tests.mutated_text import mutated
+from tests.specializers.adapters.test_adapter_check import change_tensors
 from tests.specializers.adapters.test_adapter_conversion import EXACT, write_adapter
+from tests.specializers.adapters.test_adapter_mending import FOREIGN, rename
 from tests.tiny_model import write_random_lora
 from tests.tiny_trex import write_random_trex
 
@@ -179,6 +182,13 @@ def test_a_mutated_adapter_is_served_or_refused_by_name(tmp_path: Path, tiny_bas
     adapter = write(tmp_path / "adapter", tiny_base)
     check(adapter, tiny_base)
     assert 90 < campaign(adapter, kind, 150, lambda: check(adapter, tiny_base)) < 150
+
+
+def test_a_mutated_adapter_of_another_tool_is_added_or_refused_by_name(tmp_path: Path, tiny_base: Path) -> None:
+    adapter, shelf = write_random_lora(tmp_path / "adapter", tiny_base, rank=4), Shelf(tmp_path / "shelf")
+    change_tensors(adapter, lambda tensors: rename(tensors, FOREIGN["vision and language"]))
+    add = partial(adopt_adapter, adapter, name="it", shelf=shelf, base=tiny_base)
+    assert 60 < campaign(adapter, "another tool", 120, add) < 120
 
 
 @pytest.mark.faults
