@@ -94,7 +94,10 @@ async def replies(base: str, asks: int, concurrency: int, store: Path) -> list[t
             batch = 0
             while len(found) < asks:
                 questions = [Question(text=f"What is {n} times {batch + 3}?") for n in range(concurrency)]
-                await session.map(graph, questions, concurrency=concurrency, seed=batch)
+                results = await session.map(graph, questions, concurrency=concurrency, seed=batch)
+                for result in results:
+                    if result.error is not None and not isinstance(result.error, AnswerError):
+                        raise result.error
                 batch += 1
                 rows = runs.query("SELECT reply, finish_reason FROM asks WHERE finish_reason != ''")
                 found = [(row["reply"], row["finish_reason"]) for row in rows]
