@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 
-from ...agents.answer_schema import answer_schema
+from ...agents.answer_schema import answer_schema, held_schema
 from ...agents.answers import parse_answer
 from ...agents.backend import Backend
 from ...agents.errors import AnswerError, RecipeError, first_error
@@ -118,7 +118,9 @@ def _reply_schema(role: Role, row: TrafficRow) -> dict[str, Any] | None:
         return schema
     earlier = (read_calls(message.content) for message in row.messages if message.role == "assistant")
     made = sum(len(calls.tool_calls) for calls in earlier if calls is not None)
-    return turn_schema([each for each in role.tools if isinstance(each, Tool)], schema, role.max_calls - made)
+    tools = [each for each in role.tools if isinstance(each, Tool)]
+    held: dict[str, Any] = held_schema(turn_schema(tools, schema, role.max_calls - made))
+    return held
 
 
 def paired_interval(scores: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:

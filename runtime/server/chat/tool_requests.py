@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ....agents.answer_schema import held_schema
 from ....agents.errors import GraphError
 from ....agents.messages import Message
 from ....agents.tools.calls import (
@@ -186,9 +187,13 @@ def _tool(function: ClientFunction) -> Tool:
     if parameters.get("type", "object") != "object":
         raise _refused(f"the arguments of tool {function.name!r} are no object", expected='{"type": "object", …}')
     try:
-        return Tool(function.name, first_paragraph(function.description or ""), parameters, _not_ours)
+        return Tool(function.name, first_paragraph(function.description or ""), held_schema(parameters), _not_ours)
     except GraphError as error:
         raise _refused(error.problem, expected=error.expected) from error
+    except (AttributeError, TypeError, KeyError) as error:
+        raise _refused(
+            f"the arguments of tool {function.name!r} have no JSON schema", expected="a JSON schema"
+        ) from error
 
 
 def _not_ours() -> None:

@@ -136,10 +136,22 @@ def test_what_cannot_be_called_is_refused(client: openai.OpenAI, fields: dict[st
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [{"properties": 3}, {"properties": {"a": 3}, "required": "a"}, {"properties": {"a": {"enum": 3, "anyOf": 3}}}],
-)
+@pytest.mark.parametrize("properties", [3, {"a": {"anyOf": 3}}, {"a": {"properties": []}}])
+def test_what_is_no_schema_is_refused(client: openai.OpenAI, properties: Any) -> None:
+    odd: Any = {"type": "function", "function": {"name": "odd", "parameters": {"properties": properties}}}
+    with pytest.raises(openai.BadRequestError, match="the arguments of tool 'odd' have no JSON schema"):
+        client.chat.completions.create(model="base", messages=HELLO, tools=[odd])
+
+
+@pytest.mark.parametrize("parameters", [{"properties": {"a": 3}, "required": "a"}, {"properties": {"a": {"enum": 3}}}])
 def test_odd_schemas_do_not_break_the_prompt(client: openai.OpenAI, parameters: dict[str, Any]) -> None:
     odd: Any = {"type": "function", "function": {"name": "odd", "parameters": parameters}}
     assert client.chat.completions.create(model="base", messages=HELLO, tools=[odd]).choices
+
+
+def test_what_no_grammar_holds_is_left_out(client: openai.OpenAI, backend: ScriptedBackend) -> None:
+    words = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    many: Any = {"type": "function", "function": {"name": "many", "parameters": {"properties": {"words": words}}}}
+    client.chat.completions.create(model="base", messages=HELLO, tools=[many])
+    assert '"words"' in json.dumps(backend.asks[-1].answer_schema)
+    assert "uniqueItems" not in json.dumps(backend.asks[-1].answer_schema)
