@@ -2,7 +2,7 @@
 
 With TEST_HANG set to the number of a pipe, the solver writes to it and then waits for ever: the test kills it in
 the middle of a run; with TEST_GO set to another pipe, it waits until a byte comes out of that. With TEST_DIE_AT set to
-n, the process kills itself (-9) at its n-th ask.
+n, the process kills itself (-9) at its n-th ask; with TEST_STOP_EVERY it stops itself (SIGSTOP) at every n-th one.
 """
 
 from __future__ import annotations
@@ -59,16 +59,22 @@ def scripted() -> ScriptedBackend:
     """Plans repeat the puzzle; the solver is right but for task 1, and hangs at task 3 when told to."""
 
     die_at = int(os.environ.get("TEST_DIE_AT", 0))
+    stop_every = int(os.environ.get("TEST_STOP_EVERY", 0))
     asked = itertools.count(1)
 
-    def plan(ask: Ask) -> Plan:
-        if next(asked) == die_at:
+    def count() -> None:
+        number = next(asked)
+        if number == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
+        if stop_every and number % stop_every == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def plan(ask: Ask) -> Plan:
+        count()
         return Plan(expression=ask.messages[1].content.split("\n")[1])
 
     async def solve(ask: Ask) -> Answer:
-        if next(asked) == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        count()
         await anyio.lowlevel.checkpoint()
         number = int(ask.messages[1].content.split("\n")[1])
         hang = os.environ.get("TEST_HANG")

@@ -23,13 +23,15 @@ from metier.agents.graphs.workflow_file import load_workflow
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, Settings, open_session
 from metier.runtime.cli.run import RunOptions, run_workflow
+from metier.runtime.events import Event
 from metier.runtime.settings.session import load_settings
 from tests import workflow_for_cli
 from tests.agents.workflow import Answer, Plan, Puzzle
 from tests.runtime.served import Served, graph, scripted, server
 
-TASKS = 200
-KILLS = 10
+TASKS = 800
+KILLS = 40
+HANGS = 30
 QUICK = {
     "fleet.health_every_s": 0.1,
     "fleet.open_s": 0.1,
@@ -126,15 +128,18 @@ def test_the_command_line_runs_on_two_servers_and_on_those_of_the_settings(tmp_p
 class Mortal:
     """`metier serve` on a port of its own, which dies (-9) at an ask and is started again, `kills` times in all.
 
-    Whenever it is up, `ups` is released.
+    Whenever it is up, `ups` is released. With `stop_every` it stops itself (SIGSTOP) at every n-th ask instead.
     """
 
-    def __init__(self, port: int, kills: Iterator[int], store: Path, ups: threading.Semaphore) -> None:
+    def __init__(
+        self, port: int, kills: Iterator[int], store: Path, ups: threading.Semaphore, *, stop_every: int = 0
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.deaths = 0
         self._words = ["serve", workflow_for_cli.__file__, "--engine", "scripted", "--port", str(port)]
         self._words += ["--store", str(store)]
         self._kills, self._ups = kills, ups
+        self._stop_every = stop_every
         self._over = False
         self.start()
         self._thread = threading.Thread(target=self._raise_again)
@@ -142,7 +147,7 @@ class Mortal:
     def start(self) -> None:
         """Start it, to die at the ask that comes next in `kills`, or never when there are no more."""
         command = [sys.executable, "-c", "from metier.runtime.cli.main import main; main()", *self._words]
-        environment = os.environ | {"TEST_DIE_AT": str(next(self._kills, 0))}
+        environment = os.environ | {"TEST_DIE_AT": str(next(self._kills, 0)), "TEST_STOP_EVERY": str(self._stop_every)}
         self._process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
         assert self._process.stderr is not None
         said = [b""]
@@ -160,16 +165,26 @@ class Mortal:
             self.deaths += 1
             self.start()
 
+    def go_on_if_stopped(self) -> bool:
+        """Let a process that is stopped go on; whether it was."""
+        stopped = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        if stopped:
+            self._process.send_signal(signal.SIGCONT)
+        return stopped
+
     def close(self) -> None:
         """Stop it for good."""
         self._over = True
+        self.go_on_if_stopped()
         self._process.terminate()
         self._thread.join(60)
         self._process.wait(60)
 
 
 @contextmanager
-def mortals(tmp_path: Path, kills: Iterator[int], ups: threading.Semaphore) -> Iterator[list[Mortal]]:
+def mortals(
+    tmp_path: Path, kills: Iterator[int], ups: threading.Semaphore, stop_every: tuple[int, int] = (0, 0)
+) -> Iterator[list[Mortal]]:
     with ExitStack() as stack, ExitStack() as ports:
         sockets = [ports.enter_context(socket.socket()) for _ in range(2)]
         for number in sockets:
@@ -178,7 +193,8 @@ def mortals(tmp_path: Path, kills: Iterator[int], ups: threading.Semaphore) -> I
         ports.close()
         servers = []
         for index, port in enumerate(free):
-            mortal = Mortal(port, kills, tmp_path / f"server{index}.db", ups)
+            store = tmp_path / f"server{index}.db"
+            mortal = Mortal(port, kills, store, ups, stop_every=stop_every[index])
             mortal.watch()
             stack.callback(mortal.close)
             servers.append(mortal)
@@ -186,7 +202,7 @@ def mortals(tmp_path: Path, kills: Iterator[int], ups: threading.Semaphore) -> I
 
 
 @pytest.mark.faults
-def test_ten_kills_of_servers_lose_nothing(tmp_path: Path) -> None:
+def test_kills_of_servers_lose_nothing(tmp_path: Path) -> None:
     chance = random.Random(11)
     kills = iter([chance.randint(5, 25) for _ in range(KILLS)])
     file = load_workflow(workflow_for_cli.__file__)
@@ -213,3 +229,47 @@ def test_ten_kills_of_servers_lose_nothing(tmp_path: Path) -> None:
         answered = store.query("SELECT count(*) AS n FROM asks WHERE error IS NULL GROUP BY run, path")
         assert [row["n"] for row in answered] == [1] * (2 * TASKS)
         assert store.query("SELECT count(*) AS n FROM asks WHERE reason LIKE '%failed; %'")[0]["n"] > 0
+
+
+@pytest.mark.faults
+def test_servers_that_hang_lose_nothing(tmp_path: Path) -> None:
+    """Two servers stop themselves again and again, and go on once the fleet has given them up."""
+    lost, over, file = set[str](), threading.Event(), load_workflow(workflow_for_cli.__file__)
+    hangs = 0
+    settings = load_settings(overrides=QUICK | {"fleet.health_timeout_s": 0.5})
+
+    def on_event(event: Event) -> None:
+        if event.kind == "server_lost":
+            lost.add(event.data["server"])
+        elif event.kind == "server_back":
+            lost.discard(event.data["server"])
+
+    with mortals(tmp_path, iter(()), threading.Semaphore(0), stop_every=(37, 41)) as servers:
+
+        def wake() -> None:
+            nonlocal hangs
+            while not over.wait(0.05):
+                hangs += sum(mortal.go_on_if_stopped() for mortal in servers if mortal.url in lost)
+
+        async def drive() -> int:
+            engine, batches = ",".join(mortal.url for mortal in servers), 0
+            store = tmp_path / "runs.db"
+            async with open_session(engine=engine, store=store, settings=settings, on_event=on_event) as session:
+                while hangs < HANGS:
+                    results = await session.map(file.graph, file.tasks(f"test:100:{batches}"), concurrency=8)
+                    assert [result.error for result in results] == [None] * 100
+                    batches += 1
+            return batches
+
+        waking = threading.Thread(target=wake)
+        waking.start()
+        try:
+            batches = anyio.run(drive)
+        finally:
+            over.set()
+            waking.join()
+    with RunStore(tmp_path / "runs.db") as store:
+        runs = [run for batch in store.batches() for run in store.runs(batch.id)]
+        assert {run.state for run in runs} == {"finished"}
+        answered = store.query("SELECT count(*) AS n FROM asks WHERE error IS NULL GROUP BY run, path")
+    assert [row["n"] for row in answered] == [1] * (2 * 100 * batches)

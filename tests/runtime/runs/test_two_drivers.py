@@ -206,8 +206,11 @@ TASKS = 40
 OTHERS = 2
 
 
-def three_drivers(folder: Path, seed: int) -> None:
-    """`metier run` held at its fourth run while two `metier resume` share the rest; any of them may be killed (-9)."""
+def three_drivers(folder: Path, seed: int, *, hangs: bool = False) -> int:
+    """`metier run` held at its fourth run while two `metier resume` share the rest; any of them may be killed (-9).
+
+    When it `hangs` it is stopped meanwhile (SIGSTOP) and none is killed. Returns how many were killed.
+    """
     chance = random.Random(seed)
     store = folder / "runs.db"
     here, hang = os.pipe()
@@ -218,11 +221,15 @@ def three_drivers(folder: Path, seed: int) -> None:
     drivers = [first]
     try:
         assert os.read(here, 4) == b"here"
+        if hangs:
+            first.send_signal(signal.SIGSTOP)
         for _ in range(OTHERS):
-            dies = {"TEST_DIE_AT": str(chance.choice((0, chance.randint(1, 30))))}
+            dies = {"TEST_DIE_AT": "0" if hangs else str(chance.choice((0, chance.randint(1, 30))))}
             drivers.append(start(["resume", "--store", str(store)], os.environ | dies))
         said = [process.communicate(timeout=120)[1] for process in drivers[1:]]
-        if chance.random() < 0.5:
+        if hangs:
+            first.send_signal(signal.SIGCONT)
+        elif chance.random() < 0.5:
             first.kill()
         os.write(release, b"1")
         said.append(first.communicate(timeout=120)[1])
@@ -236,6 +243,7 @@ def three_drivers(folder: Path, seed: int) -> None:
     said.append(last.communicate(timeout=120)[1])
     assert not any("Traceback" in text or "failed" in text for text in said), said
     check_nothing_lost(store)
+    return sum(process.returncode == -signal.SIGKILL for process in drivers)
 
 
 def start(words: list[str], environment: dict[str, str], pipes: tuple[int, ...] = ()) -> subprocess.Popen[str]:
@@ -267,7 +275,21 @@ def test_three_drivers_never_undo_each_other(tmp_path: Path, seed: int) -> None:
     three_drivers(tmp_path, seed)
 
 
+def test_a_driver_that_hangs_keeps_its_runs_and_loses_none(tmp_path: Path) -> None:
+    three_drivers(tmp_path, 2, hangs=True)
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("seed", range(100, 150))
-def test_three_drivers_with_kills_fifty_times(tmp_path: Path, seed: int) -> None:
-    three_drivers(tmp_path, seed)
+def test_three_drivers_with_kills_fifty_times(tmp_path: Path) -> None:
+    kills = 0
+    for seed in range(100, 150):
+        (tmp_path / f"{seed}").mkdir()
+        kills += three_drivers(tmp_path / f"{seed}", seed)
+    print(f"{kills} drivers killed")
+    assert kills >= 40
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(200, 230))
+def test_a_driver_that_hangs_thirty_times(tmp_path: Path, seed: int) -> None:
+    three_drivers(tmp_path, seed, hangs=True)
