@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed-$(EXTRA)
 CLIENTS := .venv-clients
 ROOMS := agents specializers router runtime
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format faults models clients stock ray bench peers clean
+.PHONY: help install demo test check format faults soak models clients stock ray bench peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -36,6 +36,9 @@ faults: $(INSTALLED) ## Kill and hang campaigns: what survives kill -9 and -STOP
 
 models: $(INSTALLED) ## Every family of models on the engine, against transformers and peft (half an hour at most)
 	@$(BIN)/python -m pytest -q -m models
+
+soak: $(INSTALLED) ## A simulated day, then two hours on a tiny engine, 50 runs at a time: what grows
+	@$(BIN)/python benchmarks/soak.py
 
 $(CLIENTS)/.installed: $(INSTALLED) examples/clients/requirements.txt
 	$(BIN)/python -m venv $(CLIENTS)
