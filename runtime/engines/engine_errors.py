@@ -7,6 +7,7 @@ from pathlib import Path
 from ...agents.errors import AdapterError, AskRejectedError, EngineError, MetierError, NotFiniteError
 from ...agents.messages import Ask
 from ..slots.adapter import LoadedAdapter
+from .ended_processes import cause_of
 
 __all__ = ["adapter_refused", "ask_error", "ask_failed", "engine_closed", "not_finite", "not_started", "rejected"]
 
@@ -49,16 +50,16 @@ def adapter_refused(adapter: LoadedAdapter, reason: str) -> AdapterError:
     return AdapterError(
         f"the engine refuses adapter {adapter.id!r} in {adapter.path}: {reason}",
         expected="an adapter made for this base, of a rank the slots have room for",
-        remedy="Verify the variant, or make it again with `metier make`.",
+        remedy="Verify the variant, or make it again with `metier make RECIPE.yaml`.",
     )
 
 
 def not_started(weights: Path, error: Exception) -> EngineError:
     """The error for an engine on the checkpoint folder `weights` that vLLM does not build."""
     return EngineError(
-        f"the engine on {weights} does not start: {error}",
+        f"the engine on {weights} does not start: {cause_of(error)}",
         expected="a checkpoint and settings that vLLM accepts",
-        remedy="Check the folder with `metier doctor`, and the engine settings against free memory.",
+        remedy="Check the checkpoint's files, and engine.kv_cache_mib and engine.max_running against free memory.",
     )
 
 

@@ -47,6 +47,7 @@ class _PoolEntry:
     announced: AnnouncedUses = field(default_factory=AnnouncedUses)
     running: RunningEngine | None = None
     died_s: deque[float] = field(default_factory=deque)
+    died_of: str = ""
     past: list[EngineCounters] = field(default_factory=list)
     dead: list[Engine] = field(default_factory=list)
     restarts: int = 0
@@ -116,8 +117,8 @@ class EnginePool(AsyncClosing):
                 running = await self._running(entry)
                 try:
                     return await running.ask(target, ask, streamed, waited_s)
-                except EngineDeadError:
-                    self._mark_dead(entry, running)
+                except EngineDeadError as death:
+                    self._mark_dead(entry, running, death)
                     if streamed is not None:
                         streamed.restart()
 
@@ -220,8 +221,9 @@ class EnginePool(AsyncClosing):
             engine: Engine = await self._start_engine(entry.start)
             try:
                 await check_answers(engine, entry.start.self_check)
-            except EngineDeadError:
+            except EngineDeadError as death:
                 entry.died_s.append(time.monotonic())
+                entry.died_of = death.problem
                 entry.past.append(engine.counters())
             else:
                 return engine
@@ -234,16 +236,18 @@ class EnginePool(AsyncClosing):
             entry.died_s.popleft()
         if len(entry.died_s) > settings.restart_limit:
             raise EngineDeadError(
-                f"engine {entry.start.name!r} died {len(entry.died_s)} times in {settings.restart_window_s:.0f} s",
+                f"engine {entry.start.name!r} died {len(entry.died_s)} times in {settings.restart_window_s:.0f} s, "
+                f"the last time: {entry.died_of}",
                 expected=f"at most {settings.restart_limit} restarts",
                 remedy="Look at what kills it (memory is the usual cause: lower kv_cache_mib or max_running).",
             )
 
-    def _mark_dead(self, entry: _PoolEntry, running: RunningEngine) -> None:
+    def _mark_dead(self, entry: _PoolEntry, running: RunningEngine, death: EngineDeadError) -> None:
         """Record that an engine died, once, however many asks report it."""
         if entry.running is running:
             entry.running = None
             entry.died_s.append(time.monotonic())
+            entry.died_of = death.problem
             entry.keep_counts(running)
             entry.dead.append(running.engine)
 

@@ -7,6 +7,7 @@ and when the other end of the socket goes away, so that no engine outlives the p
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import socket
 import sys
@@ -20,6 +21,7 @@ from ....agents.messages import Reply, Usage
 from ...meters.cpu_clock import ProcessesClock
 from ...meters.cpu_meter import CpuMeter, StepRow
 from ...plugin.orphan_guard import guard_children
+from ..ended_processes import how_ended
 from ..engine import EngineCounters, EngineRequest
 from ..engine_arguments import engine_arguments
 from ..engine_errors import adapter_refused, ask_error, not_started
@@ -76,6 +78,7 @@ class EngineHost:
         self._llm: Any = None
         self._asks: VllmAsks
         self._calls: dict[int, VllmCall] = {}
+        self._children: list[Any] = []
 
     async def run(self) -> int:
         """Serve until a `Quit` message; returns the process's exit status."""
@@ -99,7 +102,7 @@ class EngineHost:
             for task in done:
                 task.result()
             if health in done:
-                self._send(Died(reason="a process of the engine ended"))
+                self._send(Died(reason=f"a process of it {self._how_ended()}"))
                 await self._writer.drain()
             return int(health in done)
         finally:
@@ -124,6 +127,7 @@ class EngineHost:
         self._asks = VllmAsks(self._llm.get_tokenizer(), begin.settings, context_tokens=context_tokens)
         self._watch_outputs()
         pids = (os.getpid(), *descendants(os.getpid()))
+        self._children = multiprocessing.active_children()
         self._clock = ProcessesClock(pids)
         self._start_cpu_s = self._clock.lap()
         self._start_s = time.monotonic() - began_s
@@ -165,7 +169,7 @@ class EngineHost:
             self._send(Abandoned(key=key, usage=usage, counters=self._counters()))
         except Exception as error:
             usage = self._write_off(message)
-            self._send(Failed.from_error(key, _as_ours(message, error), usage, self._counters()))
+            self._send(Failed.from_error(key, self._as_ours(message, error), usage, self._counters()))
         else:
             self._counts["asks"] += 1
             self._send(Answered(key=key, reply=reply, counters=self._counters()))
@@ -226,7 +230,8 @@ class EngineHost:
         except Exception as error:
             self._meter.carry_over(self._clock.lap())
             if self._llm.errored:
-                self._send(Failed.from_error(message.key, EngineDeadError("the engine died during a swap")))
+                death = EngineDeadError(f"the engine died during a swap: a process of it {self._how_ended()}")
+                self._send(Failed.from_error(message.key, death))
                 return
             if isinstance(message, Load):
                 self._asks.trex.drop(adapter)
@@ -288,16 +293,20 @@ class EngineHost:
     def _send(self, message: FromHost) -> None:
         self._writer.write(to_line(message))
 
+    # -- errors ------------------------------------------------------------------------------------------
 
-def _as_ours(message: Generate, error: Exception) -> MetierError:
-    from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
-    from vllm.v1.engine.exceptions import EngineGenerateError
+    def _as_ours(self, message: Generate, error: Exception) -> MetierError:
+        from vllm.v1.engine.exceptions import EngineDeadError as VllmDeadError
+        from vllm.v1.engine.exceptions import EngineGenerateError
 
-    if isinstance(error, VllmDeadError):
-        return EngineDeadError("the engine died while it answered", remedy="The pool starts it again.")
-    # AsyncLLM wraps what is wrong with one ask, except for what its own validation finds.
-    cause = error.__cause__ if isinstance(error, EngineGenerateError) else None
-    return ask_error(message.ask, cause if isinstance(cause, Exception) else error)
+        if isinstance(error, VllmDeadError):
+            return EngineDeadError(f"the engine died while it answered: a process of it {self._how_ended()}")
+        # AsyncLLM wraps what is wrong with one ask, except for what its own validation finds.
+        cause = error.__cause__ if isinstance(error, EngineGenerateError) else None
+        return ask_error(message.ask, cause if isinstance(cause, Exception) else error)
+
+    def _how_ended(self) -> str:
+        return how_ended(child.exitcode for child in self._children)
 
 
 async def _main(descriptor: int) -> int:

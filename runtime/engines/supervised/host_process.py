@@ -16,24 +16,26 @@ from collections.abc import Callable, Iterable
 from typing import IO
 
 from ...settings.engine import EngineSettings
+from ..ended_processes import how_ended
 from ..vllm_environment import engine_environment
 from .processes import group_lives
 
 __all__ = ["HostProcess"]
 
-_SHOWN_LOG_BYTES = 2000
+_SHOWN_LOG_BYTES = 8000
+_EXIT_GRACE_S = 1.0
 _GROUP_GRACE_S = 5.0
 
 
 class HostProcess:
     """Runs `engine_host` and a socket pair to it, read by one thread and written by another.
 
-    `on_line` gets each line and `on_end` is called when there are no more, both in the reading thread. A host that
-    hangs blocks no caller.
+    `on_line` gets each line and, when there are no more, `on_end` how the host has ended, both in the reading thread.
+    A host that hangs blocks no caller.
     """
 
     def __init__(
-        self, name: str, settings: EngineSettings, *, on_line: Callable[[bytes], None], on_end: Callable[[], None]
+        self, name: str, settings: EngineSettings, *, on_line: Callable[[bytes], None], on_end: Callable[[str], None]
     ) -> None:
         self._close_timeout_s = settings.close_timeout_s
         self._on_line = on_line
@@ -109,7 +111,12 @@ class HostProcess:
         with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
             for line in lines:
                 self._on_line(line)
-        self._on_end()
+        self._on_end(self._how_ended())
+
+    def _how_ended(self) -> str:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_GRACE_S)
+        return how_ended([self._process.returncode])
 
 
 def _kill(pids: Iterable[int]) -> None:

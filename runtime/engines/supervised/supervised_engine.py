@@ -18,6 +18,7 @@ from ....agents.messages import Reply, Usage
 from ...closing import WarnsWhenOpen
 from ...settings.engine import EngineSettings
 from ...slots.adapter import LoadedAdapter, SwapCost
+from ..ended_processes import cause_in_log
 from ..engine import EngineCounters, EngineRequest
 from ..loop_mailbox import LoopMailbox, Mailboxes, Promise, deliver
 from .hang_watch import HangWatch
@@ -76,7 +77,7 @@ class SupervisedEngine(WarnsWhenOpen):
         self._written_off: dict[str, float] = {}
         self._mailboxes = Mailboxes()
         self._closed = False
-        self._ended_by = "its host process ended"
+        self._ended_by = ""
         self.pids: tuple[int, ...] = ()
         self._watch = HangWatch(name, settings, self._end_hung)
         self._host = HostProcess(name, settings, on_line=self._hear, on_end=self._host_ended)
@@ -96,7 +97,8 @@ class SupervisedEngine(WarnsWhenOpen):
             with anyio.fail_after(settings.start_timeout_s):
                 await waiting.promise.wait()
         except BaseException as error:
-            tail = engine._host.log_tail()
+            log = engine._host.log_tail()
+            cause = cause_in_log(log)
             engine._host.kill()
             await engine.close()
             if isinstance(error, TimeoutError | EngineDeadError):
@@ -104,10 +106,14 @@ class SupervisedEngine(WarnsWhenOpen):
                 if isinstance(error, EngineDeadError):
                     problem = error.problem
                 raise EngineError(
-                    f"the supervised engine on {weights} does not start: {problem}. Its last words: {tail}",
+                    f"the supervised engine on {weights} does not start: {problem}. Its last words: {cause or log}",
                     expected="a running engine",
                     remedy="Raise start_timeout_s on a slow machine; otherwise look at what it says.",
                 ) from error
+            if type(error) is EngineError and cause not in error.problem:
+                # vLLM says that the cause is above: in what its processes have printed.
+                problem = f"{error.problem}. Its processes said: {cause}"
+                raise EngineError(problem, expected=error.expected, remedy=error.remedy) from error
             raise
         return engine
 
@@ -242,12 +248,12 @@ class SupervisedEngine(WarnsWhenOpen):
         if request is not None and request.on_abandoned is not None and usage is not None:
             waiting.mailbox.post(partial(request.on_abandoned, request.ask, usage))
 
-    def _host_ended(self) -> None:
+    def _host_ended(self, how: str) -> None:
         """Fail every waiting ask: the engine is gone."""
         self._watch.stop()
         with self._lock:
             death = EngineDeadError(
-                f"engine {self.name!r} is gone: {self._ended_by}",
+                f"engine {self.name!r} is gone: {self._ended_by or f'its host process {how}'}",
                 expected="a living engine",
                 remedy="The pool starts it again; if it keeps dying, memory is the usual cause.",
             )

@@ -181,7 +181,9 @@ async def test_engine_that_keeps_dying_is_given_up(tiny_base: Path, tiny_variant
     started = Started(deadly=Mortal({"cursed"}))
     settings = TINY.model_copy(update={"restart_limit": 2})
     async with EnginePool(tiny_base, tiny_variants.__getitem__, settings, start_engine=started) as pool:
-        with pytest.raises(EngineDeadError, match=r"died 3 times in 600 s; expected at most 2 restarts"):
+        with pytest.raises(
+            EngineDeadError, match=r"died 3 times in 600 s, the last time: engine killed; expected at most 2 restarts"
+        ):
             await pool.reply(make_ask(role="cursed"))
     assert len(started.engines) == 3
 

@@ -7,8 +7,11 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -21,6 +24,7 @@ from metier.agents.thinking import THINKING_OFF, ThinkingProfile
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from metier.runtime.engines.pool import EnginePool
+from metier.runtime.engines.supervised.processes import descendants
 from metier.runtime.engines.supervised.supervised_engine import SupervisedEngine
 from metier.runtime.engines.variant_targets import EngineStart
 from metier.runtime.events import Event
@@ -30,6 +34,8 @@ from tests.runtime.conftest import TINY
 
 pytestmark = pytest.mark.engine
 
+KILLS = 15
+"""Of the host, and of the core."""
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 MakeAsk = Callable[..., Ask]
 Variants = dict[str, tuple[Variant, Path]]
@@ -201,8 +207,44 @@ async def test_supervised_engine_serves_accounts_and_survives_kill_9(
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_host_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')
-    with pytest.raises(EngineError, match="does not start"):
+    with pytest.raises(EngineError, match="does not start.*NoSuchModel"):
         await SupervisedEngine.start(tmp_path, TINY, adapters=False)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_an_engine_whose_core_cannot_start_tells_the_cores_own_exception(tiny_base: Path, tmp_path: Path) -> None:
+    """vLLM itself says "See root cause above", which is in the log of another process."""
+    broken = shutil.copytree(tiny_base, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"intermediate_size": 256}))  # not that of its weights
+    with pytest.raises(EngineError, match=r"Its processes said: \w*Error") as told:
+        await SupervisedEngine.start(broken, TINY, adapters=False)
+    assert "doctor" not in str(told.value)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_core_that_is_killed_while_it_starts_may_have_had_too_little_memory(tiny_base: Path) -> None:
+    """As the kernel does it when memory runs out."""
+    before, over = set(descendants(os.getpid())), threading.Event()
+
+    def kill_core() -> None:
+        while not over.wait(0.01):
+            for pid in set(descendants(os.getpid())) - before:
+                with suppress(OSError):
+                    if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
+                        return
+
+    killing = threading.Thread(target=kill_core)
+    killing.start()
+    try:
+        with pytest.raises(EngineError, match="the system may have run out of memory"):
+            await SupervisedEngine.start(tiny_base, TINY, adapters=False)
+    finally:
+        over.set()
+        killing.join()
 
 
 @pytest.mark.anyio
@@ -221,13 +263,13 @@ async def test_campaign_of_kills_loses_nothing(
 ) -> None:
     """Kill at random moments under load, again and again; every ask is answered as it is without them."""
     draw, engines = random.Random(f"{victim}"), Engines()
-    settings: EngineSettings = TINY.model_copy(update={"restart_limit": 10})
+    settings: EngineSettings = TINY.model_copy(update={"restart_limit": 2 * KILLS})
     names = [None, *tiny_variants]
     asks = [make_ask(f"Add {n}.", variant=names[n % 6], max_tokens=200) for n in range(36)]
     async with EnginePool(tiny_base, tiny_variants.__getitem__, settings, start_engine=engines) as pool:
         # A long greedy reply may end differently in another batch (rounding at a near tie); it begins the same.
         expected = [reply.text[:60] for reply in await ask_all(pool, asks)]
-        for kill in range(3):
+        for kill in range(KILLS):
             await pool.warm()
             pids = engines.started[-1].pids
             on_text = kill_after(draw.randrange(5, 400), pids[0] if victim == "host" else pids[-1])
@@ -242,7 +284,7 @@ async def test_campaign_of_kills_loses_nothing(
 @pytest.mark.anyio
 async def test_asks_of_a_dead_engine_fail_quickly_and_for_good(tiny_base: Path, make_ask: MakeAsk) -> None:
     async with await SupervisedEngine.start(tiny_base, TINY, adapters=False) as engine:
-        with pytest.raises(EngineDeadError, match="gone|died"):
+        with pytest.raises(EngineDeadError, match="SIGKILL.*the system may have run out of memory"):
             await engine.generate(
                 EngineRequest(make_ask(max_tokens=480, temperature=1.0)),
                 lambda piece: os.kill(engine.pids[-1], signal.SIGKILL),
