@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -121,10 +123,35 @@ def test_a_client_that_leaves_aborts_its_ask_and_the_sums_are_the_engines(
 
     with client.chat.completions.create(model="base", messages=HELLO, max_tokens=400, stream=True) as pieces:
         next(iter(pieces))
-    cut_off = "SELECT answer_tokens FROM abandoned WHERE answer_tokens > 0"
-    while not (rows := served.store.query(cut_off)):
+    assert [row["answer_tokens"] < 400 for row in given_up(served, 1)] == [True]
+
+
+def test_a_client_that_leaves_before_its_whole_answer_aborts_its_ask_too(client: openai.OpenAI, served: Served) -> None:
+    before = served.store.query("SELECT count(*) AS n FROM abandoned")[0]["n"]
+    body = json.dumps({"model": "checker", "messages": HELLO, "max_tokens": 400}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    parts = urlsplit(served.url)
+    assert parts.hostname and parts.port
+    with socket.create_connection((parts.hostname, parts.port)) as leaving:
+        leaving.sendall(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        # Another answer, whole: meanwhile the engine has worked on the first one.
+        for _ in range(3):
+            client.chat.completions.create(model="base", messages=HELLO, max_tokens=12)
+    lost = given_up(served, before + 1)[-1]
+    assert 0 < lost["answer_tokens"] < 400 and lost["cpu_s"] > 0 and lost["variant"] == "checker"
+    # What the engine has computed is all on somebody's account.
+    figures = _figures(served)
+    charged = sum(value for name, value in figures.items() if name.startswith("metier_ask_cpu_seconds_total"))
+    charged += served.store.query("SELECT sum(cpu_s) AS s FROM abandoned")[0]["s"]
+    charged += figures['metier_engine_overhead_cpu_s_total{engine="base"}']
+    assert charged == pytest.approx(figures['metier_engine_cpu_s_total{engine="base"}'], rel=0.02)
+
+
+def given_up(served: Served, at_least: int) -> list[Any]:
+    """What asks had used whose clients have left, once there are so many."""
+    while len(rows := served.store.query("SELECT answer_tokens, cpu_s, variant FROM abandoned")) < at_least:
         pass
-    assert [row["answer_tokens"] < 400 for row in rows] == [True]
+    return rows
 
 
 def _figures(served: Served) -> dict[str, float]:
