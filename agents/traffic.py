@@ -77,7 +77,7 @@ def read_traffic(path: Path) -> Iterator[TrafficRow]:
         TrafficRow,
         TaskSetError,
         what="traffic row",
-        expected="a JSON line with role, messages and reply for each ask, as `metier run --export-traffic` writes it",
+        expected="a JSON line with role, messages and reply for each ask, as `metier run` exports it",
         remedy="Export the traffic again, or remove the line.",
     )
 

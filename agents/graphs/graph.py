@@ -74,7 +74,8 @@ class TaskGraph(GraphDraft):
         available). `inputs` pins an input to a step, a field of one, or `graph.input`; a tuple of steps means the
         first of them that ran.
         `when` decides from the outputs so far whether it runs at all. A failing step is tried `retries` more
-        times, each try within `timeout_s` seconds.
+        times, each try within `timeout_s` seconds. A function runs at least once, not exactly once: a process that is
+        killed after the call and before it is recorded calls it again when the run is resumed.
         """
         return self._add(
             Draft(

@@ -96,7 +96,7 @@ class RoleWork:
 
 @dataclass(frozen=True)
 class FunctionWork:
-    """A Python function, called with its inputs by name."""
+    """A Python function, called with its inputs by name: at least once, again after a kill or a failed try."""
 
     function: Callable[..., Any]
 

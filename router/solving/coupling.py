@@ -319,7 +319,7 @@ def _check_pairs(
             raise ProfileError(
                 f"no profile of {', '.join(missing) or 'any candidate'} at {part}",
                 expected="one of every candidate at every part",
-                remedy="Run `metier probe` with these variants, and rounds split as they are here.",
+                remedy="Probe with these variants, and rounds split as they are here.",
             )
         if not rows[part]:
             why = "; ".join(f"{r.candidate}: {r.why}" for r in rejected if r.part == part)

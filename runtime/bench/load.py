@@ -17,6 +17,7 @@ from ...agents.backend import Backend
 from ...agents.errors import MetierError
 from ...agents.frozen_model import FrozenModel
 from ...agents.messages import Ask, Usage
+from ..meters.stamps import stamp_s
 from .records import CANCELLED, FAILED, ErrorDetails, Phase, RequestMetadata, RequestRecord, request_metrics
 from .workload import Conversation
 
@@ -125,7 +126,7 @@ async def _request(
         unlike = first.model_copy(update={"content": f"{uuid.uuid4().hex}\n{first.content}"})
         ask = ask.model_copy(update={"messages": (unlike, *others)})
     pieces_s: list[float] = []
-    start_ns, start_s = time.time_ns(), time.perf_counter()
+    start_ns, start_s = round(1e9 * stamp_s()), time.perf_counter()
     usage, error = Usage(), None
     cancelled = True
     try:

@@ -15,6 +15,7 @@ from ...router.solving.limits import Limits
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE
 from ..output_files import can_be_written, can_hold_files
+from .ending import SAME_COMMAND, when_stopped
 from .options import (
     Base,
     Concurrency,
@@ -166,4 +167,5 @@ def assign(
             rescale=rescale,
         )
 
+    when_stopped(lambda: SAME_COMMAND)
     anyio.run(run)

@@ -18,6 +18,7 @@ from ..report import render_report
 from ..settings.session import Settings
 from ..store.commands import command
 from ..store.store import RunStore
+from .ending import when_stopped
 from .live import LiveView
 
 __all__ = ["demo_folder", "run_demo"]
@@ -55,6 +56,7 @@ async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report
     specialised = load_assignment(folder / "assignment.yaml")
     shelf = folder / "variants"
     with RunStore(store) as runs:
+        when_stopped(lambda: _when_stopped(runs))
         batches = [await _run(file, puzzles, specialised, "three variants", engine, shelf, runs, settings, began)]
         if not skip_base:
             batches.append(await _run(file, puzzles, Assignment(), "bare base", engine, shelf, runs, settings, None))
@@ -63,6 +65,12 @@ async def run_demo(tasks: int, skip_base: bool, engine: str, store: Path, report
     write_output(report, text)
     say(f"Runs are in {store}: {command('report', *batches, store=str(store))}")
     say(f"That took {time.monotonic() - began:.0f} s in all.")
+
+
+def _when_stopped(runs: RunStore) -> str:
+    if not runs.batches():
+        return "Nothing was started yet."
+    return f"The next demo starts anew; what this one recorded: {command('report', store=runs.path)}"
 
 
 async def _run(

@@ -26,7 +26,7 @@ from ...agents.errors import (
 )
 from ..console import say
 
-__all__ = ["end_with", "when_stopped"]
+__all__ = ["SAME_COMMAND", "end_with", "when_stopped"]
 
 EXIT_FAILED = 1
 EXIT_TO_MEND = 2
@@ -40,9 +40,10 @@ TO_MEND = (
 )  # fmt: skip
 """What the user mends: files, options, disks. Other errors are a run's, an engine's, or ours."""
 
-_how_to_go_on: list[Callable[[], str]] = [
-    lambda: "What was recorded is kept: the same command goes on (a benchmark: with the levels that are missing)."
-]
+SAME_COMMAND = "What was recorded is kept: the same command goes on."
+"""What verbs say that find what they had when they are stopped and started again."""
+
+_how_to_go_on: list[Callable[[], str]] = [lambda: ""]
 
 
 def when_stopped(how: Callable[[], str]) -> None:
@@ -65,7 +66,7 @@ def end_with(command: Callable[[], Any]) -> NoReturn:
         except SystemExit as done:
             if not terminated and done.code != EXIT_INTERRUPTED:
                 raise
-    say(f"Stopped. {_how_to_go_on[0]()}")
+    say(f"Stopped. {_how_to_go_on[0]()}".rstrip())
     sys.exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED)
 
 

@@ -17,6 +17,7 @@ from ..backends import DEFAULT_ENGINE, BackendRequest, open_backend
 from ..console import OUT, StepBar, say, show
 from ..output_files import writing
 from ..settings.session import Settings
+from .ending import SAME_COMMAND, when_stopped
 
 __all__ = ["draw_variant", "list_variants", "make_variant", "show_variants"]
 
@@ -34,6 +35,7 @@ def make_variant(recipe: Path, base: str, settings: Settings, shelf: Sequence[Pa
     from ...specializers.recipes.produce import produce
 
     loaded = load_recipe(recipe)
+    when_stopped(lambda: SAME_COMMAND)
     place = Shelf(settings.shelf, also=shelf)
 
     @asynccontextmanager

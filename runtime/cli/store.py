@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def check(store: StoreFile) -> None:
     for finding in findings:
         say(finding, style="red")
     if findings:
-        say(f"Save what can be read: metier store recover {store} --out NEW.db")
+        say(f"Save what can be read: metier store recover {shlex.quote(str(store))} --out NEW.db")
         raise typer.Exit(1)
     say(f"{store} is whole")
 

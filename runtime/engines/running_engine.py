@@ -121,6 +121,6 @@ class RunningEngine:
             raise AdapterError(
                 f"adapter {adapter.id!r} is gone from {adapter.path}: {' and '.join(missing)} missing",
                 expected="the files it had when it was checked, for as long as runs may ask for it",
-                remedy="Put the variant's folder back, or make it again with `metier make`: it gets the same id.",
+                remedy="Put the variant's folder back, or make it again from its recipe: it gets the same id.",
             )
         return await self.engine.add_adapter(adapter)

@@ -16,6 +16,8 @@ from .engine import EngineRequest
 
 __all__ = ["TrexAdapters", "cache_salt"]
 
+_AS_LORA = "export the adapter with `metier variants export NAME OUT --as lora --recipe RECIPE.yaml`"
+
 
 class TrexAdapters:
     """Which of an engine's adapters are T-REX ones and how many experts each has; one object per engine."""
@@ -34,11 +36,11 @@ class TrexAdapters:
         if self._settings.tensor_parallel > 1:
             # Each rank of a row-parallel layer holds part of the router's columns, so its logits are partial sums.
             reason = f"tensor_parallel is {self._settings.tensor_parallel}, and the softmax needs whole router logits"
-            remedy = "Set tensor_parallel to 1, or export the adapter with `metier variants export --as lora`."
+            remedy = f"Set tensor_parallel to 1, or {_AS_LORA}."
         elif not plugin_status().get("trex", "").startswith("active"):
             status = plugin_status().get("trex", "not registered")
             reason = f"the plugin's T-REX part is {status}"
-            remedy = "Unset METIER_PLUGIN, or export the adapter with `metier variants export --as lora`."
+            remedy = f"Unset METIER_PLUGIN, or {_AS_LORA}."
         elif shape.rows > self._settings.slot_rank:
             reason = f"slot_rank is {self._settings.slot_rank}, and r1 + r1·r2 = {shape.rows} rows are needed"
             remedy = (

@@ -161,7 +161,7 @@ class RayBackend(AsyncClosing):
         raise EngineDeadError(
             f"ask {ask.id!r} failed at {self._settings.tries} replicas, the last time: {deployment.trouble}",
             expected=f"an answer within ray.tries={self._settings.tries}",
-            remedy="Look at what ends the replicas; what was recorded is kept for `metier resume`.",
+            remedy="Look at what ends the replicas; what was recorded is kept for a resume.",
         )
 
     def totals(self) -> dict[str, dict[str, Any]]:

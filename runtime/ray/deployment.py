@@ -179,7 +179,7 @@ class EngineDeployment:
             raise EngineDeadError(
                 f"engine {self.start.name!r} has no replica: {self.trouble}",
                 expected=f"one within engine.start_timeout_s={timeout_s:.0f}",
-                remedy="Look at what ends them (memory is the usual cause), then `metier resume`.",
+                remedy="Look at what ends them (memory is the usual cause), then resume the batch.",
             )
 
     def pids(self) -> list[int]:

@@ -282,7 +282,7 @@ class Fleet(AsyncClosing):
         return EngineDeadError(
             f"no server takes asks: {reasons}",
             expected="one that answers",
-            remedy="Start one, then `metier resume`: what was recorded is kept.",
+            remedy="Start one, then resume the batch: what was recorded is kept.",
         )
 
     def _nobody_serves(

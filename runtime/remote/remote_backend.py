@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +134,7 @@ class RemoteBackend(AsyncClosing):
                 raise UnknownVariantError(
                     f"variant {variant!r} is not served at {self.url}",
                     expected=f"one of {', '.join(sorted(self._served))}",
-                    remedy="Start `metier serve` with `--variants` and its name.",
+                    remedy=f"Start `metier serve WORKFLOW.py --variants {shlex.quote(variant)}` there.",
                 )
         elif self._resolve is not None:
             self._check_servable(self._resolve(variant)[0])
@@ -187,7 +188,7 @@ class RemoteBackend(AsyncClosing):
                 f"the ask of role {ask.role!r} at step {ask.step_path!r} says how long to think "
                 f"({ask.thinking.max_tokens} tokens), and {self.url} has no means for that",
                 expected="a server of `metier serve`",
-                remedy="Serve the model with `metier serve`, or leave `thinking` out.",
+                remedy="Serve the model with `metier serve WORKFLOW.py`, or leave `thinking` out.",
             )
         return body
 
@@ -243,7 +244,7 @@ class RemoteBackend(AsyncClosing):
             raise EngineError(
                 f"variant {variant.name!r} asks for attention {variant.engine.attention!r}, which {self.url} has not",
                 expected="a variant with stock attention",
-                remedy="Serve it with `metier serve`, which starts engines with our plugin.",
+                remedy="Serve it with `metier serve WORKFLOW.py`, which starts engines with our plugin.",
             )
         kind = variant.ask.kind
         needs_plugin = kind is not None and not kind.served_elsewhere
@@ -252,7 +253,7 @@ class RemoteBackend(AsyncClosing):
             raise EngineError(
                 f"variant {variant.name!r} has {what}, which {self.url} cannot serve beside its base",
                 expected="a LoRA adapter on the base",
-                remedy="Serve it with `metier serve`.",
+                remedy="Serve it with `metier serve WORKFLOW.py`.",
             )
 
     async def _load(self, variant: Variant, folder: Path) -> str:
@@ -274,7 +275,7 @@ class RemoteBackend(AsyncClosing):
                     f"{self.url} does not load the adapter of variant {variant.name!r}: {error.problem}",
                     expected="a server that loads adapters while it runs, and sees this folder",
                     remedy="Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 and --enable-lora, with room for the rank "
-                    "(--max-lora-rank), on a disk both share; or use `metier serve`.",
+                    "(--max-lora-rank), on a disk both share; or use `metier serve WORKFLOW.py`.",
                 ) from error
         self._served.add(variant.id)
         return variant.id

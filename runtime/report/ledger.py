@@ -109,8 +109,12 @@ class SlotEvent:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All of one batch. `asks` are those that were recorded with their steps, `abandoned` what got no reply."""
+    """All of one batch of the run store `store`.
 
+    `asks` are those that were recorded with their steps, `abandoned` what got no reply.
+    """
+
+    store: str
     batch: BatchRecord
     shape: WorkflowShape | None
     runs: tuple[RunRecord, ...]
@@ -145,7 +149,7 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
     record = store.batch(batch)
     mine = "JOIN runs ON runs.id = {0}.run WHERE runs.batch = ?"
     asks = store.query(
-        f"SELECT {_of('asks')}, asks.asked_at, asks.answered_at, asks.engine, "
+        f"SELECT {_of('asks')}, asks.asked_at, {_ended('asks.asked_at', 'asks.answered_at')}, asks.engine, "
         "asks.error IS NOT NULL AND finish_reason != '' AS corrected, finish_reason = '' AS lost "
         f"FROM asks {mine.format('asks')} ORDER BY asks.asked_at, asks.rowid",
         batch,
@@ -153,11 +157,12 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
     abandoned = store.query(f"SELECT {_of('abandoned')} FROM abandoned {mine.format('abandoned')}", batch)
     steps = store.query(
         "SELECT run, path, role, steps.state AS state, tries, steps.started_at AS started_at, "
-        f"steps.finished_at AS finished_at FROM steps {mine.format('steps')} AND tool = '' ORDER BY steps.started_at",
+        f"{_ended('steps.started_at', 'steps.finished_at')} FROM steps {mine.format('steps')} AND tool = '' "
+        "ORDER BY steps.started_at",
         batch,
     )
     calls = store.query(
-        "SELECT run, path, tool, steps.started_at AS started_at, steps.finished_at AS finished_at, "
+        f"SELECT run, path, tool, steps.started_at AS started_at, {_ended('steps.started_at', 'steps.finished_at')}, "
         "steps.error IS NOT NULL AS failed, steps.state = 'begun' AS open "
         f"FROM steps {mine.format('steps')} AND tool != '' ORDER BY steps.started_at",
         batch,
@@ -167,6 +172,7 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
     waiting = store.query(f"SELECT count(*) AS n FROM questions {mine.format('questions')} AND answer IS NULL", batch)
     with store.decoding():
         return Ledger(
+            store=store.path,
             batch=record,
             shape=read_shape(record.shape),
             runs=tuple(store.runs(batch)),
@@ -184,6 +190,11 @@ def read_ledger(store: RunStore, batch: str) -> Ledger:
 
 def _of(table: str) -> str:
     return f"coalesce({table}.variant, '{BASE}') AS variant, " + ", ".join(f"{table}.{column}" for column in USED)
+
+
+def _ended(began: str, ended: str) -> str:
+    """The column of an end, which is never before its beginning: older stores have stamps of a clock that was set."""
+    return f"max({began}, {ended}) AS {ended.partition('.')[2]}"
 
 
 def _ask(row: Any) -> AskEntry:

@@ -50,7 +50,7 @@ class Plots:
             raise SettingsError(
                 "a page has figures, and matplotlib is missing",
                 expected="the extra `eval`",
-                remedy="pip install 'metier[eval]', or write Markdown: metier report --markdown report.md.",
+                remedy="Run pip install 'metier[eval]', or write Markdown instead, with --markdown FILE.",
             ) from error
         self._matplotlib = matplotlib
         self._count = 0

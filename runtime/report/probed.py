@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +54,6 @@ def _front(path: Path) -> tuple[tuple[FrontPoint, ...], tuple[FrontPoint, ...]]:
         raise ProfileError(
             f"{path} cannot be read: {error!r}",
             expected="what `metier assign` writes",
-            remedy="Run `metier assign` again, or remove the file.",
+            remedy=f"Run `metier assign --probe {shlex.quote(str(path.parent))}` again, or remove the file.",
         ) from error
     return front, measured

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import reprlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from ...agents.tools.calls import read_calls, read_text_answer
 from ...router.escalation import Failures
 from ...router.route import Route
 from ..events import RunEvents
+from ..meters.stamps import stamp_s
 from ..store.records import AskRecord, StepRecord
 from .outlook import RunOutlook
 from .run_plan import RunPlan
@@ -120,7 +120,7 @@ class Asker:
             ask = ask.model_copy(update={"temperature": RETRY_TEMPERATURE, "seed": self._ask_seed(step, ask.attempt)})
             reason += f"; at temperature {RETRY_TEMPERATURE:g}, since the same ask has had a reply that does not parse"
         layout = ask.prompt_layout
-        record = AskRecord(ask.attempt, step.role.name, ask.variant, reason, layout, messages, time.time())
+        record = AskRecord(ask.attempt, step.role.name, ask.variant, reason, layout, messages, stamp_s())
         step.record.asks.append(record)
         on_text = partial(self._emit_text, step) if self._plan.stream else None
         try:
@@ -128,7 +128,7 @@ class Asker:
                 reply = _checked(await self._backend.reply(ask, on_text=on_text))
         except BaseException as error:
             record.error = str(error) or type(error).__name__
-            record.answered_at = time.time()
+            record.answered_at = stamp_s()
             raise
         self._note(record, reply)
         if self._events:
@@ -158,7 +158,7 @@ class Asker:
         )
 
     def _note(self, record: AskRecord, reply: Reply) -> None:
-        record.answered_at = time.time()
+        record.answered_at = stamp_s()
         record.engine = reply.engine
         if reply.placement:
             record.reason = f"{record.reason}; {reply.placement}"

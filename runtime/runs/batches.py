@@ -20,11 +20,12 @@ from ...agents.graphs.workflow_shape import workflow_shape
 from ...agents.recorded_values import dump, load
 from ...agents.tasksets import Task
 from ...agents.tools.calls import CallAnswer
+from ..meters.stamps import stamp_s
 from ..store.commands import command
 from ..store.records import BatchRecord, RunRecord
 from ..store.store import RunStore
 
-__all__ = ["check_resumable", "keep_answers", "new_batch", "recorded_input", "waiting_for_person"]
+__all__ = ["check_resumable", "keep_answers", "new_batch", "once_mended", "recorded_input", "waiting_for_person"]
 
 
 def new_batch(
@@ -52,7 +53,7 @@ def new_batch(
         built.fingerprint,
         to_mermaid(built),
         options,
-        time.time(),
+        stamp_s(),
         workflow_shape(built).model_dump_json(exclude_defaults=True),
     )
     return record, runs, [value for value, _ in inputs]
@@ -139,12 +140,24 @@ def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
     waiting = {path: q for path, (q, answer) in store.questions(run_id).items() if answer is None}
     shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
     first = next(iter(waiting))
-    if store.batch(store.run(run_id).batch).options.get("workflow"):
+    if _known_to_commands(store, run_id):
         answer = command("resume", run_id, "--answer", "{…}", "--at", first, store=store.path)
-    else:  # the command line does not know this workflow
+    else:
         answer = f"session.resume(graph, {run_id!r}, answers={{{first!r}: …}})"
     return RunInterrupted(
         f"run {run_id} waits for a person. {shown}",
         remedy=f"Answer with: {answer}",
         questions=waiting,
     )
+
+
+def once_mended(store: RunStore, run_id: str) -> str:
+    """What to do about a run that met an exception: look at the cause, and how to go on then."""
+    if _known_to_commands(store, run_id):
+        return f"Look at the cause; this then goes on from here: {command('resume', run_id, store=store.path)}"
+    return f"Look at the cause; session.resume(graph, {run_id!r}) then goes on from here."
+
+
+def _known_to_commands(store: RunStore, run_id: str) -> bool:
+    """Whether the command line knows the workflow of a run; one started from Python it does not."""
+    return bool(store.batch(store.run(run_id).batch).options.get("workflow"))

@@ -32,7 +32,7 @@ from ..store.records import RunRecord
 from ..store.store import RunStore
 from ..tools.calling import ToolCaller
 from .asking import Asker
-from .batches import waiting_for_person
+from .batches import once_mended, waiting_for_person
 from .executor import Executor
 from .outlook import Outlooks
 from .run_plan import RunPlan, RunResult
@@ -115,7 +115,7 @@ class RunDriver:
         events = RunEvents(run_id, self._listeners)
         events.emit("run_started", resumed=plan.resumed)
         try:
-            with named(RunError, f"run {run_id}", "Look at the cause; `metier resume` then goes on from here."):
+            with named(RunError, f"run {run_id}", lambda: once_mended(self._store, run_id)):
                 output = await self._output(plan, self._executor(plan, events, again))
                 text = "null" if output is None else dump(output, plan.graph.gives)[1]
                 score = None if plan.score is None else plan.score(output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,10 +16,12 @@ from ...agents.recorded_values import load
 from ...agents.roles import Role
 from ...router.escalation import NO_FAILURES, Failures
 from ..events import RunEvents
+from ..meters.stamps import stamp_s
 from ..store.records import StepRecord
 from ..store.store import RunStore
 from ..tools.calling import ToolCaller
 from .asking import Asker, StepAsk
+from .batches import once_mended
 from .run_plan import RunPlan
 from .step_values import call_function, content_key, gives_each, typed_output
 from .tool_loop import BLOCKED, Conversation, ToolLoop
@@ -65,7 +66,7 @@ class StepRunner:
         work = node.work
         assert isinstance(work, RoleWork | FunctionWork)
         gives = work.role.gives if isinstance(work, RoleWork) else gives_each(node)
-        step = StepRecord(path, work.role.name if isinstance(work, RoleWork) else "", "failed", None, "", time.time())
+        step = StepRecord(path, work.role.name if isinstance(work, RoleWork) else "", "failed", None, "", stamp_s())
         try:
             with self._naming(path):
                 messages = render_prompt(work.role, inputs) if isinstance(work, RoleWork) else None
@@ -117,7 +118,7 @@ class StepRunner:
 
     def give_up(self, path: str, error: BaseException) -> None:
         """Record that a fan-out goes on without an item, so that a resumed run does so too."""
-        now = time.time()
+        now = stamp_s()
         self._store.record_step(self.run_id, StepRecord(path, "", "skipped", None, "", now, now, str(error)))
         self._events.emit("step_skipped", path, reason=str(error))
 
@@ -180,7 +181,7 @@ class StepRunner:
             ) from error
 
     def _naming(self, path: str) -> AbstractContextManager[None]:
-        return named(StepError, f"step {path!r}", "Look at the cause; `metier resume` then goes on from here.")
+        return named(StepError, f"step {path!r}", lambda: once_mended(self._store, self.run_id))
 
     def _fail(self, step: StepRecord, error: BaseException) -> None:
         """Record that a step failed; of one that was cancelled, what its asks cost."""
@@ -193,5 +194,5 @@ class StepRunner:
             self._record(step)
 
     def _record(self, step: StepRecord) -> None:
-        step.finished_at = time.time()
+        step.finished_at = stamp_s()
         self._store.record_step(self.run_id, step)

@@ -8,7 +8,6 @@ appended to, so that each ask's prompt begins with the whole last one.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -25,6 +24,7 @@ from ...agents.tools.calls import CallAnswer, ToolCall, ToolCalls, read_calls, r
 from ...agents.tools.tool import Tool
 from ...router.escalation import Failures
 from ..events import RunEvents
+from ..meters.stamps import stamp_s
 from ..store.records import StepRecord
 from ..store.store import RunStore
 from ..tools.calling import CallResult, ToolCaller
@@ -158,7 +158,7 @@ class ToolLoop:
             return self._read_back(path, key)
         called = talk.tools.get(call.name)
         name = UNKNOWN if called is None else called.name
-        record = StepRecord(path, "", "begun", None, key, time.time(), tool=name)
+        record = StepRecord(path, "", "begun", None, key, stamp_s(), tool=name)
         if path in self._begun:
             said = self._ask_person(path, call)
             if said is None:
@@ -182,7 +182,7 @@ class ToolLoop:
     def _record(self, record: StepRecord, result: CallResult) -> str:
         record.state, record.output = "done", json.dumps(result.text)
         record.error = result.text if result.failed else None
-        record.finished_at = time.time()
+        record.finished_at = stamp_s()
         self._store.record_step(self._run_id, record)
         self._recorded[record.path] = (record.output, record.content_key)
         self._begun.discard(record.path)

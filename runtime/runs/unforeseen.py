@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ...agents.errors import MetierError, first_error
@@ -13,8 +13,8 @@ _SHOWN_CHARACTERS = 500
 
 
 @contextmanager
-def named(kind: type[MetierError], what: str, remedy: str) -> Iterator[None]:
-    """Raise any exception of the block as `kind`, with its cause; `what` says who raised it.
+def named(kind: type[MetierError], what: str, remedy: str | Callable[[], str]) -> Iterator[None]:
+    """Raise any exception of the block as `kind`, with its cause; `what` says who raised it, `remedy` what to do.
 
     Errors of metier's own tree pass, and so does what is no Exception: cancellation, the end of the process.
     """
@@ -27,7 +27,9 @@ def named(kind: type[MetierError], what: str, remedy: str) -> Iterator[None]:
         if isinstance(first, MetierError):
             raise first from first.__cause__
         raise kind(
-            f"{what} raised {_in_short(first)}", expected="a result, or one of metier's own errors", remedy=remedy
+            f"{what} raised {_in_short(first)}",
+            expected="a result, or one of metier's own errors",
+            remedy=remedy if isinstance(remedy, str) else remedy(),
         ) from error
 
 

@@ -82,8 +82,8 @@ def _finite(recorded: str) -> Any:
 def run_steps(store: RunStore, run_id: str) -> dict[str, Any]:
     """The recorded steps of a run in the order they ended, and the questions it waits with."""
     rows = store.query(
-        "SELECT path, role, tool, state, output, error, tries, started_at, finished_at FROM steps WHERE run = ? "
-        "ORDER BY finished_at",
+        "SELECT path, role, tool, state, output, error, tries, started_at, "
+        "max(started_at, finished_at) AS finished_at FROM steps WHERE run = ? ORDER BY steps.finished_at",
         run_id,
     )
     steps = [dict(row) | {"output": None if row["output"] is None else json.loads(row["output"])} for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ..report.ledger import AskEntry, CallEntry, Ledger, read_ledger
 from ..report.step_order import step_order
 from ..settings.engine import EngineSettings
 from ..settings.session import load_settings
+from ..store.commands import command
 from ..store.reading import store_for_reading
 from ..store.store import RunStore
 
@@ -98,7 +100,8 @@ def read_programs(path: Path, batch: str | None = None) -> RecordedBatch:
     or whose batch is half-written; TaskSetError when nothing was asked, or on several engines that took turns.
     """
     if not path.exists():
-        raise ResumeError(f"no run store {path}", expected="the --store of a run", remedy="Record one: metier run.")
+        record = f"metier run WORKFLOW.py --tasks test:24 --store {shlex.quote(str(path))}"
+        raise ResumeError(f"no run store {path}", expected="the --store of a run", remedy=f"Record one: {record}")
     with store_for_reading(path) as store, store.decoding():
         known = store.batches()
         if not known:
@@ -124,7 +127,7 @@ def recorded_batch(ledger: Ledger, texts: Mapping[tuple[str, str, int], str]) ->
         raise StoreError(
             f"batch {name} is half-written: none of its runs has ended",
             expected="runs that finished, failed or were stopped",
-            remedy="Finish it: metier resume.",
+            remedy=f"Finish it: {command('resume', name, store=ledger.store)}",
         )
     if not asks:
         raise TaskSetError(f"batch {name} holds no asks", expected="runs that asked an engine something")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...agents.messages import Ask, Message, Usage
 from ...agents.prompts import task_text_of_json
 from ...agents.traffic import TrafficRow
 from ..meters.energy import Energy
+from ..meters.stamps import stamp_s
 from .claims import RunClaims
 from .records import AskRecord, BatchRecord, RunRecord, RunState, StepRecord
 from .store_file import StoreFile
@@ -77,7 +78,7 @@ class RunStore(StoreFile):
             db.execute(
                 "UPDATE runs SET state = ?, output = ?, error = ?, score = ?, finished_at = ?, busy_s = busy_s + ? "
                 "WHERE id = ?",
-                (state, output, _writable(error), score, time.time(), busy_s, run_id),
+                (state, output, _writable(error), score, stamp_s(), busy_s, run_id),
             )
 
     @contextmanager
@@ -105,7 +106,7 @@ class RunStore(StoreFile):
         with self.transaction() as db:
             db.execute(
                 "UPDATE runs SET state = 'running', error = NULL, started_at = coalesce(started_at, ?) WHERE id = ?",
-                (time.time(), run_id),
+                (stamp_s(), run_id),
             )
             db.execute("DELETE FROM steps WHERE run = ? AND state = 'failed'", (run_id,))
 
@@ -120,13 +121,13 @@ class RunStore(StoreFile):
                 remedy="Name the store it is in with --store.",
             )
         with self.decoding():
-            return RunRecord(**dict(rows[0]))
+            return _run(rows[0])
 
     def runs(self, batch: str) -> list[RunRecord]:
         """All runs of a batch, in the order of their inputs."""
         rows = self.query("SELECT * FROM runs WHERE batch = ? ORDER BY rowid", batch)
         with self.decoding():
-            return [RunRecord(**dict(row)) for row in rows]
+            return [_run(row) for row in rows]
 
     def batch(self, batch_id: str) -> BatchRecord:
         """One batch; raises ResumeError naming the batches that exist when there is none of that id."""
@@ -238,7 +239,7 @@ class RunStore(StoreFile):
     def record_engine_event(self, batch: str, kind: str, data: dict[str, Any]) -> None:
         """Keep what an engine did (adapter loaded, evicted, restarted) for the report."""
         with self.transaction() as db:
-            db.execute("INSERT INTO engine_events VALUES (?, ?, ?, ?)", (time.time(), batch, kind, json.dumps(data)))
+            db.execute("INSERT INTO engine_events VALUES (?, ?, ?, ?)", (stamp_s(), batch, kind, json.dumps(data)))
 
     def record_engine_totals(self, batch: str, engine: str, totals: dict[str, Any]) -> None:
         """Keep an engine's own totals (CPU-seconds, tokens, steps) beside what was charged to asks."""
@@ -269,6 +270,14 @@ class RunStore(StoreFile):
             with self.decoding():
                 known = _traffic_row(row)
             yield known
+
+
+def _run(row: sqlite3.Row) -> RunRecord:
+    """A run; one that a process ended whose clock stood before the start that another recorded has taken no time."""
+    run = RunRecord(**dict(row))
+    if run.started_at and run.finished_at and run.finished_at < run.started_at:
+        return replace(run, finished_at=run.started_at)
+    return run
 
 
 def _traffic_row(row: sqlite3.Row) -> TrafficRow:

@@ -87,7 +87,7 @@ def check_machines(profiles: Sequence[Profile], here: Machine, *, mix: bool, on_
         raise ProfileError(
             f"profiles were measured on {elsewhere[0]}; here {', '.join(here.differences(elsewhere[0]))}",
             expected=f"those of one machine, {here}: the costs of two cannot be compared",
-            remedy="Run `metier probe` again here (the same --out keeps both), or assign with --rescale, which scales "
+            remedy="Probe again here (the same --out keeps both), or assign with --rescale, which scales "
             f"the costs by {RESCALED_BY_TASKS} tasks that it runs here, or with --mix-machines.",
         )
     on_note(f"costs of several machines are mixed: {'; '.join(map(str, elsewhere))}; and this, {here}")
@@ -116,7 +116,7 @@ async def rescaled(
         raise ProfileError(
             f"--rescale with profiles of {len(machines)} machines, {len(there)} of whose incumbent's runs are known",
             expected="profiles of one machine in the folder of their probe",
-            remedy="Run `metier probe` again here.",
+            remedy="Probe again here.",
         )
     on_note(f"running {len(there)} tasks of the incumbent here, to compare the machines")
     outcomes = await evaluator.outcomes(incumbent, list(there))

@@ -63,7 +63,7 @@ async def run_assign(
             raise ProfileError(
                 f"{folder / PROFILES} holds profiles of workflow {profiles[0].workflow}",
                 expected=f"this one, {trials.file.graph.fingerprint}",
-                remedy="Run `metier probe` again: what is still the same is not run again.",
+                remedy="Probe again: what is still the same is not run again.",
             )
         wanted = [Candidate.read(name) for name in candidates] or None
         here = trials.machine
@@ -89,7 +89,7 @@ def _check_measured(profiles: Sequence[Profile], settings: AssignSettings, optio
             raise ProfileError(
                 f"the servers of this probe ({options.engine}) report no {shown}",
                 expected="a goal and limits that were measured",
-                remedy="Use --minimise tokens, or probe on `metier serve` or with --engine embedded.",
+                remedy="Use --minimise tokens, or probe on `metier serve WORKFLOW.py`, or with --engine embedded.",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -294,7 +295,7 @@ def _show(result: ProbeResult, evaluator: Evaluator, folder: Path) -> None:
     say(
         f"{counts.runs} runs made ({counts.asks} asks, {counts.asks_reused} reused from other runs, "
         f"{counts.cpu_s:.1f} CPU-s), {counts.recalled} known from before, {result.saved_runs} saved by dropping early. "
-        f"Profiles: {folder / PROFILES}. Next: metier assign --probe {folder}"
+        f"Profiles: {folder / PROFILES}. Next: metier assign --probe {shlex.quote(str(folder))}"
     )
 
 

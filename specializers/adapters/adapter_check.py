@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -36,7 +37,7 @@ def check_adapter(folder: Path, base: Path, *, slot_rank: int) -> AdapterFacts:
         raise AdapterError(
             f"{folder / CONFIG}: peft_type is {config.get('peft_type')!r}",
             expected=" or ".join(repr(kind.peft_type) for kind in ADAPTER_KINDS.values()),
-            remedy=f"`metier variants add {folder} --name NAME` converts it, where that is possible.",
+            remedy=f"`metier variants add {shlex.quote(str(folder))} --name NAME` converts it, where that is possible.",
         )
     tensors = read_tensors(folder)
     layers = base_tensors(base)

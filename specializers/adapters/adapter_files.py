@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,4 +176,5 @@ def linear_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: P
 
 def merge_remedy(folder: Path) -> str:
     """What to do with an adapter that no engine can load, but that fixed weights can take in."""
-    return f"`metier variants merge {folder} --name NAME`, with the same --base, makes a checkpoint of its own of it."
+    merge = f"metier variants merge {shlex.quote(str(folder))} --name NAME"
+    return f"`{merge}`, with the same --base, makes a checkpoint of its own of it."

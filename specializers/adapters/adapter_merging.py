@@ -64,7 +64,7 @@ def merge_adapter(
         raise AdapterError(
             f"base {base.name} is quantised, and {folder} would be merged into its rounded weights",
             expected="a base of plain weights",
-            remedy="Merge it into the plain one (--base), then quantise that: `metier make` with `method: ptq`.",
+            remedy="Merge it into the plain one (--base), then quantise that by a recipe with `method: ptq`.",
         )
     with tempfile.TemporaryDirectory() as place, naming(folder, not_copy=Path(place)):
         mended = Path(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,8 @@ def _pair_halves(path: Path, tensors: dict[str, TensorInfo]) -> dict[str, tuple[
             raise AdapterError(
                 f"{path}: unknown key {name!r}",
                 expected="base_model.model.<layer>.lora_A.weight and lora_B.weight",
-                remedy=f"`metier variants add {path.parent} --name NAME` mends names that other tools write; else save "
-                "it in the peft layout.",
+                remedy=f"`metier variants add {shlex.quote(str(path.parent))} --name NAME` mends names that other "
+                "tools write; else save it in the peft layout.",
             )
         if match["embedded"]:
             half = "B" if match["embedded"] == "A" else "A"

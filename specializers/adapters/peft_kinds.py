@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def check_mergeable(folder: Path, config: dict[str, Any]) -> str:
         raise AdapterError(
             f"{path}: a {kind} adapter cannot be {'merged' if served else 'served'}: {_NOT_AS_WEIGHTS[kind]}",
             expected="an adapter that fixed weights are equal to",
-            remedy=f"`metier variants add {folder} --name NAME` serves it as it is."
+            remedy=f"`metier variants add {shlex.quote(str(folder))} --name NAME` serves it as it is."
             if served
             else "Train it as LoRA or T-REX.",
         )

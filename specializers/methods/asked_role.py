@@ -83,7 +83,7 @@ def asked_role(
         raise RecipeError(
             f"method {method!r} asks a variant, and there is no backend that serves it",
             expected="open_backend=…",
-            remedy="Make it with `metier make`, or pass a backend.",
+            remedy="Make it with `metier make RECIPE.yaml`, or pass a backend.",
         )
     role, score = settings.load(job.folder, job.rows, f"method {method!r}: ")
     return AskedRole(role, score, job.parent or "base", serves)

@@ -240,7 +240,7 @@ def _judge(
         raise RecipeError(
             f"recipe {recipe.name!r} accepts by quality, and there is no backend to measure it with",
             expected="open_backend=…",
-            remedy="Make it with `metier make`, pass a backend, or leave `accept` out.",
+            remedy="Make it with `metier make RECIPE.yaml`, pass a backend, or leave `accept` out.",
         )
     candidates = _candidates(shelf, work)
     return Judge(recipe, recipe.accept, shelf=candidates, work_dir=work, open_backend=open_backend, on_note=on_note)

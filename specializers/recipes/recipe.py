@@ -198,7 +198,7 @@ def _traffic_rows(recipe: Recipe, data: TrafficData) -> list[TrafficRow]:
         raise RecipeError(
             f"recipe {recipe.name!r}: data.traffic {data.traffic!r} is no file",
             expected=f"a traffic file at {path}",
-            remedy="Write one with `metier run --export-traffic`, or correct the path.",
+            remedy="Write one with `metier run WORKFLOW.py --tasks train:24 --export-traffic FILE`, or mend the path.",
         )
     try:
         return [

@@ -207,7 +207,7 @@ class Shelf:
             remedy=did_you_mean(
                 name_or_id,
                 names,
-                "Make it with `metier make recipe.yaml`, or name the folder it lies in with `--shelf`.",
+                "Make it with `metier make RECIPE.yaml`, or name the folder it lies in with `--shelf`.",
                 most=3,
             ),
         )

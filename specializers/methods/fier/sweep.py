@@ -67,7 +67,8 @@ def sweep_budgets(
         raise RecipeError(
             "method 'fier' with `budgets` asks engines, and nothing is served here",
             expected="`fier` as the recipe's first method, and a backend",
-            remedy="Make it with `metier make`; what other methods make, in a recipe of its own and as `parent` here.",
+            remedy="Make it with `metier make RECIPE.yaml`; what other methods make, in a recipe of its own and as "
+            "`parent` here.",
         )
     trials = [settings.model_copy(update={"budget_tokens": budget}) for budget in budgets]
     names, backend = job.try_out([Made(ask=job.ask, fier=trial) for trial in trials])

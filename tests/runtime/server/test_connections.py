@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from metier.agents import ScriptedBackend
@@ -96,6 +97,39 @@ def test_who_never_ends_its_headers_is_closed_in_the_named_time() -> None:
             for sock in socks:
                 sock.close()
         assert httpx.get(f"{served.url}/health").status_code == 200
+
+
+def test_a_thousand_slow_clients_are_all_closed_and_hold_little_memory() -> None:
+    """Each sends nearly as much of its headers as it may, and then nothing more."""
+    count, header_bytes = 1000, 1 << 14
+    limits = {"connections": count + 8, "connections_per_client": count + 8, "header_bytes": header_bytes}
+    with bounded(header_timeout_s=5, idle_timeout_s=5, **limits) as served:
+        httpx.get(f"{served.url}/health")
+        before = resident_mib()
+        with ExitStack() as slow:
+            socks = [slow.enter_context(connect(served)) for _ in range(count)]
+            for sock in socks:
+                sock.sendall(START + b"X: " + b"a" * (header_bytes - 200))
+            assert httpx.get(f"{served.url}/health", timeout=PATIENCE_S).status_code == 200
+            assert all(ended(sock) for sock in socks)
+        assert httpx.get(f"{served.url}/health").status_code == 200
+        # Twice what was sent, and some tens of KiB for each connection, of which both ends are in this process.
+        assert resident_mib() - before < 2 * count * (header_bytes + (1 << 15)) / 2**20
+
+
+def test_a_header_without_end_takes_no_memory() -> None:
+    with bounded() as served:
+        before = resident_mib()
+        with connect(served) as sock, suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendall(START + b"X: ")
+            for _ in range(200):
+                sock.sendall(b"a" * (1 << 20))
+        assert httpx.get(f"{served.url}/health").status_code == 200
+        assert resident_mib() - before < 8
+
+
+def resident_mib() -> float:
+    return float(psutil.Process().memory_info().rss / 2**20)
 
 
 def test_who_drips_after_its_answer_is_closed_too() -> None:

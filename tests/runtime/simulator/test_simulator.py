@@ -182,7 +182,7 @@ def served(model: ServiceModel, seed: int, count: int = 120) -> RecordedBatch:
     clock.run()
     programs = tuple(chain(ask()) for _ in asks)
     record = BatchRecord("b", "b", "g", "f", "", {}, 0.0)
-    ledger = Ledger(record, None, (), (), tuple(asks), (), (), 0, {}, None, 0)
+    ledger = Ledger(":memory:", record, None, (), (), tuple(asks), (), (), 0, {}, None, 0)
     return RecordedBatch(programs, 8, clock.now_s, 0.003, 0, EngineSettings(), ledger)
 
 
