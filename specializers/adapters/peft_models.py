@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents.chat_tokens import chat_tokens
 from ...agents.errors import AdapterError
+from ..checkpoints.attention import open_model
 from .adapter_files import WEIGHTS
 
 if TYPE_CHECKING:
@@ -36,9 +37,8 @@ def prompt_tokens(base: Path) -> list[torch.Tensor]:
 def load_base(base: Path) -> Any:
     """The model in float32: reduced precision would drown the differences that are measured."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return open_model(base, dtype=torch.float32).eval()
 
 
 def load_adapter(model: Any, folder: Path, kind: str) -> Any:

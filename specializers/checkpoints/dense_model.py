@@ -11,19 +11,12 @@ from typing import Any
 import torch
 
 from ...agents.errors import BaseModelError, RecipeError
+from .attention import attention_of, model_of
 from .checkpoint_files import AddedWeights, CheckpointReader
 from .stored_weights import dense_names, read_dense
 from .tensor_files import read_json
 
-__all__ = ["attention_of", "build_without_weights", "load_dense_model"]
-
-
-def attention_of(config: Any) -> dict[str, str]:
-    """The argument that makes transformers compute attention as the family does; empty where any way is right.
-
-    Capped scores are computed by the plain way only: the fused ones leave the cap out without a word.
-    """
-    return {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
+__all__ = ["build_without_weights", "load_dense_model"]
 
 
 def load_dense_model(folder: Path, dtype: torch.dtype, merged: AddedWeights | None = None) -> Any:
@@ -38,9 +31,14 @@ def load_dense_model(folder: Path, dtype: torch.dtype, merged: AddedWeights | No
         state[name] = weight if merged is None else merged.add(name, weight.float()).to(dtype)
     config = _dense_config(folder)
     with _without_weights():
-        kind = type(_from_config(config))
+        kind = type(model_of(config, dtype=torch.float32))
     model, loading = kind.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, **attention_of(config)
+        None,
+        config=config,
+        state_dict=state,
+        dtype=dtype,
+        output_loading_info=True,
+        attn_implementation=attention_of(config),
     )
     if loading["missing_keys"]:
         raise RecipeError(
@@ -54,13 +52,7 @@ def load_dense_model(folder: Path, dtype: torch.dtype, merged: AddedWeights | No
 def build_without_weights(folder: Path) -> Any:
     """A checkpoint's model with its parameters on the device `meta`; buffers are computed as the family does."""
     with _without_weights():
-        return _from_config(_dense_config(folder)).eval()
-
-
-def _from_config(config: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention_of(config))
+        return model_of(_dense_config(folder), dtype=torch.float32).eval()
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...agents.errors import RecipeError, TrainingError
 from ..adapters.adapter_files import PEFT_PREFIX, WEIGHTS, read_config
+from ..checkpoints.attention import open_model, register_float32_attention
 from ..checkpoints.tensor_files import read_json
 from ..training.loop import TrainingSettings
-from ..training.speed import hold_frozen_weights_in_bfloat16, register_float32_attention
+from ..training.speed import hold_frozen_weights_in_bfloat16
 from .method import Job
 from .trained import LoadedBase, choose_device
 
@@ -25,7 +26,7 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
     Quantised weights are dequantised: the adapter learns on what an engine computes with.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from ..checkpoints.dense_model import load_dense_model
 
@@ -37,8 +38,8 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
     if quantised:
         model = load_dense_model(job.model, dtype).to(device)
     else:
-        attention = {"attn_implementation": register_float32_attention()} if mixed_on_cpu else {}
-        model = AutoModelForCausalLM.from_pretrained(job.model, dtype=dtype, **attention).to(device)
+        attention = register_float32_attention if mixed_on_cpu else None
+        model = open_model(job.model, dtype=dtype, attention=attention).to(device)
     if mixed_on_cpu:
         hold_frozen_weights_in_bfloat16(model)
     return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)

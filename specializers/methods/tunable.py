@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...agents.errors import RecipeError
+from ..checkpoints.attention import open_model
 from ..checkpoints.dense_checkpoint import dense_tensors, write_dense
 from ..checkpoints.tensor_files import read_json
 from ..training.loop import TrainingSettings
@@ -62,9 +63,8 @@ def load_folded(job: Job, *, device: str = "cpu") -> Any:
     keeps under another name.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32).to(device)
+    model = open_model(job.model, dtype=torch.float32).to(device)
     if job.adapter is None:
         return model
     if job.ask.kind is None or not job.ask.kind.mergeable:

@@ -13,31 +13,36 @@ from .batches import EncodedRow, passes, shared_start
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Objective", "Placed", "answer_loss"]
+__all__ = ["Objective", "Placed", "answer_loss", "can_share_start", "scales_by_length"]
+
+_SCALED_BY_LENGTH = ("dynamic", "longrope")
+IGNORED = -100
+"""Label of a place that is not learned, as cross-entropy knows it."""
 
 
 def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, device: str = "cpu") -> torch.Tensor:
     """Mean cross-entropy over the answer tokens of a batch, in nats; a scalar that can be differentiated.
 
     What all prompts start with is computed once, and its keys and values are shared by the rows (gradients add
-    up): the same loss for a third less work on prompts of one role. Rows are padded between that start and
-    their rest, so that answers end in the same column, and logits are needed for the last columns only.
+    up): the same loss for a third less work on prompts of one role. Rows are padded at their end, so that every token
+    stands where it stands in a row by itself: attention windows count places. What pads comes after all that is
+    looked at, so it needs no mask. Logits are computed for the columns in which some row is asked for a word.
     """
     import torch
 
-    shared = shared_start(rows)
-    rest = [row.tokens[shared:] for row in rows]
-    width = max(map(len, rest))
-    keep = max(len(row.tokens) - row.prompt_tokens for row in rows)
+    if len(rows) > 1 and scales_by_length(model, max(len(row.tokens) for row in rows)):
+        answers = [len(row.tokens) - row.prompt_tokens for row in rows]
+        alone = [answer_loss(model, [row], pad_token=pad_token, device=device) for row in rows]
+        return torch.stack([n * loss for n, loss in zip(answers, alone, strict=True)]).sum() / sum(answers)
+    shared = shared_start(rows) if len(rows) > 1 and can_share_start(model) else 0
+    width = max(len(row.tokens) for row in rows) - shared
     tokens = torch.full((len(rows), width), pad_token)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), keep), -100)
-    for i, (row, tail) in enumerate(zip(rows, rest, strict=True)):
-        tokens[i, width - len(tail) :] = torch.tensor(tail)
-        mask[i, width - len(tail) :] = 1
-        answer = row.tokens[row.prompt_tokens :]
-        labels[i, keep - len(answer) :] = torch.tensor(answer)
-    positions = (shared + mask.cumsum(1) - 1).clamp(min=0)
+    labels = torch.full((len(rows), width), IGNORED)  # in the column of the token before, from which it is predicted
+    for i, row in enumerate(rows):
+        tokens[i, : len(row.tokens) - shared] = torch.tensor(row.tokens[shared:])
+        answer = slice(row.prompt_tokens - shared - 1, len(row.tokens) - shared - 1)
+        labels[i, answer] = torch.tensor(row.tokens[row.prompt_tokens :])
+    asked = (labels != IGNORED).any(0).nonzero().flatten()
     extra = {}
     if rows[0].intuition is not None:
         extra["intuition"] = torch.tensor([row.intuition for row in rows], device=device)
@@ -47,18 +52,42 @@ def answer_loss(model: Any, rows: Sequence[EncodedRow], *, pad_token: int, devic
         of_one = {name: values[:1] for name, values in extra.items()}
         cache = model(input_ids=start, use_cache=True, logits_to_keep=1, **of_one).past_key_values
         cache.batch_repeat_interleave(len(rows))
-        mask = torch.cat([torch.ones((len(rows), shared), dtype=torch.long), mask], dim=1)
     output = model(
         input_ids=tokens.to(device),
-        attention_mask=mask.to(device),
-        position_ids=positions.to(device),
         past_key_values=cache,
-        logits_to_keep=min(keep + 1, width),
+        logits_to_keep=asked.to(device),
         use_cache=bool(shared),
         **extra,
     )
-    logits = output.logits[:, -keep - 1 : -1].float()  # [rows, keep, vocabulary]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(device).flatten(), ignore_index=-100)
+    logits = output.logits.float()  # [rows, asked columns, vocabulary]
+    wanted = labels[:, asked].to(device)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+
+
+def can_share_start(model: Any) -> bool:
+    """Whether rows may go on from one another's keys and values: all layers keep those, and no state that is updated.
+
+    A window's layers keep as many as its tokens look back to.
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    return kinds <= {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+def scales_by_length(model: Any, longest: int) -> bool:
+    """Whether the model places tokens by the length of all it is given, and `longest` tokens are where that begins.
+
+    Rows of several lengths cannot go through such a model together (rope of the kinds `dynamic` and `longrope`).
+    """
+    config = model.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    by_layer = [ropes] if "rope_type" in ropes else [rope for rope in ropes.values() if isinstance(rope, dict)]
+    return any(
+        rope.get("rope_type") in _SCALED_BY_LENGTH
+        and longest > rope.get("original_max_position_embeddings", config.max_position_embeddings)
+        for rope in by_layer
+    )
 
 
 class Placed(TypedDict, total=False):

@@ -11,37 +11,14 @@ from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
-    "FLOAT32_ATTENTION",
     "give_back_freed_memory",
     "hold_frozen_weights_in_bfloat16",
     "kept_pages",
-    "register_float32_attention",
 ]
-
-FLOAT32_ATTENTION = "sdpa_float32"
 
 # glibc's mallopt: numbers of its parameters, and values in bytes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES, _MAPPED_FROM_BYTES, _USUAL_TRIM_BYTES = 2**31 - 1, 32 << 20, 64 << 20
-
-
-def register_float32_attention() -> str:
-    """Make transformers know SDPA in float32 under autocast, and return its name.
-
-    torch's CPU kernel runs its backward in bfloat16 at a third of the speed of float32 (2.13), and less exactly.
-    """
-    import torch
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
-        with torch.autocast(query.device.type, enabled=False):
-            return sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)
-
-    AttentionInterface.register(FLOAT32_ATTENTION, attention)
-    AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
-    return FLOAT32_ATTENTION
 
 
 def hold_frozen_weights_in_bfloat16(model: Any) -> None:

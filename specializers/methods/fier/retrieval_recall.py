@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...checkpoints.attention import AttentionName, open_model, register_attention
 from ...shelf.fier_settings import FierSettings
 from .key_retrieval import encode_keys, page_bounds, page_scores, score_keys, shared_query, top_tokens, window_tokens
 
@@ -20,8 +21,6 @@ __all__ = ["QUEST_PAGE", "RecallPoint", "capture_attention", "choices", "measure
 
 QUEST_PAGE = 16
 """Tokens of a page of Quest: its bounds are as many bytes as FIER's codes in groups of 32."""
-
-CAPTURE = "metier_capture"
 
 
 @dataclass(frozen=True)
@@ -39,17 +38,16 @@ class RecallPoint:
 
 def capture_attention(model: Path, prompts: Sequence[Sequence[int]]) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     """For each prompt and layer, the last token's query [H, d] and all keys [h, n, d], both after RoPE."""
-    from transformers import AttentionInterface, AutoModelForCausalLM
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     taken: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def attention(module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
+    def take(attend: Any, module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         taken.append((query[0, :, -1].detach(), key[0].detach()))
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
+        return attend(module, query, key, value, mask, **options)
 
-    AttentionInterface.register(CAPTURE, attention)
-    loaded = AutoModelForCausalLM.from_pretrained(model, attn_implementation=CAPTURE).eval()
+    def capturing(name: AttentionName) -> str:
+        return register_attention("capture", name, take)
+
+    loaded = open_model(model, dtype="auto", attention=capturing).eval()
     found = []
     with torch.no_grad():
         for prompt in prompts:

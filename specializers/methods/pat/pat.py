@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from ....agents.errors import RecipeError, TrainingError
+from ...checkpoints.attention import model_of
 from ...checkpoints.dense_checkpoint import size_card, write_dense
 from ...checkpoints.prunable_models import WIDTH_STEP, PrunableModel, check_width, read_prunable
 from ...shelf.variant import AskSpec
@@ -253,9 +254,9 @@ def merge_error(
 ) -> float:
     """Largest difference of logits between the tuned model and the merged one, as a share of the largest logit."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    merged = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
+    merged = model_of(AutoConfig.for_model(**config), dtype=torch.float32).eval()
     missed = merged.load_state_dict(tensors, strict=False)
     if missed.unexpected_keys or set(missed.missing_keys) - {"lm_head.weight"}:
         raise TrainingError(f"the merged model does not load: {missed}", expected="its own tensors, all of them")

@@ -35,7 +35,8 @@ class PatModel(nn.Module):  # type: ignore[misc]
         self.model = model
         self.mask = mask
         self._inner = model.base_model.model if hasattr(model, "peft_config") else model
-        self.sites = operator_sites(self._inner.config.num_hidden_layers)
+        self.config = self._inner.config
+        self.sites = operator_sites(self.config.num_hidden_layers)
         self.operators = nn.ModuleList(
             SparsificationOperator(mask, embedding_rank if site == EMBEDDING else rank) for site in self.sites
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ....agents.errors import TrainingError
+from ...checkpoints.attention import model_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +25,9 @@ def check_pruned(model: Any, tensors: Mapping[str, torch.Tensor], config: Mappin
     Both in float32, on a few dozen random tokens. Raises: TrainingError when they differ.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    pruned = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32).eval()
+    pruned = model_of(AutoConfig.for_model(**config), dtype=torch.float32).eval()
     missed = pruned.load_state_dict(tensors, strict=False)
     if missed.unexpected_keys or set(missed.missing_keys) - {"lm_head.weight"}:
         raise TrainingError(f"the pruned model does not load: {missed}", expected="its own tensors, all of them")

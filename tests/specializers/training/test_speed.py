@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from metier.agents import TrafficRow
+from metier.specializers.checkpoints.attention import register_float32_attention
 from metier.specializers.training.batches import EncodedRow, encode_rows
 from metier.specializers.training.objective import answer_loss
-from metier.specializers.training.speed import hold_frozen_weights_in_bfloat16, kept_pages, register_float32_attention
+from metier.specializers.training.speed import hold_frozen_weights_in_bfloat16, kept_pages
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_attention_is_in_float32_under_autocast_and_the_usual_one_without(
     tiny_base: Path, encoded: list[EncodedRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = loss_and_gradients(tuned(tiny_base), encoded, autocast=False)
-    model = tuned(tiny_base, attn_implementation=register_float32_attention())
+    model = tuned(tiny_base, attn_implementation=register_float32_attention("sdpa"))
     same = loss_and_gradients(model, encoded, autocast=False)
     assert all(torch.equal(one, other) for one, other in zip(usual, same, strict=True))
     seen = []
