@@ -14,28 +14,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-__all__ = ["chat_tokens", "control_marks", "text_tokens"]
+__all__ = ["chat_text", "chat_tokens", "control_marks", "text_tokens"]
 
 # Private characters that stand for a cut while the template is rendered; the first that no content holds is taken.
 _CUTS = tuple(chr(0xF8E0 + number) for number in range(16))
 _PATTERNS: WeakKeyDictionary[Any, re.Pattern[str] | None] = WeakKeyDictionary()
+_NO_ARGS: Mapping[str, Any] = {}
 
 
-def chat_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool = True) -> list[int]:
+def chat_tokens(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    generation_prompt: bool = True,
+    args: Mapping[str, Any] = _NO_ARGS,
+    without_end: str = "",
+) -> list[int]:
     """Token ids of a chat; with `generation_prompt` those that open the answer come last.
 
+    `args` are what the template takes besides messages; `without_end` is left out where the chat's text ends with it.
     Raises: whatever the template raises for messages that do not fit it.
     """
-    marks = _pattern(tokenizer)
-    if marks is None or not any(marks.search(_as_matched(tokenizer, m["content"])) for m in messages):
-        ids: list[int] = tokenizer.apply_chat_template(
-            [dict(m) for m in messages], add_generation_prompt=generation_prompt, tokenize=True, return_dict=False
-        )
-        return ids
-    cut = _unused_cut("".join(m["content"] for m in messages))
-    safe = [{**m, "content": _with_cuts(_as_matched(tokenizer, m["content"]), marks, cut)} for m in messages]
-    rendered: str = tokenizer.apply_chat_template(safe, add_generation_prompt=generation_prompt, tokenize=False)
-    return [id for piece in rendered.split(cut) for id in _ids(tokenizer, piece)]
+    marks, cut = _pattern(tokenizer), ""
+    if marks is not None and any(marks.search(_as_matched(tokenizer, m["content"])) for m in messages):
+        cut = _unused_cut("".join(m["content"] for m in messages))
+        messages = [{**m, "content": _with_cuts(_as_matched(tokenizer, m["content"]), marks, cut)} for m in messages]
+    text = chat_text(tokenizer, messages, generation_prompt=generation_prompt, args=args).removesuffix(without_end)
+    return [id for piece in (text.split(cut) if cut else [text]) for id in _ids(tokenizer, piece)]
+
+
+def chat_text(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    generation_prompt: bool = True,
+    args: Mapping[str, Any] = _NO_ARGS,
+) -> str:
+    """The text of a chat as the template writes it, in which contents and marks are not told apart."""
+    text: str = tokenizer.apply_chat_template(
+        [dict(m) for m in messages], add_generation_prompt=generation_prompt, tokenize=False, **args
+    )
+    return text
 
 
 def text_tokens(tokenizer: Any, text: str) -> list[int]:

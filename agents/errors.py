@@ -2,6 +2,7 @@
 
 MetierError
 ├── SettingsError          a setting is unknown or out of range
+├── ChatTemplateError      messages that a model's chat template cannot write
 ├── GraphError             a workflow is wrong; raised while it is built
 ├── TaskSetError           a task set cannot be made or scored
 ├── RecipeError            a recipe is wrong; raised when it is loaded
@@ -45,6 +46,7 @@ __all__ = [
     "AskRejectedError",
     "AssignmentError",
     "BaseModelError",
+    "ChatTemplateError",
     "EngineDeadError",
     "EngineError",
     "GraphError",
@@ -108,6 +110,10 @@ def _rebuild(cls: type[MetierError], problem: str, expected: str, remedy: str) -
 
 class SettingsError(MetierError):
     """A setting is unknown or out of range."""
+
+
+class ChatTemplateError(MetierError):
+    """Messages that a model's chat template cannot write."""
 
 
 class GraphError(MetierError):

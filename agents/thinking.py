@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 from pydantic import ConfigDict, model_validator
@@ -10,7 +9,7 @@ from pydantic import ConfigDict, model_validator
 from .errors import SettingsError
 from .frozen_model import FrozenModel
 
-__all__ = ["THINKING_OFF", "ThinkingProfile", "ThinkingTags", "open_thinking"]
+__all__ = ["THINKING_OFF", "ThinkingProfile", "ThinkingTags"]
 
 
 class ThinkingProfile(FrozenModel):
@@ -127,13 +126,3 @@ class ThinkingTags(FrozenModel):
                 f"thinking tag empty={self.empty!r}", expected=f"a block that ends with close={self.close!r}"
             )
         return self
-
-
-def open_thinking(prompt_ids: Sequence[int], open_ids: Sequence[int], block_ids: Sequence[int]) -> list[int]:
-    """A prompt's tokens with a thinking block after them; training and serving both use this.
-
-    `block_ids` is the open tag, or the closed, empty block. Where the chat template opens thinking by
-    itself (the prompt ends with `open_ids`), it is not opened twice.
-    """
-    opened = tuple(prompt_ids[-len(open_ids) :]) == tuple(open_ids)
-    return [*(prompt_ids[: -len(open_ids)] if opened else prompt_ids), *block_ids]

@@ -39,7 +39,7 @@ class TrafficRow(FrozenModel):
 
     thinking: str | None = None
     """The thinking before it, without tags. Empty for an ask with thinking off, None for one without a thinking
-    profile."""
+    profile that did not think."""
 
     score: float | None = None
     """Score that its run, or its teacher, earned. 1.0 is solved, None is not scored."""

@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 from harness import Samples, arguments, clocked, machine, paired_rounds, print_table, spread
 
+from metier.agents.chat_template import ChatTemplate
 from metier.agents.messages import Ask, Message
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
@@ -64,9 +65,9 @@ def step_bare(llm: Any, asks: list[Ask], context_tokens: int) -> int:
     """Tokens written for the asks by vLLM's engine alone; runs in the stepping thread."""
     from vllm.inputs.engine import tokens_input
 
-    tokenizer, tokens = llm.get_tokenizer(), 0
+    template, tokens = ChatTemplate(llm.get_tokenizer()), 0
     for number, ask in enumerate(asks):
-        ids = prompt_token_ids(tokenizer, ask, context_tokens=context_tokens)
+        ids = prompt_token_ids(template, ask, context_tokens=context_tokens)
         llm.add_request(f"bare-{number}", tokens_input(ids), sampling_params(ask, stream=False))
     while llm.has_unfinished_requests():
         tokens += sum(len(output.outputs[0].token_ids) for output in llm.step())

@@ -60,6 +60,7 @@ def make_variant(recipe: Path, base: str, settings: Settings, shelf: Sequence[Pa
             on_progress=on_progress,
             work_dir=work_dir,
             open_backend=measuring,
+            template=settings.engine.template,
             on_note=lambda text: say(f"{loaded.name}: {text}"),
             threads=settings.making.threads,
         )

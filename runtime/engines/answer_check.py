@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...agents.errors import EngineError
 from ...agents.messages import Ask, Message
+from ...agents.thinking import THINKING_OFF
 from ...specializers.checkpoints.self_check import KnownAnswer
 from .engine import Engine, EngineRequest
 
@@ -26,7 +27,16 @@ async def check_answers(engine: Engine, known: Sequence[KnownAnswer]) -> None:
     try:
         for number, answer in enumerate(known):
             messages = (Message(role="user", content=answer.prompt),)
-            ask = Ask(run_id=ROLE, step_path=f"{number}", role=ROLE, messages=messages, max_tokens=1, confidence=True)
+            thinking = THINKING_OFF if answer.thinking_off else None
+            ask = Ask(
+                run_id=ROLE,
+                step_path=f"{number}",
+                role=ROLE,
+                messages=messages,
+                max_tokens=1,
+                thinking=thinking,
+                confidence=True,
+            )
             reply = await engine.generate(EngineRequest(ask))
             engine.write_off(ROLE, reply.usage.cpu_s)
             distance = answer.distance(reply.text, reply.mean_logprob)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
+from ...agents.chat_template import ChatTemplate
 from ...agents.errors import AskRejectedError
 from ...agents.messages import Ask
-from ...agents.thinking import ThinkingTags, open_thinking
+from ...agents.thinking import ThinkingProfile
 from ..plugin.thinking.budget_forcing import ThinkingRules
 from ..plugin.thinking.end_tag import EndTag, ThinkingScanner, end_tag, tag_token_ids
 from ..plugin.wire import plugin_status
@@ -18,66 +19,73 @@ __all__ = ["ReplyReader", "ThinkingAsks"]
 class ThinkingAsks:
     """The thinking of one engine's asks, in the process that builds its prompts: the tags as tokens of its model."""
 
-    def __init__(self, tokenizer: Any, tags: ThinkingTags, *, context_tokens: int) -> None:
-        self._tokenizer = tokenizer
-        self._tags = tags
+    def __init__(self, template: ChatTemplate, *, context_tokens: int) -> None:
+        self._template = template
         self._context_tokens = context_tokens
 
     @cached_property
     def _ids(self) -> dict[str, tuple[int, ...]]:
-        return tag_token_ids(self._tokenizer, self._tags)
+        return tag_token_ids(self._template.tokenizer, self._template.thinking.tags)
 
-    def rules(self, ask: Ask) -> ThinkingRules | None:
-        """What the logits processor is to keep to, None for an ask that does not think.
+    def rules(self, ask: Ask, prompt_tokens: int) -> ThinkingRules | None:
+        """What the logits processor is to keep to, None for an ask that does not think; its prompt has so many tokens.
 
-        Raises: AskRejectedError when this engine cannot do it, SettingsError when its tokenizer loses the tags.
-        """
-        if ask.thinking is None or ask.thinking.off:
-            return None
-        status = plugin_status().get("thinking", "not registered")
-        if not status.startswith("active"):
-            raise AskRejectedError(
-                f"the ask of role {ask.role!r} at step {ask.step_path!r} thinks, and the plugin's thinking is {status}",
-                expected="an engine with the plugin",
-                remedy="Unset METIER_PLUGIN, or leave `thinking` out.",
-            )
-        return ThinkingRules(ask.thinking, self._tags.close, self._ids["close"], self._ids["wait"])
-
-    def add_block(self, ask: Ask, prompt_ids: list[int]) -> list[int]:
-        """The prompt with thinking opened behind it, or opened and closed when it is off.
-
-        A chat template that opens thinking by itself is not made to do so twice. Raises: AskRejectedError when the
-        longest thinking would leave no room for an answer; SettingsError as in `rules`.
+        Where the chat template opens thinking although nothing is said about it, the ask thinks for as many tokens as
+        its answer may have, at most.
+        Raises: AskRejectedError when this engine cannot do it, or the longest thinking would leave no room for an
+        answer; SettingsError when its tokenizer loses the tags.
         """
         profile = ask.thinking
+        if profile is None and self._template.thinking.opens:
+            room = self._context_tokens - prompt_tokens - len(self._ids["close"]) - 1
+            profile = ThinkingProfile(max_tokens=max(min(ask.max_tokens, room // 2), 1))
         if profile is None:
-            return prompt_ids
-        opened, close = self._ids["open"], self._ids["close"]
-        ids = open_thinking(prompt_ids, opened, self._ids["empty"] if profile.off else opened)
-        most = len(ids) if profile.off else len(ids) + profile.max_tokens + len(close)
+            return None
+        close = self._ids["close"]
+        most = prompt_tokens if profile.off else prompt_tokens + profile.max_tokens + len(close)
         if most >= self._context_tokens:
             raise AskRejectedError(
                 f"the prompt of role {ask.role!r} at step {ask.step_path!r} and its thinking may take {most} tokens",
                 expected=f"fewer than {self._context_tokens}, the engine's context, so that an answer fits",
                 remedy="Lower the thinking's max_tokens, shorten the inputs, or raise max_model_tokens.",
             )
-        return ids
+        if profile.off:
+            return None
+        status = plugin_status().get("thinking", "not registered")
+        if not status.startswith("active"):
+            raise AskRejectedError(
+                f"the ask of role {ask.role!r} at step {ask.step_path!r} thinks, and the plugin's thinking is {status}",
+                expected="an engine with the plugin",
+                remedy="Unset METIER_PLUGIN, or set the role's thinking to off.",
+            )
+        return ThinkingRules(profile, self._template.thinking.tags.close, close, self._ids["wait"])
 
-    def reader(self, ask: Ask) -> ReplyReader:
-        """What reads the reply to `ask`."""
-        thinks = ask.thinking is not None and not ask.thinking.off
-        return ReplyReader(end_tag(self._tokenizer, self._tags.close) if thinks else None, ask.max_tokens)
+    def reader(self, ask: Ask, rules: ThinkingRules | None) -> ReplyReader:
+        """What reads the reply to an ask with these rules.
+
+        A model whose template knows thinking may begin to think by itself, if nobody has told it not to and no grammar
+        keeps it from doing so.
+        """
+        thinking = self._template.thinking
+        if rules is not None:
+            return ReplyReader(end_tag(self._template.tokenizer, rules.close), ask.max_tokens)
+        if not thinking.known or ask.thinking is not None or ask.answer_schema is not None:
+            return ReplyReader()
+        tag = end_tag(self._template.tokenizer, thinking.tags.close)
+        return ReplyReader(tag, ask.max_tokens, may_open=thinking.tags.open.strip())
 
 
 class ReplyReader:
     """Reads a reply as it is written, and separates thinking from answer, in text and in tokens.
 
-    Without a `tag` all is answer. `answer_limit` is the number of tokens the answer may have.
+    Without a `tag` all is answer. `answer_limit` is the number of tokens the answer may have. With `may_open` the reply
+    thinks only if it begins with that tag; otherwise thinking is open when it begins.
     """
 
-    def __init__(self, tag: EndTag | None = None, answer_limit: int = 0) -> None:
+    def __init__(self, tag: EndTag | None = None, answer_limit: int = 0, *, may_open: str = "") -> None:
         self._tag = tag
         self._answer_limit = answer_limit
+        self._may_open = may_open
         self._scanner = None if tag is None else ThinkingScanner(tag)
         self._unread = ""
         self._thinking: list[str] = []
@@ -87,17 +95,38 @@ class ReplyReader:
         self._logprob: float | None = None
         self._before = (0, 0.0)  # tokens and log-probability up to the end of thinking
 
-    def read(self, text: str, token_ids: list[int]) -> str:
-        """Read one piece; returns what of it belongs to the answer."""
+    @property
+    def parts(self) -> bool:
+        """Whether the reply may hold thinking, so that it has to be read in pieces."""
+        return self._tag is not None
+
+    def read(self, text: str, token_ids: Sequence[int], *, last: bool = False) -> str:
+        """Read one piece, the `last` one perhaps; returns what of it belongs to the answer."""
         self._tokens += len(token_ids)
         if self._scanner is not None:
             self._scanner.read(token_ids)
-        if not self._text_closed:
+        if self._may_open:
+            text = self._read_beginning(text, last)
+        if not self._text_closed and not self._may_open:
             text = self._read_thinking(text)
         if self._tag is not None and not self._answer:
             text = text.lstrip()  # the line break that models write after the tag
         if text:
             self._answer.append(text)
+        return text
+
+    def _read_beginning(self, text: str, last: bool) -> str:
+        """Find out whether the reply begins with thinking; returns what is to be read on, once that is known."""
+        self._unread += text
+        begun = self._unread.lstrip()
+        if not begun.startswith(self._may_open):
+            if self._may_open.startswith(begun) and not last:
+                return ""
+            self._tag, self._scanner, self._text_closed, self._before = None, None, True, (0, 0.0)
+        else:
+            begun = begun.removeprefix(self._may_open)
+        text = self._unread if self._tag is None else begun
+        self._may_open = self._unread = ""
         return text
 
     def _read_thinking(self, text: str) -> str:

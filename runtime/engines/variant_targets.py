@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
@@ -72,6 +72,22 @@ class VariantTarget:
             remedy="Make the variant again, from rows of this role that this version has rendered.",
         )
 
+    def check_template(self, args: Mapping[str, Any]) -> None:
+        """Refuse an adapter that was trained with other arguments of the chat template than `args`, which it would be
+        asked with.
+
+        Raises: AdapterError.
+        """
+        variant = self.variant
+        # One that was trained elsewhere does not say how.
+        if self.adapter is None or variant is None or not variant.data or variant.chat_template_args == args:
+            return
+        raise AdapterError(
+            f"variant {variant.name!r} was trained with the chat template arguments {variant.chat_template_args}",
+            expected=f"those of the setting engine.chat_template_args, {dict(args)}",
+            remedy="Set them to the variant's, or make it again with these.",
+        )
+
     def intuition(self, ask: Ask) -> tuple[float, ...] | None:
         """The semantic vector of a run for a T-REX adapter: computed once per run, since every ask has the same task.
 
@@ -113,7 +129,9 @@ class VariantTargets:
         """
         target = self._found.get(name)
         if target is None:
-            target = self._found[name] = await self._find(name)
+            target = await self._find(name)
+            target.check_template(self._settings.chat_template_args)
+            self._found[name] = target
         return target
 
     def known(self, name: str | None) -> VariantTarget | None:
@@ -166,7 +184,9 @@ class VariantTargets:
         # The name is for people and may be used again; the id keeps engines apart.
         name = "base" if owner is None else f"{owner.name}-{owner.id[:6]}"
         name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
-        known = () if owner is None else read_self_check(owner.card)
+        # What it answers is known of the prompts that it was made with.
+        told = owner is not None and owner.chat_template_args == self._settings.chat_template_args
+        known = read_self_check(owner.card) if owner is not None and told else ()
         settings = self._settings
         if spec.fier is not None:
             name = f"{name}-fier{spec.fier.budget_tokens}"

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...agents.chat_tokens import chat_tokens
-from ...agents.errors import AskRejectedError, EngineError
+from ...agents.chat_template import ChatTemplate
+from ...agents.errors import AskRejectedError, ChatTemplateError, EngineError
 from ...agents.messages import Ask, Reply, Usage
 from ..plugin.thinking.budget_forcing import ThinkingRules
 from ..plugin.wire import INTUITION_KEY, THINKING_KEY
 from ..settings.engine import EngineSettings
 from ..slots.adapter import LoadedAdapter
 from .engine import EngineRequest
-from .engine_errors import not_finite, rejected
+from .engine_errors import not_finite
 from .thinking_asks import ReplyReader, ThinkingAsks
 from .trex_asks import TrexAdapters, cache_salt
 
@@ -28,7 +28,8 @@ class VllmAsks:
 
     def __init__(self, tokenizer: Any, settings: EngineSettings, *, context_tokens: int) -> None:
         self.tokenizer = tokenizer
-        self.thinking = ThinkingAsks(tokenizer, settings.thinking_tags, context_tokens=context_tokens)
+        self.template = ChatTemplate(tokenizer, settings.template)
+        self.thinking = ThinkingAsks(self.template, context_tokens=context_tokens)
         self.trex = TrexAdapters(settings)
         self._context_tokens = context_tokens
 
@@ -42,17 +43,24 @@ class VllmAsks:
 
         ask, adapter = request.ask, request.adapter
         self.trex.check(request)
-        rules = self.thinking.rules(ask)
-        ids = prompt_token_ids(self.tokenizer, ask, context_tokens=self._context_tokens)
-        ids = self.thinking.add_block(ask, ids)
+        ids = prompt_token_ids(self.template, ask, context_tokens=self._context_tokens)
+        rules = self.thinking.rules(ask, len(ids))
+        reader = self.thinking.reader(ask, rules)
         return VllmCall(
             request=request,
             prompt_ids=ids,
             prompt=tokens_input(ids, cache_salt=cache_salt(request)),
-            params=sampling_params(ask, stream=stream, intuition=request.intuition, rules=rules),
+            params=sampling_params(
+                ask,
+                stream=stream or reader.parts,
+                intuition=request.intuition,
+                rules=rules,
+                end_of_turn=self.template.end_of_turn,
+                special_tokens=reader.parts and self.template.tags_are_special,
+            ),
             lora=None if adapter is None else lora_request(adapter),
             rules=rules,
-            reader=self.thinking.reader(ask),
+            reader=reader,
         )
 
 
@@ -83,7 +91,7 @@ class VllmCall:
     def read(self, output: Any) -> str:
         """Read one of vLLM's outputs for this call; returns what of it belongs to the answer."""
         said = output.outputs[0]
-        piece = self.reader.read(said.text, said.token_ids)
+        piece = self.reader.read(said.text, said.token_ids, last=output.finished)
         self.reader.note_logprob(said.cumulative_logprob)
         return piece
 
@@ -135,9 +143,18 @@ def lora_request(adapter: LoadedAdapter) -> Any:
 
 
 def sampling_params(
-    ask: Ask, *, stream: bool, intuition: tuple[float, ...] | None = None, rules: ThinkingRules | None = None
+    ask: Ask,
+    *,
+    stream: bool,
+    intuition: tuple[float, ...] | None = None,
+    rules: ThinkingRules | None = None,
+    end_of_turn: int | None = None,
+    special_tokens: bool = False,
 ) -> Any:
     """vLLM's sampling parameters for an ask; pieces as they come when `stream`, else the whole at the end.
+
+    The reply ends at `end_of_turn` as at the model's own end. Its text has the special tokens in it where it thinks,
+    and with `special_tokens`: a tag may be one of them, and is looked for in the text.
 
     A T-REX adapter's semantic vector and the `rules` of an ask that thinks travel in them too: they are what vLLM
     brings to its workers with a request. The reply of such an ask always comes in pieces, and may have its thinking
@@ -160,19 +177,25 @@ def sampling_params(
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.DELTA if stream or rules is not None else RequestOutputKind.FINAL_ONLY,
         extra_args=extra or None,
-        skip_special_tokens=rules is None,  # the end tag may be a special token, and is looked for in the text
+        stop_token_ids=None if end_of_turn is None else [end_of_turn],
+        skip_special_tokens=rules is None and not special_tokens,
     )
 
 
-def prompt_token_ids(tokenizer: Any, ask: Ask, *, context_tokens: int) -> list[int]:
-    """Token ids of an ask's messages in the model's chat template, with the answer's opening.
+def prompt_token_ids(template: ChatTemplate, ask: Ask, *, context_tokens: int) -> list[int]:
+    """Token ids of an ask's messages in the model's chat template, up to where the thinking or the answer begins.
 
     Raises: AskRejectedError when the template refuses the messages or the prompt leaves no room for an answer.
     """
+    messages = [{"role": m.role, "content": m.content} for m in ask.messages]
     try:
-        ids = chat_tokens(tokenizer, [{"role": m.role, "content": m.content} for m in ask.messages])
-    except Exception as error:  # a template may raise any exception
-        raise rejected(ask, f"its messages do not fit the model's chat template: {error}") from error
+        ids = template.prompt(messages, None if ask.thinking is None else not ask.thinking.off)
+    except ChatTemplateError as error:
+        raise AskRejectedError(
+            f"the ask of role {ask.role!r} at step {ask.step_path!r} is refused: {error.problem}",
+            expected=error.expected,
+            remedy=error.remedy,
+        ) from error
     if len(ids) >= context_tokens:
         raise AskRejectedError(
             f"the prompt of role {ask.role!r} at step {ask.step_path!r} has {len(ids)} tokens",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, JsonValue, model_validator
 
+from ...agents.chat_template import TemplateSettings
 from ...agents.frozen_model import FrozenModel
 from ...agents.thinking import ThinkingTags
 from ...specializers.shelf.fier_settings import FierSettings
@@ -91,8 +92,12 @@ class EngineSettings(FrozenModel):
     """Retrieval attention for every engine (CPU only). A variant's own settings win. What it keeps comes out of
     `kv_cache_mib`."""
 
-    thinking_tags: ThinkingTags = ThinkingTags()
-    """The text that the models in use were trained to think between."""
+    thinking_tags: ThinkingTags | None = None
+    """The text that the models in use were trained to think between. None reads it from their chat templates."""
+
+    chat_template_args: dict[str, JsonValue] = Field(default_factory=dict)
+    """Arguments of the models' chat templates, such as `{enable_thinking: false}`. `metier make` trains with them, too,
+    and an adapter is served with those it was trained with. A role's `thinking` goes before `enable_thinking`."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number type of the weights where the variant says `auto`. `auto` here too is what this machine computes fastest,
@@ -112,6 +117,19 @@ class EngineSettings(FrozenModel):
 
     data_parallel: int = Field(default=1, ge=1)
     """Copies of the model that share the asks of one engine. Passed on to vLLM; we have not run it."""
+
+    @model_validator(mode="after")
+    def _template_can_be_written(self) -> Self:
+        TemplateSettings(args=self.chat_template_args)
+        return self
+
+    def __hash__(self) -> int:  # the generated one cannot take template arguments
+        return hash(self.model_dump_json())
+
+    @property
+    def template(self) -> TemplateSettings:
+        """How the models' chat templates are written."""
+        return TemplateSettings(args=self.chat_template_args, tags=self.thinking_tags)
 
     def with_room_for(self, ranks: Iterable[int]) -> EngineSettings:
         """These settings with slots wide enough for adapters of these ranks, unless `slot_rank` was set."""

@@ -285,7 +285,7 @@ def _traffic_row(row: sqlite3.Row) -> TrafficRow:
         role=row["role"],
         messages=_messages(row["messages"]),
         reply=row["reply"],
-        thinking=None if row["thinking_profile"] is None else row["thinking"],
+        thinking=row["thinking"] or (None if row["thinking_profile"] is None else ""),
         score=row["score"],
         run_id=row["run"],
         step_path=row["path"],

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...agents.chat_tokens import chat_tokens
+from ...agents.chat_template import ChatTemplate, TemplateSettings
+from ...agents.errors import ChatTemplateError
 from ...agents.frozen_model import FrozenModel
 
 __all__ = ["PROMPTS", "KnownAnswer", "make_self_check", "read_self_check"]
@@ -30,6 +31,7 @@ FIRST_WORDS = 16
 """Likeliest first tokens that are kept of each answer."""
 
 _NAMELESS = ""
+_PLAIN = TemplateSettings()
 # Numbers of 16 bits and sums in another order come to 0.2 nats or so; weights that were read wrongly to several. A
 # model that is sure of nothing has all its logits closer together, and its errors are smaller.
 _MOST_DISTANCE = 0.6
@@ -53,6 +55,9 @@ class KnownAnswer(FrozenModel):
     first: tuple[tuple[str, float], ...]
     """Likeliest first tokens after it, as (text, log-probability in nats), the likeliest first."""
 
+    thinking_off: bool = False
+    """Whether thinking is closed behind the prompt: a model that thinks would begin all its answers with one tag."""
+
     @property
     def limit(self) -> float:
         """How far, in nats, a right engine's answer may be from this one."""
@@ -72,14 +77,23 @@ class KnownAnswer(FrozenModel):
         return max(difference, (self.first[0][1] - nearest) / 2)
 
 
-def make_self_check(weights: Path) -> list[dict[str, Any]]:
-    """What the model in `weights` begins its answers with, for the card; computed in float32, layer by layer."""
+def make_self_check(weights: Path, template: TemplateSettings = _PLAIN) -> list[dict[str, Any]]:
+    """What the model in `weights` begins its answers with, for the card; computed in float32, layer by layer.
+
+    `template` says how prompts are written. Empty for a model without a chat template, which no engine asks.
+    """
     from transformers import AutoTokenizer
 
     from .layer_stream import LayerStream
 
     tokenizer = AutoTokenizer.from_pretrained(weights)
-    rows = [chat_tokens(tokenizer, [{"role": "user", "content": prompt}]) for prompt in PROMPTS]
+    chats = ChatTemplate(tokenizer, template)
+    try:
+        closed = chats.thinking.known
+        thinks = False if closed else None
+        rows = [chats.prompt([{"role": "user", "content": prompt}], thinks) for prompt in PROMPTS]
+    except ChatTemplateError:
+        return []
     known = []
     for prompt, logits in zip(PROMPTS, LayerStream(weights).logits(rows), strict=True):
         best = logits[-1].log_softmax(-1).topk(min(FIRST_WORDS, logits.shape[-1]))
@@ -87,7 +101,7 @@ def make_self_check(weights: Path) -> list[dict[str, Any]]:
             (_named(tokenizer.decode([token], skip_special_tokens=True)), round(value, 4))
             for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         )
-        known.append(KnownAnswer(prompt=prompt, first=first).model_dump(mode="json"))
+        known.append(KnownAnswer(prompt=prompt, first=first, thinking_off=closed).model_dump(mode="json"))
     return known
 
 

@@ -41,7 +41,12 @@ def calibration_rows(settings: CalibrationSettings, job: Job) -> list[EncodedRow
     from transformers import AutoTokenizer
 
     drawn = sample_rows(job.rows, count=settings.calibration_rows, seed=job.seed)
-    return encode_rows(drawn, AutoTokenizer.from_pretrained(job.model), max_row_tokens=settings.max_row_tokens)
+    return encode_rows(
+        drawn,
+        AutoTokenizer.from_pretrained(job.model),
+        max_row_tokens=settings.max_row_tokens,
+        template=job.template,
+    )
 
 
 def run_rows(model: Any, rows: Sequence[EncodedRow]) -> None:

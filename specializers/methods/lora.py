@@ -57,7 +57,7 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
 
     parent = _parent(settings, job)
     base = load_base(job, settings)
-    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
+    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens, template=job.template)
     targets = linear_targets(base.model, settings.targets)
     tuned = add_lora(
         base.model,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ...agents.backend import Backend
+from ...agents.chat_template import TemplateSettings
 from ...agents.errors import RecipeError, did_you_mean
 from ...agents.traffic import TrafficRow
 from ..shelf.fier_settings import FierSettings
@@ -52,7 +53,7 @@ class Job:
     what came before, if it has an adapter. `base_name` is how people call the base. Results go to `out`: `adapter/`
     in the peft layout, `weights/` as a checkpoint (tokenizer files are added to it). New weights drop the adapter,
     unless the method writes one that fits them. Checkpoints of the work go to `work_dir`; `fingerprint` covers
-    recipe, data, base and parent.
+    recipe, data, base and parent. `template` is how prompts are written in the model's chat template.
     """
 
     model: Path
@@ -70,6 +71,7 @@ class Job:
     serve: Callable[[], AbstractAsyncContextManager[Backend]] | None = None
     try_out: Callable[[Sequence[Made]], tuple[list[str], AbstractAsyncContextManager[Backend]]] | None = None
     folder: Path = Path()
+    template: TemplateSettings = TemplateSettings()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.backend import Backend
+from ...agents.chat_template import TemplateSettings
 from ...agents.content_hash import content_hash
 from ...agents.errors import QualityError, RecipeError, TrainingError, VariantError
 from ...agents.prompts import PROMPT_LAYOUT
@@ -33,6 +34,7 @@ from .stages import TRAINING_LOG, Stage, apply_methods, stage_results
 __all__ = ["TRAINING_LOG", "produce"]
 
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_PLAIN = TemplateSettings()
 
 
 def produce(
@@ -45,6 +47,7 @@ def produce(
     open_backend: OpenBackend | None = None,
     on_note: Callable[[str], None] | None = None,
     threads: int | None = None,
+    template: TemplateSettings = _PLAIN,
 ) -> Variant:
     """Make the variant a recipe describes, put it on the shelf, and return its record.
 
@@ -56,6 +59,7 @@ def produce(
     A recipe with `accept` measures what each method made through `open_backend(shelf)`, and ends with the last one
     that held the role's quality; its card says what was rejected. `on_note` hears what is being measured, and how it
     is computed: on `threads`, or as many as `training_threads` finds free.
+    `template` says how prompts are written in the base's chat template; its arguments become part of the record.
     Raises: RecipeError (parent, data or settings do not fit), TrainingError (not finite, or another process is
     making it), QualityError (already the first method lost too much), VariantError (shelf, base or parent cannot be
     used, or the disk is full).
@@ -77,6 +81,7 @@ def produce(
             expected=f"at most layout {PROMPT_LAYOUT}",
             remedy="Export the traffic again with this version.",
         )
+    args = {"chat_template_args": template.args} if template.args else {}
     record: dict[str, Any] = {
         "base": fingerprint,
         "parent": None if parent is None else parent.id,
@@ -84,6 +89,7 @@ def produce(
         "seed": recipe.seed,
         "data": data_fingerprint(rows),
         "prompt_layout": layout,
+        **args,
     }
     # What is accepted decides where a recipe ends, not what its methods make: another margin trains nothing again.
     job_name = content_hash(record)
@@ -92,7 +98,7 @@ def produce(
         accept = recipe.accept.model_dump(mode="json")
         asked = {**record, "recipe": {**record["recipe"], "accept": accept}}
     for known in shelf.list():
-        if known.model_dump(mode="json", include=set(asked)) == asked:
+        if known.model_dump(mode="json", include={*asked, "chat_template_args"}) == asked:
             return known
     work = (work_dir or shelf.folder / ".work") / job_name
     checkpoint = "base" if parent is None else parent.checkpoint
@@ -111,6 +117,7 @@ def produce(
         parent_name=None if parent is None else parent.name,
         serve=None if open_backend is None else partial(open_backend, shelf),
         folder=recipe.folder,
+        template=template,
     )
     _check_methods(recipe, job)
     for title, place in (("work folder", work), ("shelf", shelf.folder)):
@@ -168,7 +175,7 @@ class _Making:
         stage_results(stages, out)
         own = (out / "weights").is_dir()
         if own and self_check:
-            card = {**card, "self_check": make_self_check(out / "weights")}
+            card = {**card, "self_check": make_self_check(out / "weights", self.job.template)}
         engine = EngineSpec(base=self.record["base"]) if self.parent is None else self.parent.engine
         fier = next((stage.made.fier for stage in reversed(stages) if stage.made.fier is not None), None)
         attention = {} if fier is None else {"attention": "fier", "fier": fier}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ...agents.content_hash import content_hash
 from ...agents.frozen_model import FrozenModel
@@ -98,6 +98,10 @@ class Variant(FrozenModel):
 
     prompt_layout: int
     """Version of the prompt layout that it was made for."""
+
+    # Variants without any keep the content ids they had before there were arguments.
+    chat_template_args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
+    """Arguments of the chat template that it was made with."""
 
     engine: EngineSpec
     """The engine half."""

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...agents.chat_tokens import chat_tokens, text_tokens
-from ...agents.errors import TrainingError
-from ...agents.thinking import ThinkingTags, open_thinking
+from ...agents.chat_template import ChatTemplate, TemplateSettings
+from ...agents.chat_tokens import text_tokens
+from ...agents.errors import ChatTemplateError, TrainingError
 from ...agents.traffic import TrafficRow
 
 __all__ = ["EncodedRow", "encode_rows", "pad_token", "passes", "plan_batches", "shared_start"]
 
 # Rows are sorted by length within pools of this many batches: enough to pad little, few enough to stay mixed.
 _POOL_BATCHES = 16
-DEFAULT_TAGS = ThinkingTags()
+PLAIN = TemplateSettings()
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,16 @@ def encode_rows(
     *,
     max_row_tokens: int,
     intuition: Callable[[str], tuple[float, ...]] | None = None,
-    tags: ThinkingTags = DEFAULT_TAGS,
+    template: TemplateSettings = PLAIN,
 ) -> list[EncodedRow]:
     """Tokenise rows exactly as an engine prompts: chat template, generation prompt, reply, end of turn.
 
     Prompt and reply are tokenised apart, because that is where an engine starts to generate. A row without messages
     is plain text, of which all tokens but the first are learned. What a row thought is learned with the tag that ends
     it; where its thinking was off, the closed block is part of the prompt. `intuition` turns a row's task into
-    T-REX's input about it.
-    Raises: TrainingError for no rows, a row longer than `max_row_tokens`, or text too short to learn from.
+    T-REX's input about it; `template` says how the chat template is written.
+    Raises: TrainingError for no rows, a row longer than `max_row_tokens`, text too short to learn from, or messages
+    that the chat template cannot write.
     """
     if not rows:
         raise TrainingError(
@@ -59,9 +60,14 @@ def encode_rows(
             expected="at least one row",
             remedy="Check the recipe's `data`: its role, its min_score, or its program's size.",
         )
-    encoded = []
+    encoded, chats = [], ChatTemplate(tokenizer, template)
     for number, row in enumerate(rows, 1):
-        prompt, answer = _tokens_of(row, tokenizer, tags)
+        try:
+            prompt, answer = _tokens_of(row, chats)
+        except ChatTemplateError as error:
+            raise TrainingError(
+                f"training row {number}: {error.problem}", expected=error.expected, remedy=error.remedy
+            ) from error
         if not answer:
             raise TrainingError(
                 f"training row {number} is text of {len(prompt)} tokens",
@@ -79,23 +85,15 @@ def encode_rows(
     return encoded
 
 
-def _tokens_of(row: TrafficRow, tokenizer: Any, tags: ThinkingTags) -> tuple[list[int], list[int]]:
-    def ids(tag: str) -> list[int]:
-        found: list[int] = tokenizer(tag, add_special_tokens=False).input_ids
-        return found
-
-    reply = text_tokens(tokenizer, row.reply)
+def _tokens_of(row: TrafficRow, template: ChatTemplate) -> tuple[list[int], list[int]]:
     if not row.messages:
-        return reply[:1], reply[1:]
-    prompt = chat_tokens(tokenizer, [{"role": m.role, "content": m.content} for m in row.messages])
-    reply.append(tokenizer.eos_token_id)
-    if row.thinking is None:
-        return prompt, reply
-    # Each piece by itself: so an engine puts them together, and `</think>{` as one text would be other tokens.
-    opened = ids(tags.open)
-    if not row.thinking:
-        return open_thinking(prompt, opened, ids(tags.empty)), reply
-    return open_thinking(prompt, opened, opened), [*text_tokens(tokenizer, row.thinking), *ids(tags.close), *reply]
+        text = text_tokens(template.tokenizer, row.reply)
+        return text[:1], text[1:]
+    thinks = None if row.thinking is None else bool(row.thinking)
+    prompt = template.prompt([{"role": m.role, "content": m.content} for m in row.messages], thinks)
+    # Thinking that the template opens by itself is learned to be closed at once, where the row did not think.
+    thought = "" if thinks is None and template.thinking.opens else row.thinking or None
+    return prompt, template.reply_tokens(row.reply, thought)
 
 
 def plan_batches(lengths: Sequence[int], *, batch_rows: int, steps: int, seed: int) -> list[list[int]]:

@@ -8,71 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metier.agents.chat_template import ChatTemplate
 from metier.agents.chat_tokens import chat_tokens, control_marks, text_tokens
+from tests.chat_templates import TEMPLATES, tokenizer_of
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# Each as its family writes turns: the marks, who may speak, what is trimmed or taken out of a content.
-FAMILIES: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
-    "chatml": (("<|endoftext|>", "<|im_start|>", "<|im_end|>"), (), CHATML),
-    "qwen3": (
-        ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-        ("<think>", "</think>", "<tool_call>", "</tool_call>"),
-        "{% for m in messages %}"
-        "{% set text = m.content.split('</think>')[-1] if m.role == 'assistant' else m.content %}"
-        "<|im_start|>{{ m.role }}\n{{ text }}<|im_end|>\n{% endfor %}{# <tool_call> </tool_call> #}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}",
-    ),
-    "llama3": (
-        ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
-        (),
-        "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
-        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
-        "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
-    ),
-    "gemma": (
-        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
-        ("\n\n", "<h1>"),
-        "<bos>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else 'user' }}\n"
-        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
-        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
-    ),
-    "mistral": (
-        ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]"),
-        (),
-        "<s>{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}</s>"
-        "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}",
-    ),
-    "phi3": (
-        ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-        (),
-        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
-    ),
-}
-
-
-def tokenizer_of(family: str, normalise: bool = False) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special, added, template = FAMILIES[family]
-    vocab = {piece: id for id, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    if normalise:
-        backend.normalizer = normalizers.NFKC()
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=normalise) for text in special])
-    backend.add_tokens([AddedToken(text, special=False, normalized=normalise) for text in added])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-TOKENIZERS = {family: tokenizer_of(family) for family in FAMILIES}
+TOKENIZERS = {family: tokenizer_of(family) for family in TEMPLATES}
 
 
 def hostile_texts(marks: tuple[str, ...]) -> list[str]:
@@ -97,7 +37,7 @@ def count(ids: list[int], wanted: set[int]) -> int:
     return sum(id in wanted for id in ids)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEMPLATES)
 def test_hostile_texts_write_no_control_token(family: str) -> None:
     tokenizer = TOKENIZERS[family]
     wanted = controls(tokenizer)
@@ -105,7 +45,7 @@ def test_hostile_texts_write_no_control_token(family: str) -> None:
     written_by_template = count(chat_tokens(tokenizer, benign), wanted)
     assert written_by_template
     texts = hostile_texts(control_marks(tokenizer))
-    assert len(texts) * len(FAMILIES) > 100
+    assert len(texts) * len(TEMPLATES) > 200
     for text in texts:
         for place in range(3):
             messages = [dict(m) for m in benign]
@@ -117,7 +57,7 @@ def test_hostile_texts_write_no_control_token(family: str) -> None:
         assert unchanged in tokenizer.decode(text_tokens(tokenizer, unchanged))  # the same characters
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TEMPLATES)
 @settings(max_examples=50, deadline=None)
 @given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=3))
 def test_other_texts_give_the_ids_they_gave(family: str, texts: list[str]) -> None:
@@ -132,7 +72,7 @@ def test_other_texts_give_the_ids_they_gave(family: str, texts: list[str]) -> No
 
 
 def test_ordinary_added_tokens_stay_words() -> None:
-    tokenizer = TOKENIZERS["gemma"]
+    tokenizer = TOKENIZERS["gemma2"]
     assert "<h1>" not in control_marks(tokenizer) and "\n\n" not in control_marks(tokenizer)
     assert tokenizer.convert_tokens_to_ids("<h1>") in text_tokens(tokenizer, "<h1> and <eos>")
 
@@ -154,3 +94,19 @@ def test_a_system_turn_cannot_be_forged() -> None:
     )
     assert ids[: len(real)] != real
     assert tokenizer.decode(ids).count("<|im_start|>") == 5  # two of them as plain text
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("thinks", [None, True, False])
+def test_nor_do_they_where_turns_become_one(family: str, thinks: bool | None) -> None:
+    """A system's text that moves into a user's turn is still no control token."""
+    tokenizer = TOKENIZERS[family]
+    template, wanted = ChatTemplate(tokenizer), controls(tokenizer)
+    roles = ("system", "user", "user", "assistant", "user")
+    benign = [{"role": role, "content": f"text {number}"} for number, role in enumerate(roles)]
+    written_by_template = count(template.prompt(benign, thinks), wanted)
+    for text in hostile_texts(control_marks(tokenizer)):
+        for place in range(len(roles)):
+            messages = [dict(m) for m in benign]
+            messages[place]["content"] = text
+            assert count(template.prompt(messages, thinks), wanted) == written_by_template, (text, place)

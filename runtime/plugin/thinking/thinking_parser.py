@@ -10,12 +10,11 @@ from typing import Any
 
 from vllm.reasoning.abs_reasoning_parsers import ReasoningParser
 
-from ....agents.thinking import ThinkingTags
+from ....agents.chat_template import ChatTemplate
 from .end_tag import end_tag
 
 __all__ = ["EndTagParser"]
 
-_TAGS = ThinkingTags()
 _PROMPT_END_TOKENS = 32
 
 
@@ -23,18 +22,19 @@ class EndTagParser(ReasoningParser):
     """Finds the end of thinking. Made by vLLM for each request with a grammar that thinks; `close` is its end tag.
 
     Our engines pass with each request whether it thinks. Elsewhere (`vllm serve --reasoning-parser metier`) a prompt
-    thinks if it ends with the default open tag.
+    thinks if it ends with the open tag of the model's chat template.
     """
 
-    def __init__(self, tokenizer: Any, *args: Any, close: str = _TAGS.close, **kwargs: Any) -> None:
+    def __init__(self, tokenizer: Any, *args: Any, close: str = "", **kwargs: Any) -> None:
         super().__init__(tokenizer, *args, **kwargs)
         self._tokenizer = tokenizer
-        self._close = end_tag(tokenizer, close)
+        self._template = ChatTemplate(tokenizer)
+        self._close = end_tag(tokenizer, close or self._template.thinking.tags.close)
 
     def is_reasoning_end(self, input_ids: Sequence[int]) -> bool:
         """Whether a prompt leaves no thinking open, so that its grammar holds from the first token."""
         tail: str = self._tokenizer.decode(list(input_ids[-_PROMPT_END_TOKENS:]), skip_special_tokens=False)
-        return not tail.rstrip().endswith(_TAGS.open.rstrip())
+        return not tail.rstrip().endswith(self._template.thinking.tags.open.rstrip())
 
     def is_reasoning_end_streaming(self, input_ids: Sequence[int], delta_ids: Iterable[int]) -> bool:
         """Whether the last token read completes the end tag."""

@@ -148,7 +148,7 @@ def _choose(choice: BudgetChoice, fier: FierSettings, job: Job) -> tuple[FierSet
     from .retrieval_recall import measure_recall
     from .sweep import held_budget, prompt_tokens, sweep_budgets
 
-    prompts = sorted(prompt_tokens(job.model, job.rows), key=len, reverse=True)
+    prompts = sorted(prompt_tokens(job.model, job.rows, job.template), key=len, reverse=True)
     shortest = max(fier.min_context_tokens, choice.budgets[-1] + 1)
     long = sum(len(prompt) >= shortest for prompt in prompts)
     if 2 * long < len(prompts):

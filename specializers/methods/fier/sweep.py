@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 
 from ....agents.backend import Backend
-from ....agents.chat_tokens import chat_tokens
+from ....agents.chat_template import ChatTemplate, TemplateSettings
 from ....agents.errors import QualityError, RecipeError
 from ....agents.traffic import TrafficRow
 from ...shelf.fier_settings import FierSettings
@@ -41,12 +41,12 @@ class BudgetPoint:
     decode_ms: float
 
 
-def prompt_tokens(model: Path, rows: Sequence[TrafficRow]) -> list[list[int]]:
-    """Token ids of the rows' prompts in the checkpoint's chat template."""
+def prompt_tokens(model: Path, rows: Sequence[TrafficRow], template: TemplateSettings) -> list[list[int]]:
+    """Token ids of the rows' prompts in the checkpoint's chat template; raises ChatTemplateError as that does."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return [chat_tokens(tokenizer, [{"role": m.role, "content": m.content} for m in row.messages]) for row in rows]
+    chats = ChatTemplate(AutoTokenizer.from_pretrained(model), template)
+    return [chats.prompt([{"role": m.role, "content": m.content} for m in row.messages]) for row in rows]
 
 
 def smallest_budget(points: Sequence[BudgetPoint], margin: float) -> BudgetPoint | None:

@@ -44,7 +44,7 @@ def make_msq(settings: MsqSettings, job: Job) -> Made:
     rows too long, or a checkpoint of another job), OSError when the disk is full.
     """
     base = load_tunable(job, settings)
-    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
+    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens, template=job.template)
     layers = linear_layers(CheckpointReader(job.model))
     trained = _choose_trained(base.model, layers)
     objective = MsqObjective(

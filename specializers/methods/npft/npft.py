@@ -101,7 +101,7 @@ def make_npft(settings: NpftSettings, job: Job) -> Made:
     import torch
 
     base = load_tunable(job, settings)
-    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
+    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens, template=job.template)
     head = base.model.get_output_embeddings()
     noisy = {
         name: module.weight

@@ -146,7 +146,7 @@ def make_pat(settings: PatSettings, job: Job) -> Made:
     check_pat(settings, job)
     shape = read_prunable(job.model)
     base = load_tunable(job, settings)
-    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens)
+    rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens, template=job.template)
     tuned = _with_operators(settings, job, shape, base)
     objective = PatObjective(
         tuned, active_weight=settings.active_weight, identity_weight=settings.identity_weight, **base.placed

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ....agents.chat_template import TemplateSettings
 from ....agents.errors import VariantError
 from ....agents.traffic import TrafficRow, data_fingerprint
 from ...adapters.adapter_check import SLOT_RANKS, check_adapter, check_variant
@@ -52,7 +53,13 @@ def export_as_lora(
     data = data_fingerprint(rows)
     with new_staging(shelf) as work:
         frozen = freeze_gate(
-            shelf.path(parent) / "adapter", place, rows, work, settings=chosen, on_progress=on_progress
+            shelf.path(parent) / "adapter",
+            place,
+            rows,
+            work,
+            settings=chosen,
+            template=TemplateSettings(args=parent.chat_template_args),
+            on_progress=on_progress,
         )
         for done in frozen:
             method = {"method": "frozen-gate", "cluster": done.cluster, **chosen.model_dump()}
@@ -63,6 +70,7 @@ def export_as_lora(
                 "seed": chosen.seed,
                 "data": data,
                 "prompt_layout": parent.prompt_layout,
+                "chat_template_args": parent.chat_template_args,
                 "engine": parent.engine.model_copy(update={"weights": parent.checkpoint}),
                 "ask": parent.ask.model_copy(update={"adapter": "lora", "rank": done.rank}),
                 "card": {

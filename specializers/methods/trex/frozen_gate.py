@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from ....agents.chat_template import TemplateSettings
 from ....agents.errors import RecipeError
 from ....agents.frozen_model import FrozenModel
 from ....agents.traffic import TrafficRow
@@ -22,6 +23,7 @@ from ...adapters.adapter_files import PEFT_PREFIX
 from ...adapters.adapter_writing import write_lora
 from ...adapters.logit_error import LogitError, LogitErrorMeter
 from ...adapters.semantic_map import SemanticMap
+from ...checkpoints.attention import open_model
 from ...training.batches import EncodedRow, encode_rows, pad_token
 from .gate_projection import GateMoments, Projection, frozen_factors
 from .layer import TrexLinear, expert_gate
@@ -33,6 +35,8 @@ __all__ = [
     "cluster_rows",
     "freeze_gate",
 ]
+
+_PLAIN = TemplateSettings()
 
 
 class FrozenGateSettings(FrozenModel):
@@ -106,12 +110,14 @@ def freeze_gate(
     out: Path,
     *,
     settings: FrozenGateSettings | None = None,
+    template: TemplateSettings = _PLAIN,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[FrozenCluster]:
     """Write the T-REX adapter's frozen gates as LoRA folders `out/cluster-NN`, one at a time, each measured.
 
-    `base` is the checkpoint the adapter is for. The loss is measured by logits at the answer tokens of held-out
-    rows, teacher-forced, in float32, with the written bfloat16 file. `on_progress` gets clusters done and in all.
+    `base` is the checkpoint the adapter is for, `template` how its chat template is written. The loss is measured by
+    logits at the answer tokens of held-out rows, teacher-forced, in float32, with the written bfloat16 file.
+    `on_progress` gets clusters done and in all.
     Raises: RecipeError when no cluster has enough rows or a row has no task, TrainingError for rows too long.
     """
     from transformers import AutoTokenizer
@@ -136,6 +142,7 @@ def freeze_gate(
             tokenizer,
             max_row_tokens=chosen.max_row_tokens,
             intuition=models.semantic_map.intuition,
+            template=template,
         )
         measured, calibration = encoded[:held_out], encoded[held_out:]
         folder = out / f"cluster-{k:02d}"
@@ -168,7 +175,7 @@ class _Models:
 
         register_trex()
         self._base = base
-        self.trex = PeftModel.from_pretrained(_load_base(base), adapter).eval()
+        self.trex = PeftModel.from_pretrained(open_model(base, dtype=torch.float32), adapter).eval()
         self.semantic_map: SemanticMap = self.trex.base_model.semantic_map()
         self._layers = {
             name.removeprefix(PEFT_PREFIX): layer
@@ -242,19 +249,15 @@ class _Models:
 
         name = folder.name
         if self._lora is None:
-            self._lora = PeftModel.from_pretrained(_load_base(self._base), folder, adapter_name=name).eval()
+            self._lora = PeftModel.from_pretrained(
+                open_model(self._base, dtype=torch.float32), folder, adapter_name=name
+            ).eval()
         else:
             before = self._lora.active_adapter
             self._lora.load_adapter(folder, name)
             self._lora.set_adapter(name)
             self._lora.delete_adapter(before)
         return self._lora
-
-
-def _load_base(base: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 
 
 def _batches(rows: Sequence[EncodedRow], batch_rows: int, pad: int) -> Iterator[_Batch]:

@@ -97,6 +97,7 @@ def make_trex(settings: TrexSettings, job: Job) -> Made:
         base.tokenizer,
         max_row_tokens=settings.max_row_tokens,
         intuition=semantic_map.intuition if settings.intuition else None,
+        template=job.template,
     )
     targets = linear_targets(base.model, settings.targets)
     config.target_modules = targets

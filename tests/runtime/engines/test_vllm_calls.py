@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metier.agents.errors import AskRejectedError, EngineError
-from metier.agents.messages import Ask
+from metier.agents.messages import Ask, Message
 from metier.agents.thinking import ThinkingProfile
 from metier.runtime.engines import thinking_asks
 from metier.runtime.engines.engine import EngineRequest
@@ -18,6 +18,7 @@ from metier.runtime.engines.engine_errors import ask_error
 from metier.runtime.engines.vllm_calls import VllmAsks
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.slots.adapter import LoadedAdapter
+from tests.chat_templates import tokenizer_of
 from tests.tiny_model import write_tiny_llama
 
 MakeAsk = Callable[..., Ask]
@@ -94,3 +95,75 @@ def test_what_vllm_finds_wrong_with_an_ask_is_a_refusal(asks: VllmAsks, make_ask
     assert isinstance(refusal, AskRejectedError) and "bad grammar" in refusal.problem
     broken = ask_error(ask, RuntimeError("out of memory"))
     assert type(broken) is EngineError and "out of memory" in broken.problem
+
+
+def asks_of(family: str, **settings: Any) -> VllmAsks:
+    return VllmAsks(tokenizer_of(family), EngineSettings(**settings), context_tokens=300)
+
+
+def read_all(asks: VllmAsks, ask: Ask, *pieces: str) -> tuple[str, str, str]:
+    """(answer, thinking, what was streamed) of a reply that comes in these pieces."""
+    call, heard = asks.prepare(EngineRequest(ask), stream=True), ""
+    for at, piece in enumerate(pieces, 1):
+        ids = asks.tokenizer(piece, add_special_tokens=False).input_ids
+        heard += call.read(output(piece, ids, finished="stop" if at == len(pieces) else None))
+    return call.reader.answer, call.reader.thinking, heard
+
+
+def test_thoughts_never_come_back_as_the_answer(make_ask: MakeAsk) -> None:
+    """No profile: one template has opened thinking, with the other the model may do so itself."""
+    opened = asks_of("qwq").prepare(EngineRequest(make_ask(max_tokens=20)), stream=False)
+    assert opened.rules is not None and opened.rules.profile.max_tokens == 20
+    assert opened.params.max_tokens == 20 + 20 + len(opened.rules.close_ids)
+    assert read_all(asks_of("qwq"), make_ask(), "2 and 2", "</thi", "nk>\n\n", "4") == ("4", "2 and 2", "4")
+    for family in ("qwen3", "magistral", "smollm3"):
+        asks = asks_of(family)
+        tags = asks.template.thinking.tags
+        name, close = tags.open.strip(), tags.close
+        assert asks.prepare(EngineRequest(make_ask()), stream=False).rules is None
+        assert read_all(asks, make_ask(), name[:3], name[3:], "\n2 and 2\n", close, "\n\n4") == ("4", "2 and 2", "4")
+        assert read_all(asks, make_ask(), name + "2 and 2") == ("", "2 and 2", "")  # cut off while it thinks
+        assert read_all(asks, make_ask(), "4", " " + name) == (f"4 {name}", "", f"4 {name}")
+        assert read_all(asks, make_ask(), name[0]) == (name[0], "", name[0])
+
+
+def test_a_model_that_knows_no_thinking_may_write_the_tag(make_ask: MakeAsk) -> None:
+    assert read_all(asks_of("chatml"), make_ask(), "<think>", "</think>") == ("<think></think>", "", "<think></think>")
+
+
+def test_a_grammar_begins_behind_thinking_that_the_template_opens(make_ask: MakeAsk) -> None:
+    opened = asks_of("deepseek_r1").prepare(EngineRequest(make_ask(answer_schema=SCHEMA)), stream=False)
+    assert opened.grammar == {"reasoning_ended": False, "reasoning_parser_kwargs": {"close": "</think>"}}
+    strict = asks_of("qwen3").prepare(EngineRequest(make_ask(answer_schema=SCHEMA)), stream=False)
+    assert strict.grammar == {"reasoning_ended": True, "reasoning_parser_kwargs": None}
+
+
+def test_thinking_that_is_opened_unasked_leaves_room_for_an_answer(make_ask: MakeAsk) -> None:
+    call = asks_of("qwq").prepare(EngineRequest(make_ask("seven " * 20, max_tokens=500)), stream=False)
+    assert call.rules is not None
+    taken = len(call.prompt_ids) + call.rules.profile.max_tokens + len(call.rules.close_ids)
+    assert 0 < 300 - taken <= call.rules.profile.max_tokens + 2
+
+
+def test_a_reply_ends_at_the_end_of_a_turn(make_ask: MakeAsk) -> None:
+    for family in ("llama3", "gemma2", "phi3", "chatml_base"):
+        asks = asks_of(family)
+        call = asks.prepare(EngineRequest(make_ask()), stream=False)
+        assert call.params.stop_token_ids == [asks.template.end_of_turn] != [asks.tokenizer.eos_token_id]
+
+
+def test_a_special_token_that_is_a_tag_is_kept_in_the_text(make_ask: MakeAsk) -> None:
+    assert not asks_of("magistral").prepare(EngineRequest(make_ask()), stream=False).params.skip_special_tokens
+    assert asks_of("qwen3").prepare(EngineRequest(make_ask()), stream=False).params.skip_special_tokens
+
+
+def test_arguments_of_the_template_are_settings(make_ask: MakeAsk) -> None:
+    asks = asks_of("qwen3", chat_template_args={"enable_thinking": False})
+    call = asks.prepare(EngineRequest(make_ask()), stream=False)
+    assert asks.tokenizer.decode(call.prompt_ids).endswith("<think>\n\n</think>\n\n")
+
+
+def test_messages_that_a_template_cannot_write_are_refused(make_ask: MakeAsk) -> None:
+    ask = make_ask().model_copy(update={"messages": (Message(role="assistant", content="Hello."),)})
+    with pytest.raises(AskRejectedError, match="is refused: the model's chat template takes no conversation that the"):
+        asks_of("gemma2").prepare(EngineRequest(ask), stream=False)

@@ -61,3 +61,15 @@ def test_the_distance_of_answers() -> None:
     assert KnownAnswer(prompt="", first=(("a", -5.0), ("b", -5.4))).limit == pytest.approx(0.1)
     assert KnownAnswer(prompt="", first=(("a", -5.0), ("b", -5.01))).limit == 0.05
     assert read_self_check({"self_check": [{"prompt": "a", "begins": "b"}]}) == read_self_check({}) == ()
+
+
+def test_a_model_that_thinks_is_known_with_thinking_closed(tmp_path: Path) -> None:
+    """Else all its answers would begin with the same tag."""
+    base = write_tiny_family(tmp_path, "qwen3")
+    usual = read_self_check({"self_check": make_self_check(base)})
+    template = base / "chat_template.jinja"
+    opens = "{% if add_generation_prompt %}<think>\n{% endif %}"
+    template.write_text(template.read_text(encoding="utf-8") + opens, encoding="utf-8")
+    known = read_self_check({"self_check": make_self_check(base)})
+    assert {answer.thinking_off for answer in known} == {True} and {answer.thinking_off for answer in usual} == {False}
+    assert [answer.first for answer in known] != [answer.first for answer in usual]

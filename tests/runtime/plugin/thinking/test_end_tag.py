@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from metier.agents.chat_template import ChatTemplate, TemplateSettings
 from metier.agents.errors import AskRejectedError, SettingsError
 from metier.agents.messages import Ask, Message
 from metier.agents.thinking import THINKING_OFF, ThinkingTags
@@ -120,33 +121,23 @@ def ask(**fields: Any) -> Ask:
 
 def asks(monkeypatch: pytest.MonkeyPatch, status: str = "active") -> ThinkingAsks:
     monkeypatch.setattr(thinking_asks, "plugin_status", lambda: {"thinking": status})
-    return ThinkingAsks(StubTokenizer(), ThinkingTags(), context_tokens=60)
-
-
-def test_a_prompt_gets_its_block_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    thinking, text = asks(monkeypatch), StubTokenizer().decode
-    prompt = [PIECES.index("a")]
-    opened = [*prompt, len(PIECES)]
-    assert thinking.add_block(ask(), prompt) is prompt
-    assert text(thinking.add_block(ask(thinking=9), prompt)) == "a<think>\n"
-    assert text(thinking.add_block(ask(thinking=THINKING_OFF), prompt)) == "a<think>\n</think>"
-    assert text(thinking.add_block(ask(thinking=9), opened)) == "a<think>\n"
-    assert text(thinking.add_block(ask(thinking=THINKING_OFF), opened)) == "a<think>\n</think>"
+    template = ChatTemplate(StubTokenizer(), TemplateSettings(tags=ThinkingTags()))
+    return ThinkingAsks(template, context_tokens=60)
 
 
 def test_thinking_that_leaves_no_room_for_an_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     thinking = asks(monkeypatch)
-    thinking.add_block(ask(thinking=54), [10])
+    thinking.rules(ask(thinking=54), 2)
     with pytest.raises(AskRejectedError, match=r"step 's' and its thinking may take 60 tokens; expected fewer than 60"):
-        thinking.add_block(ask(thinking=55), [10])
+        thinking.rules(ask(thinking=55), 2)
 
 
 def test_an_engine_without_the_plugin_refuses_to_think(monkeypatch: pytest.MonkeyPatch) -> None:
     thinking = asks(monkeypatch, "off (METIER_PLUGIN=0)")
-    assert thinking.rules(ask()) is None
-    assert thinking.rules(ask(thinking=THINKING_OFF)) is None
+    assert thinking.rules(ask(), 3) is None
+    assert thinking.rules(ask(thinking=THINKING_OFF), 3) is None
     with pytest.raises(AskRejectedError, match=r"the plugin's thinking is off \(METIER_PLUGIN=0\)"):
-        thinking.rules(ask(thinking=4))
+        thinking.rules(ask(thinking=4), 3)
 
 
 @given(st.lists(st.integers(0, len(PIECES) - 1), max_size=20), st.data())

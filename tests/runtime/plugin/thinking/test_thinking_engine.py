@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
+from metier.agents.chat_template import ChatTemplate, TemplateSettings
 from metier.agents.errors import AskRejectedError, SettingsError
 from metier.agents.messages import Ask, Reply
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
@@ -17,6 +18,7 @@ from metier.runtime.engines import engine_arguments
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from metier.runtime.engines.thinking_asks import ReplyReader, ThinkingAsks
+from metier.runtime.engines.vllm_calls import VllmAsks
 from metier.runtime.plugin.thinking.end_tag import end_tag
 from tests.runtime.conftest import TINY
 
@@ -136,9 +138,9 @@ async def written_ids(engine: InProcessEngine, ask: Ask, monkeypatch: pytest.Mon
     ids: list[int] = []
     read = ReplyReader.read
 
-    def noting(self: ReplyReader, text: str, token_ids: list[int]) -> str:
+    def noting(self: ReplyReader, text: str, token_ids: list[int], *, last: bool = False) -> str:
         ids.extend(token_ids)
-        return read(self, text, token_ids)
+        return read(self, text, token_ids, last=last)
 
     with monkeypatch.context() as patch:
         patch.setattr(ReplyReader, "read", noting)
@@ -164,7 +166,8 @@ async def test_an_end_the_model_writes_itself_is_found_put_off_and_waited_on(
     )
     close = "".join(pieces[at : at + 2])
     tags = ThinkingTags(close=close, empty=f"<think>\n{close}")
-    monkeypatch.setattr(llm._asks, "thinking", ThinkingAsks(llm._asks.tokenizer, tags, context_tokens=512))
+    template = ChatTemplate(llm._asks.tokenizer, TemplateSettings(tags=tags))
+    monkeypatch.setattr(llm._asks, "thinking", ThinkingAsks(template, context_tokens=512))
     wait = len(llm._asks.thinking._ids["wait"])
     natural, later, waiting, both = await together(
         tiny_engine,
@@ -182,6 +185,20 @@ async def test_an_end_the_model_writes_itself_is_found_put_off_and_waited_on(
     assert waiting.thinking.startswith(("".join(pieces[: at + 1]) + "Wait").strip())
     assert at + 1 + wait <= waiting.usage.thinking_tokens <= at + 9 + wait
     assert both.usage.thinking_tokens == at and json.loads(both.text)
+
+
+async def test_a_reply_ends_at_the_templates_end_of_turn(
+    tiny_engine: InProcessEngine, make_ask: MakeAsk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is another token than the model's own end: one that this random model is sure to write."""
+    llm = tiny_engine._llm
+    ids = await written_ids(tiny_engine, make_ask(max_tokens=20), monkeypatch)
+    at = next(n for n in range(3, 19) if ids[n] not in ids[:n])
+    asks = VllmAsks(llm._asks.tokenizer, TINY, context_tokens=512)
+    monkeypatch.setitem(asks.template.__dict__, "end_of_turn", ids[at])
+    monkeypatch.setattr(llm, "_asks", asks)
+    reply = await tiny_engine.generate(EngineRequest(make_ask(max_tokens=20)))
+    assert reply.finish_reason == "stop" and reply.usage.answer_tokens == at + 1
 
 
 async def test_thinking_survives_preemption(
@@ -223,7 +240,8 @@ async def test_what_cannot_be_thought_is_refused_alone(
             return list(llm._asks.tokenizer.encode(text.upper(), add_special_tokens=add_special_tokens))
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm._asks, "thinking", ThinkingAsks(Losing(), ThinkingTags(), context_tokens=512))
+        template = ChatTemplate(Losing(), TemplateSettings(tags=ThinkingTags()))
+        patch.setattr(llm._asks, "thinking", ThinkingAsks(template, context_tokens=512))
         with pytest.raises(SettingsError, match=r"thinking_tags.open='<think>\\n' becomes"):
             await tiny_engine.generate(EngineRequest(make_ask(thinking=profile(5))))
     assert (await tiny_engine.generate(EngineRequest(make_ask(thinking=profile(5))))).usage.thinking_tokens == 5
