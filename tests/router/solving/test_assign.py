@@ -118,6 +118,15 @@ async def test_choices_that_differ_only_where_nobody_was_asked_are_one_try() -> 
     assert len(set(tried)) == len(tried) and all(planner == "cheap" for planner, _ in tried)
 
 
+async def test_an_incumbent_that_is_not_to_be_chosen_is_measured_and_not_predicted() -> None:
+    given = [row for rows in problem().rows.values() for row in rows.values()]
+    others = [Candidate("cheap"), Candidate("base")]
+    posed = make_problem(given, [Part(role) for role in ROLES], candidates=others)
+    result = await assign(posed, AssignSettings(quality_loss=0.06), check=check(TableRun))
+    (incumbent,) = (contender for contender in result.table if contender.name == "incumbent")
+    assert incumbent.prediction is None and incumbent.measured is not None
+
+
 async def test_a_quality_asked_for_is_held_end_to_end() -> None:
     settings = AssignSettings(limits=Limits(min_quality=0.7))
     result = await assign(problem(), settings, check=check(Clash))
