@@ -18,7 +18,7 @@ from .adapter_check import SLOT_RANKS, check_adapter
 from .adapter_files import CONFIG, PEFT_PREFIX, WEIGHTS, check_finite, merge_remedy, read_config, read_tensors
 from .adapter_writing import write_lora
 from .peft_kinds import NOT_AS_LORA, check_mergeable
-from .peft_models import load_adapter, load_base, logits_of, prompt_tokens
+from .peft_models import load_adapter, load_base, logits_of, peft_at_work, prompt_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,8 @@ def convert_adapter(
     with torch.no_grad():
         bare = logits_of(model, tokens)
         tuned = load_adapter(model, folder, kind)
-        original = logits_of(tuned, tokens)
+        with peft_at_work("compute with", kind, folder):
+            original = logits_of(tuned, tokens)
         factors = _factors(folder, tuned, kind, on_progress)
     del model, tuned
     exact_rank = max(1, *(a.shape[0] for a, _ in factors.values()))
@@ -172,11 +173,13 @@ def _factors(
     if kind == "MISS":
         # Its layers give no change of their own, but peft knows their two factors (their own rank, not this one).
         narrowest = min(min(layer.in_features, layer.out_features) for layer in layers.values())
-        _, state = peft.convert_to_lora(tuned, narrowest)
+        with peft_at_work("convert", kind, folder):
+            _, state = peft.convert_to_lora(tuned, narrowest)
         changes = {name: state[f"{name}.lora_B.weight"] @ state[f"{name}.lora_A.weight"] for name in layers}
     factors = {}
     for done, (name, layer) in enumerate(layers.items(), 1):
-        delta = changes[name] if kind == "MISS" else layer.get_delta_weight("default")
+        with peft_at_work("convert", kind, folder):
+            delta = changes[name] if kind == "MISS" else layer.get_delta_weight("default")
         factors[name.removeprefix(PEFT_PREFIX)] = low_rank_factors(delta)
         if on_progress is not None:
             on_progress(done, len(layers))

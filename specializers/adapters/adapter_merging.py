@@ -21,7 +21,7 @@ from ..shelf.companion_files import add_companions
 from .adapter_files import WEIGHTS, check_finite, read_config, read_tensors
 from .adapter_mending import naming, write_mended
 from .peft_kinds import check_mergeable
-from .peft_models import load_adapter, load_base, logits_of, prompt_tokens
+from .peft_models import load_adapter, load_base, logits_of, peft_at_work, prompt_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +73,10 @@ def merge_adapter(
         tokens = prompt_tokens(base)
         model = load_base(base)
         bare = logits_of(model, tokens)
-        original = logits_of(load_adapter(model, mended, kind), tokens)
-        del model
+        tuned = load_adapter(model, mended, kind)
+        with peft_at_work("compute with", kind, folder):
+            original = logits_of(tuned, tokens)
+        del model, tuned
         say(2, 5)
         # Whether a kind changes a tied head with its embedding is its own affair, so the logits decide.
         merged = _same(_merged(mended, base, kind, apart=True), tokens, original, bare)
@@ -118,15 +120,8 @@ def _merged(folder: Path, base: Path, kind: str, *, apart: bool) -> Any:
         if tied and apart:
             return None
         raise
-    try:
+    with peft_at_work("merge", kind, folder):
         merged = tuned.merge_and_unload(safe_merge=True)
-    except Exception as error:  # peft raises many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise AdapterError(
-            f"peft cannot merge the {kind} adapter {folder}: {reason}",
-            expected="an adapter that fixed weights are equal to",
-            remedy="Train it as LoRA or T-REX.",
-        ) from error
     head, embedding = merged.get_output_embeddings(), merged.get_input_embeddings()
     if tied and torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from .adapter_files import WEIGHTS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PROMPTS", "load_adapter", "load_base", "logits_of", "prompt_tokens"]
+__all__ = ["PROMPTS", "load_adapter", "load_base", "logits_of", "peft_at_work", "prompt_tokens"]
 
 # Short, of several kinds, and the same for every adapter, so that errors compare.
 PROMPTS = (
@@ -49,18 +51,10 @@ def load_adapter(model: Any, folder: Path, kind: str) -> Any:
     from peft import PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as said, peft_at_work("load", kind, folder):
         warnings.simplefilter("always")
-        try:
-            tuned = PeftModel.from_pretrained(model, folder).eval()
-            left = set_peft_model_state_dict(tuned, load_file(folder / WEIGHTS))
-        except Exception as error:  # peft raises many kinds for files that do not fit
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise AdapterError(
-                f"peft cannot load the {kind} adapter {folder}: {reason}",
-                expected="an adapter of this base, written by a peft version like the one here",
-                remedy="Give the base it was trained on, or save it again with this peft version.",
-            ) from error
+        tuned = PeftModel.from_pretrained(model, folder).eval()
+        left = set_peft_model_state_dict(tuned, load_file(folder / WEIGHTS))
     for warning in said:
         # A layer whose tensors are missing keeps its random start, and peft only warns.
         if "missing adapter keys" in str(warning.message):
@@ -76,6 +70,22 @@ def load_adapter(model: Any, folder: Path, kind: str) -> Any:
             remedy="Copy the adapter again, with its own adapter_config.json.",
         )
     return tuned
+
+
+@contextmanager
+def peft_at_work(doing: str, kind: str, folder: Path) -> Iterator[None]:
+    """Raise whatever peft raises, which is of many kinds for files that do not fit, as AdapterError that names it."""
+    try:
+        yield
+    except AdapterError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterError(
+            f"peft cannot {doing} the {kind} adapter {folder}: {reason}",
+            expected="an adapter of this base, written by a peft version like the one here",
+            remedy="Give the base it was trained on, or save it again with this peft version.",
+        ) from error
 
 
 def logits_of(model: Any, prompts: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ...agents.errors import AdapterError
+from ...agents.text_files import shown
 
 if TYPE_CHECKING:
     import numpy
@@ -78,7 +79,7 @@ def find_embedding(embed_id: str) -> TextEmbedding:
     """The embedding of that id; raises AdapterError that lists those known here."""
     if embed_id not in _EMBEDDINGS:
         raise AdapterError(
-            f"there is no embedding {embed_id!r} here",
+            f"there is no embedding {shown(embed_id)} here",
             expected=f"one of {', '.join(sorted(_EMBEDDINGS))}",
             remedy="Register it with register_embedding before the adapter is used, or correct embed_id.",
         )

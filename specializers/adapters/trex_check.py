@@ -66,6 +66,12 @@ def _embed_id(path: Path, block: dict[str, Any]) -> str:
     embed_id = block.get("embed_id")
     if not isinstance(embed_id, str) or not embed_id:
         raise AdapterError(f"{path}: trex.embed_id is {shown(embed_id)}", expected="the name of an embed function")
+    try:
+        find_embedding(embed_id)
+    except AdapterError as error:
+        raise AdapterError(
+            f"{path}: trex.embed_id: {error.problem}", expected=error.expected, remedy=error.remedy
+        ) from error
     return embed_id
 
 
