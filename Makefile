@@ -31,7 +31,7 @@ check: $(INSTALLED) ## Lint, types, and the direction of imports
 format: $(INSTALLED) ## Sort imports and format
 	@$(BIN)/ruff check --fix -q . ; $(BIN)/ruff format -q .
 
-faults: $(INSTALLED) ## Kill and hang campaigns: what survives kill -9 and -STOP (tens of minutes)
+faults: $(INSTALLED) ## Campaigns: kill -9 and -STOP, and mutated files, commands, adapters, replies, requests (an hour)
 	@$(BIN)/python -m pytest -q -m faults
 
 models: $(INSTALLED) ## Every family of models on the engine, against transformers and peft (half an hour at most)
