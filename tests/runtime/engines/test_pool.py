@@ -127,6 +127,24 @@ async def test_adapter_of_another_prompt_layout_is_refused(
         assert (await pool.reply(make_ask(prompt_layout=2))).text == "base:-"
 
 
+async def test_an_adapter_trained_with_other_template_arguments_is_refused(
+    tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
+) -> None:
+    record, folder = tiny_variants["lora0"]
+    quiet = {"enable_thinking": False}
+    variants = {
+        "usual": (record.model_copy(update={"data": "d" * 16}), folder),
+        "quiet": (record.model_copy(update={"data": "d" * 16, "chat_template_args": quiet}), folder),
+        "elsewhere": (record, folder),
+    }
+    settings = TINY.model_copy(update={"chat_template_args": quiet})
+    async with EnginePool(tiny_base, variants.__getitem__, settings, start_engine=Started()) as pool:
+        for name in ("quiet", "elsewhere"):  # one that was trained elsewhere does not say how
+            assert (await pool.reply(make_ask(variant=name))).text
+        with pytest.raises(AdapterError, match=r"trained with the chat template arguments \{\}; expected .*False"):
+            await pool.reply(make_ask(variant="usual"))
+
+
 async def test_adapter_above_the_slot_rank_is_refused(
     tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import metier.specializers
 from metier.specializers.checkpoints.attention import (
     attention_of,
     open_model,
@@ -90,3 +91,13 @@ def test_every_model_of_transformers_names_its_cap_in_the_config_as_gemma_2_does
     for source in Path(transformers.models.__path__[0]).glob("*/modeling_*.py"):
         found |= set(re.findall(r"\bsoftcap=([\w.]+),", source.read_text(encoding="utf-8")))
     assert found == {"self.attn_logit_softcapping", "None"}
+
+
+def test_no_other_file_opens_models_to_compute_with() -> None:
+    rooms = Path(metier.specializers.__path__[0])
+    openers = {
+        str(path.relative_to(rooms))
+        for path in rooms.rglob("*.py")
+        if "AutoModelForCausalLM" in path.read_text(encoding="utf-8")
+    }
+    assert openers == {"checkpoints/attention.py", "shelf/bundled_model.py"}  # the second converts a download

@@ -21,6 +21,7 @@ from metier.agents import (
     VariantError,
     write_traffic,
 )
+from metier.agents.chat_template import TemplateSettings
 from metier.specializers import AskSpec, Recipe, Shelf, base_fingerprint, check_variant, produce
 from metier.specializers.recipes.stages import TRAINING_LOG
 from metier.specializers.shelf.file_lock import exclusive
@@ -97,6 +98,16 @@ def test_the_same_recipe_is_not_made_twice(tmp_path: Path, folder: Path, tiny_ba
     again = produce(recipe(folder), shelf=Shelf(tmp_path / "other"), base=tiny_base)
     assert again.id == first.id  # elsewhere it is made again, to the same bytes
     assert produce(recipe(folder, seed=1), shelf=shelf, base=tiny_base).id != first.id
+
+
+def test_arguments_of_the_chat_template_are_part_of_a_variant(tmp_path: Path, folder: Path, tiny_base: Path) -> None:
+    shelf, quiet = Shelf(tmp_path / "shelf"), TemplateSettings(args={"enable_thinking": False})
+    usual = produce(recipe(folder), shelf=shelf, base=tiny_base)
+    other = produce(recipe(folder), shelf=shelf, base=tiny_base, template=quiet)
+    assert "chat_template_args" not in usual.model_dump() and other.chat_template_args == quiet.args
+    assert other.id != usual.id
+    for template, made in ((TemplateSettings(), usual), (quiet, other)):
+        assert produce(recipe(folder), shelf=shelf, base=tiny_base, template=template).id == made.id
 
 
 def test_training_goes_on_from_a_parent(tmp_path: Path, folder: Path, tiny_base: Path) -> None:

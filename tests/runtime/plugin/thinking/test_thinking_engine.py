@@ -187,6 +187,29 @@ async def test_an_end_the_model_writes_itself_is_found_put_off_and_waited_on(
     assert both.usage.thinking_tokens == at and json.loads(both.text)
 
 
+async def test_a_template_that_opens_thinking_ends_in_an_answer(
+    tiny_engine: InProcessEngine, tiny_base: Path, make_ask: MakeAsk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is said about thinking: the thoughts are bounded and apart, and the grammar begins behind them."""
+    from transformers import AutoTokenizer
+
+    llm = tiny_engine._llm
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    monkeypatch.setattr(llm, "_asks", VllmAsks(tokenizer, TINY, context_tokens=512))
+    unsaid, strict, off = await together(
+        tiny_engine,
+        [
+            make_ask(max_tokens=12),
+            make_ask(answer_schema=SCHEMA, max_tokens=30),
+            make_ask(answer_schema=SCHEMA, max_tokens=30, thinking=THINKING_OFF),
+        ],
+    )
+    assert unsaid.usage.thinking_tokens == 12 and unsaid.thinking and unsaid.profile is None
+    assert strict.usage.thinking_tokens == 30 and json.loads(strict.text)
+    assert off.usage.thinking_tokens == 0 and json.loads(off.text)
+
+
 async def test_a_reply_ends_at_the_templates_end_of_turn(
     tiny_engine: InProcessEngine, make_ask: MakeAsk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
