@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from .answer_shape import answer_shape
 from .messages import Message
+from .recorded_values import as_json
 from .roles import Role
 from .tools.calls import describe_tools
 from .tools.tool import Tool
@@ -33,8 +34,6 @@ TASK_TEXT_RULE = "task-input/1"
 SYSTEM = "You are one specialist in a team. Do only your own step."
 PLAIN_HINT = "Reply as JSON: "
 SHAPE_HINT = "Reply as JSON of this shape: "
-
-_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def render_prompt(role: Role, inputs: Mapping[str, Any], tools: Iterable[Tool] = ()) -> tuple[Message, ...]:
@@ -66,8 +65,8 @@ def render_value(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], BaseModel):
         return "\n".join(f"- {render_value(v)}" for v in value)
     if isinstance(value, set | frozenset):  # in one order in every process, or a resumed run would ask something else
-        value = sorted(value, key=_ANYTHING.dump_json)
-    return _ANYTHING.dump_json(value).decode()
+        value = sorted(value, key=as_json)
+    return as_json(value)
 
 
 def prompt_layout(gives: Any) -> int:

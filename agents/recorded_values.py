@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     PlainSerializer,
     Secret,
     SecretBytes,
@@ -23,8 +24,10 @@ from pydantic_core import to_json
 from .errors import GraphError
 from .roles import type_name
 
-__all__ = ["check_recordable", "dump", "load", "type_adapter"]
+__all__ = ["as_json", "check_recordable", "dump", "load", "type_adapter"]
 
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+_ANY_BYTES: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_bytes="base64"))
 _SECRETS = (SecretStr, SecretBytes, Secret)
 
 
@@ -32,6 +35,14 @@ _SECRETS = (SecretStr, SecretBytes, Secret)
 def type_adapter(kind: Any) -> TypeAdapter[Any]:
     """The pydantic adapter of a type, made once."""
     return TypeAdapter(type(None) if kind is None else kind)
+
+
+def as_json(value: Any) -> str:
+    """A value of any type as JSON to be read by people and models; bytes that are no text are written in base64."""
+    try:
+        return _ANYTHING.dump_json(value).decode()
+    except ValueError:
+        return _ANY_BYTES.dump_json(value).decode()
 
 
 def dump(value: Any, kind: Any) -> tuple[Any, str]:

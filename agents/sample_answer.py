@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["NoSample", "sample_answer"]
 
 FORMATS = {
-    "base64": "YQ==", "date": "2026-01-31", "date-time": "2026-01-31T12:00:00Z", "duration": "PT1H",
+    "base64": "/w==", "date": "2026-01-31", "date-time": "2026-01-31T12:00:00Z", "duration": "PT1H",
     "email": "ann@example.org", "ipv4": "192.0.2.1", "ipv6": "2001:db8::1", "ipvanyaddress": "192.0.2.1",
     "ipv4network": "192.0.2.0/24", "ipv6network": "2001:db8::/32", "ipvanynetwork": "192.0.2.0/24",
     "ipv4interface": "192.0.2.1/24", "ipv6interface": "2001:db8::1/32", "ipvanyinterface": "192.0.2.1/24",

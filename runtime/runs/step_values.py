@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import reprlib
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from ...agents.content_hash import content_hash
 from ...agents.errors import MetierError, StepError
 from ...agents.graphs.nodes import BuiltNode
 from ...agents.messages import Message
-from ...agents.recorded_values import dump, type_adapter
+from ...agents.recorded_values import as_json, dump, type_adapter
 from ..worker_threads import run_in_thread
 
 __all__ = ["call_function", "content_key", "gives_each", "typed_output"]
@@ -43,11 +44,20 @@ def content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) ->
         prompt = "".join(f"{message.role}\0{message.content}\0" for message in messages)
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
     plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in inputs.items()}
-    return content_hash(plain, as_json=_as_json)
+    try:
+        return content_hash(plain, as_json=_as_plain)
+    except TypeError:  # a dict with names that are no text, such as members of an enum
+        return content_hash(json.loads(as_json(inputs)))
 
 
-def _as_json(value: Any) -> Any:
-    return _ANYTHING.dump_python(value, mode="json")
+def _as_plain(value: Any) -> Any:
+    try:
+        return _ANYTHING.dump_python(value, mode="json")
+    except ValueError:  # bytes that are no text
+        return json.loads(as_json(value))
+
+
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def gives_each(node: BuiltNode) -> Any:
@@ -74,6 +84,3 @@ def typed_output(output: Any, gives: Any, path: str, *, parsed: bool = False) ->
             remedy="Return what the annotation says, or correct the annotation (a discriminator tells members of a "
             "union apart, val_json_bytes='base64' with ser_json_bytes keeps bytes).",
         ) from error
-
-
-_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import enum
 
+import pytest
 from pydantic import BaseModel
 
 from metier.agents import Message
+from metier.agents.prompts import render_value
 from metier.runtime.runs.step_values import content_key
 
 
@@ -20,3 +23,17 @@ def test_steps_keep_their_keys() -> None:
     assert content_key(None, inputs) == "66b831baf54a6110"
     messages = (Message(role="user", content="hé"), Message(role="assistant", content="b"))
     assert content_key(messages, {}) == "05dfeda191db125c"
+
+
+class Side(enum.Enum):
+    LEFT = "left"
+    RIGHT = "right"
+
+
+@pytest.mark.parametrize(
+    "value", [b"\xff\x00", [b"\xff"], {Side.LEFT: 1, Side.RIGHT: [b"\xfe"]}, {1: "a", None: "b"}, frozenset({b"\xff"})]
+)
+def test_any_input_has_a_content_key(value: object) -> None:
+    assert content_key(None, {"value": value}) == content_key(None, {"value": value})
+    assert content_key(None, {"value": value}) != content_key(None, {"value": "other"})
+    assert render_value(value)
