@@ -100,14 +100,13 @@ class Watch:
         if len(half) < 3:
             print("too short to say what grows")
             return
-        hours = np.array([row["hours"] for row in half])
+        hours, runs = (np.array([row[name] for row in half]) for name in ("hours", "runs"))
         rows = []
-        for head in ("ours MiB", "engine MiB", "descriptors", "threads", "store bytes/run"):
+        for head in ("ours MiB", "engine MiB", "descriptors", "threads", "store MiB"):
             values = np.array([row[head] for row in half])
-            slope = float(np.polyfit(hours, values, 1)[0])
-            runs = half[-1]["runs"] - half[0]["runs"]
-            a_run = 2**20 * slope * (hours[-1] - hours[0]) / max(runs, 1) if head.endswith("MiB") else float("nan")
-            rows.append((head, f"{values.min():.1f}-{values.max():.1f}", f"{slope:+.2f}", f"{a_run:+.0f}"))
+            an_hour = float(np.polyfit(hours, values, 1)[0])
+            a_run = f"{2**20 * np.polyfit(runs, values, 1)[0]:+.0f}" if head.endswith("MiB") else ""
+            rows.append((head, f"{values.min():.1f}-{values.max():.1f}", f"{an_hour:+.2f}", a_run))
         print_table(("second half", "lowest-highest", "an hour", "bytes a run"), rows)
 
 
