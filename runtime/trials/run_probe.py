@@ -187,8 +187,12 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
 async def run_probe(options: ProbeOptions, folder: Path) -> None:
     """Probe a workflow and print the profiles; see `metier probe --help`."""
     incumbent = None if options.incumbent is None else load_assignment(options.incumbent)
-    with Journal(folder / PROFILES, Profile):
-        pass  # what this ends with is added to it, so that it can be is known before anything is measured
+    with Journal(folder / PROFILES, Profile) as profiles:
+        new = not len(
+            profiles
+        )  # what this ends with is added to it: that it can be is known before anything is measured
+    if new:
+        (folder / PROFILES).unlink()  # a probe that does not end leaves none
     async with open_trials(options, folder) as trials:
         tasks = trials.file.tasks(options.tasks)
         with writing(folder / OPTIONS):

@@ -114,7 +114,7 @@ def test_a_probe_that_is_stopped_goes_on(folder: Path, how: signal.Signals) -> N
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("assign",), "ProfileError: runs/probe/probe.json cannot be read"),
+        (("assign",), "ProfileError: runs/probe/probe.json is no record of a probe: no such file"),
         (("assign", "--min-quality", "1.5"), "SettingsError: --min-quality 1.5"),
         (("probe", WORKFLOW, "--tasks", "tune:4", "--variants", ","), "SettingsError: no --variants"),
         (("probe", WORKFLOW, "--tasks", "tune:4", "--variants", "a@b"), "AssignmentError: candidate 'a@b'"),
