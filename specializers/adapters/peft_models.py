@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...agents.chat_tokens import chat_tokens
 from ...agents.errors import AdapterError
 from ..checkpoints.attention import open_model
+from ..checkpoints.opened_by_transformers import open_tokenizer
 from .adapter_files import WEIGHTS
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ PROMPTS = (
 def prompt_tokens(base: Path) -> list[torch.Tensor]:
     """PROMPTS as the base's chat template writes them, each [1, tokens]."""
     import torch
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = open_tokenizer(base)
     return [torch.tensor([chat_tokens(tokenizer, [{"role": "user", "content": prompt}])]) for prompt in PROMPTS]
 
 

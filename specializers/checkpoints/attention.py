@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .opened_by_transformers import opened_by_transformers
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,12 +49,15 @@ def open_model(
     """Open a checkpoint of plain weights as a transformers model, with the attention that its family needs.
 
     `attention` may put another around it: it gets the name, and returns that of the one it has registered.
+    Raises: BaseModelError when transformers cannot open it.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    own = attention_of(AutoConfig.from_pretrained(folder))
+    with opened_by_transformers(folder, "config"):
+        own = attention_of(AutoConfig.from_pretrained(folder))
     name = own if attention is None else attention(own)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=name)
+    with opened_by_transformers(folder, "model"):
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=name)
 
 
 def model_of(config: Any, *, dtype: torch.dtype) -> Any:

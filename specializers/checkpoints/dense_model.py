@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from ...agents.errors import BaseModelError, RecipeError
+from ...agents.errors import RecipeError
 from .attention import attention_of, model_of
 from .checkpoint_files import AddedWeights, CheckpointReader
+from .opened_by_transformers import opened_by_transformers
 from .stored_weights import dense_names, read_dense
 from .tensor_files import read_json
 
@@ -81,11 +82,5 @@ def _dense_config(folder: Path) -> Any:
 
     content = read_json(folder, "config.json")
     content.pop("quantization_config", None)
-    try:
+    with opened_by_transformers(folder, "config"):
         return AutoConfig.for_model(**content)
-    except Exception as error:  # each class of transformers raises errors of its own
-        raise BaseModelError(
-            f"{folder / 'config.json'} is no configuration that transformers can use: {error}",
-            expected="the config of a model type that the transformers here knows",
-            remedy="Copy or download the model again.",
-        ) from error

@@ -14,6 +14,7 @@ from typing import Any
 from ...agents.chat_template import ChatTemplate, TemplateSettings
 from ...agents.errors import ChatTemplateError
 from ...agents.frozen_model import FrozenModel
+from .opened_by_transformers import open_tokenizer
 
 __all__ = ["PROMPTS", "KnownAnswer", "make_self_check", "read_self_check"]
 
@@ -82,11 +83,9 @@ def make_self_check(weights: Path, template: TemplateSettings = _PLAIN) -> list[
 
     `template` says how prompts are written. Empty for a model without a chat template, which no engine asks.
     """
-    from transformers import AutoTokenizer
-
     from .layer_stream import LayerStream
 
-    tokenizer = AutoTokenizer.from_pretrained(weights)
+    tokenizer = open_tokenizer(weights)
     chats = ChatTemplate(tokenizer, template)
     try:
         closed = chats.thinking.known

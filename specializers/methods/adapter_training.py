@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...agents.errors import RecipeError, TrainingError
 from ..adapters.adapter_files import PEFT_PREFIX, WEIGHTS, read_config
 from ..checkpoints.attention import open_model, register_float32_attention
+from ..checkpoints.opened_by_transformers import open_tokenizer
 from ..checkpoints.tensor_files import read_json
 from ..training.loop import TrainingSettings
 from ..training.speed import hold_frozen_weights_in_bfloat16
@@ -26,7 +27,6 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
     Quantised weights are dequantised: the adapter learns on what an engine computes with.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from ..checkpoints.dense_model import load_dense_model
 
@@ -42,7 +42,7 @@ def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
         model = open_model(job.model, dtype=dtype, attention=attention).to(device)
     if mixed_on_cpu:
         hold_frozen_weights_in_bfloat16(model)
-    return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
+    return LoadedBase(model, open_tokenizer(job.model), device, autocast)
 
 
 def parent_config(job: Job, peft_type: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from ..checkpoints.opened_by_transformers import open_tokenizer
 from ..training.batches import EncodedRow, encode_rows
 
 if TYPE_CHECKING:
@@ -38,12 +39,10 @@ def calibration_rows(settings: CalibrationSettings, job: Job) -> list[EncodedRow
 
     Raises: TrainingError for no rows, or a row that was drawn and is longer than `max_row_tokens`.
     """
-    from transformers import AutoTokenizer
-
     drawn = sample_rows(job.rows, count=settings.calibration_rows, seed=job.seed)
     return encode_rows(
         drawn,
-        AutoTokenizer.from_pretrained(job.model),
+        open_tokenizer(job.model),
         max_row_tokens=settings.max_row_tokens,
         template=job.template,
     )

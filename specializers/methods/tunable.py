@@ -7,6 +7,7 @@ from typing import Any
 from ...agents.errors import RecipeError
 from ..checkpoints.attention import open_model
 from ..checkpoints.dense_checkpoint import dense_tensors, write_dense
+from ..checkpoints.opened_by_transformers import open_tokenizer
 from ..checkpoints.tensor_files import read_json
 from ..training.loop import TrainingSettings
 from .method import Job
@@ -41,11 +42,9 @@ def check_tunable(job: Job) -> None:
 
 def load_tunable(job: Job, settings: TrainingSettings) -> LoadedBase:
     """Load the job's model in float32, with the LoRA before it folded in, on the GPU where there is one."""
-    from transformers import AutoTokenizer
-
     device, autocast = choose_device(settings)
     model = load_folded(job, device=device)
-    return LoadedBase(model, AutoTokenizer.from_pretrained(job.model), device, autocast)
+    return LoadedBase(model, open_tokenizer(job.model), device, autocast)
 
 
 def save_tuned(model: Any, job: Job) -> None:

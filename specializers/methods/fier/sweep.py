@@ -16,6 +16,7 @@ from ....agents.backend import Backend
 from ....agents.chat_template import ChatTemplate, TemplateSettings
 from ....agents.errors import QualityError, RecipeError
 from ....agents.traffic import TrafficRow
+from ...checkpoints.opened_by_transformers import open_tokenizer
 from ...shelf.fier_settings import FierSettings
 from ...training.loop import Progress
 from ..asked_role import AskedRole, RoleSettings, asked_role
@@ -43,9 +44,7 @@ class BudgetPoint:
 
 def prompt_tokens(model: Path, rows: Sequence[TrafficRow], template: TemplateSettings) -> list[list[int]]:
     """Token ids of the rows' prompts in the checkpoint's chat template; raises ChatTemplateError as that does."""
-    from transformers import AutoTokenizer
-
-    chats = ChatTemplate(AutoTokenizer.from_pretrained(model), template)
+    chats = ChatTemplate(open_tokenizer(model), template)
     return [chats.prompt([{"role": m.role, "content": m.content} for m in row.messages]) for row in rows]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ....agents.errors import RecipeError
+from ...checkpoints.opened_by_transformers import open_tokenizer
 from ...checkpoints.quantisation_plan import check_plan
 from ...shelf.variant import AskSpec
 from ...training.loop import Progress
@@ -109,13 +110,11 @@ def _with_progress(rounded: Iterable[Rounded], work: RoundingWork, job: Job) -> 
 
 
 def _perplexities(settings: PtqSettings, job: Job, weights: Path, merged: AddedWeights | None) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
     from ...checkpoints.perplexity import measure_perplexity, offline_text, text_windows
 
     name, text = offline_text()
     rows = text_windows(
-        AutoTokenizer.from_pretrained(job.model),
+        open_tokenizer(job.model),
         text,
         count=settings.perplexity_windows,
         tokens=settings.perplexity_window_tokens,

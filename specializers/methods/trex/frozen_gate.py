@@ -24,6 +24,7 @@ from ...adapters.adapter_writing import write_lora
 from ...adapters.logit_error import LogitError, LogitErrorMeter
 from ...adapters.semantic_map import SemanticMap
 from ...checkpoints.attention import open_model
+from ...checkpoints.opened_by_transformers import open_tokenizer
 from ...training.batches import EncodedRow, encode_rows, pad_token
 from .gate_projection import GateMoments, Projection, frozen_factors
 from .layer import TrexLinear, expert_gate
@@ -120,8 +121,6 @@ def freeze_gate(
     `on_progress` gets clusters done and in all.
     Raises: RecipeError when no cluster has enough rows or a row has no task, TrainingError for rows too long.
     """
-    from transformers import AutoTokenizer
-
     chosen = settings or FrozenGateSettings()
     clusters = {k: members for k, members in cluster_rows(rows, SemanticMap.load(adapter)).items() if len(members) >= 2}
     if not clusters:
@@ -130,7 +129,7 @@ def freeze_gate(
             expected="at least two rows of a cluster, one to set its gate and one to measure it",
             remedy="Give more rows: those of the recipe the adapter was made from, or its traffic.",
         )
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = open_tokenizer(base)
     pad = pad_token(tokenizer)
     models = _Models(adapter, base)
     rng = random.Random(chosen.seed)
