@@ -108,7 +108,9 @@ def main() -> None:
     """Print what the replies were."""
     parser = arguments(__doc__, base=True)
     parser.add_argument("--asks", type=int, default=1000, help="replies to look at")
-    parser.add_argument("--concurrency", type=int, default=8, help="runs at a time; on a CPU all first prompts together must fit one step")
+    parser.add_argument(
+        "--concurrency", type=int, default=8, help="runs at a time; their prompts together must fit a step"
+    )
     options = parser.parse_args()
     tools: dict[str, Any] = {each.name: each for each in role.tools if isinstance(each, Tool)}
     with tempfile.TemporaryDirectory() as folder:
