@@ -7,12 +7,17 @@ from typing import Any
 
 from ...agents.errors import EngineError
 from ...specializers.checkpoints.expert_layers import adaptable_names
+from ...specializers.checkpoints.output_head import stores_own_head
 from ...specializers.checkpoints.tensor_files import base_tensors, read_json
 from ...specializers.machine.number_types import engine_number_type
 from ..plugin.wire import FIER_KEY, LOGITS_PROCESSOR, REASONING_PARSER, plugin_wanted
 from ..settings.engine import EngineSettings
+from .few_bits_check import check_few_bits
 
 __all__ = ["engine_arguments"]
+
+# Families whose logits vLLM always computes with the embedding.
+_ALWAYS_TIED = ("gemma2", "gemma3n", "cohere", "cohere2", "cohere2_moe")
 
 
 def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, adapters: bool) -> Any:
@@ -35,12 +40,14 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         }
     ours = plugin_wanted()
     dtype = engine_number_type(weights, settings.dtype if dtype == "auto" else dtype).dtype
+    check_few_bits(weights, dtype)
     context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)
     _check_retrieval(settings, context_tokens)
     return AsyncEngineArgs(
         model=str(weights),
         tokenizer=str(weights),
         dtype=dtype,
+        hf_overrides=_overrides(weights),
         seed=0,
         max_model_len=context_tokens,
         max_num_seqs=settings.max_running,
@@ -64,6 +71,20 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         additional_config={} if settings.fier is None else {FIER_KEY: settings.fier.model_dump()},
         **lora,
     )
+
+
+def _overrides(weights: Path) -> dict[str, Any]:
+    """What is to be changed in a config; raises EngineError for a head that the engine has no place for."""
+    if not stores_own_head(weights):
+        return {}
+    kind = _text_config(weights).get("model_type")
+    if kind in _ALWAYS_TIED:
+        raise EngineError(
+            f"the checkpoint in {str(weights)!r} has an output head that is not its embedding",
+            expected=f"a tied head: the engine knows no other for {kind}",
+            remedy="Use the base without that training, or one of another family.",
+        )
+    return {"tie_word_embeddings": False}  # vLLM goes by the config alone, transformers by what is stored
 
 
 def _beside_cache(weights: Path, dtype: str, settings: EngineSettings) -> float:

@@ -10,10 +10,12 @@ from .orphan_guard import end_with_parent
 from .signatures import (
     COMPILE_CACHE_METHODS,
     CPU_LORA_METHODS,
+    EXACT_INT8_METHODS,
     EXPERTS_METHODS,
     FIER_METHODS,
     FINITE_VALUES_METHODS,
     GPU_LORA_METHODS,
+    MODEL_CLASS_METHODS,
     QUANTISED_LORA_METHODS,
     THINKING_METHODS,
     TREX_METHODS,
@@ -49,14 +51,16 @@ def register() -> None:
         STATUS["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
-    check_signatures(EXPERTS_METHODS | FINITE_VALUES_METHODS)
-    from . import compile_cache, finite_values
+    check_signatures(EXPERTS_METHODS | FINITE_VALUES_METHODS | EXACT_INT8_METHODS | MODEL_CLASS_METHODS)
+    from . import compile_cache, exact_int8, finite_values, model_classes
     from .adapters import experts_cpu, lora_cpu, quantised_lora
     from .fier import fier_attention
 
     STATUS["lora"] = STATUS["trex"] = lora_cpu.install()
     STATUS["experts"] = experts_cpu.install()
     STATUS["lora on int8"] = quantised_lora.install()
+    STATUS["int8"] = exact_int8.install()
+    STATUS["model classes"] = model_classes.install()
     STATUS["compile cache"] = compile_cache.install()
     STATUS["fier"] = fier_attention.install()
     STATUS["finite values"] = finite_values.install()

@@ -11,9 +11,11 @@ from ...agents.errors import PluginError
 __all__ = [
     "COMPILE_CACHE_METHODS",
     "CPU_LORA_METHODS",
+    "EXACT_INT8_METHODS",
     "EXPERTS_METHODS",
     "FIER_METHODS",
     "GPU_LORA_METHODS",
+    "MODEL_CLASS_METHODS",
     "QUANTISED_LORA_METHODS",
     "SUPPORTED_VLLM",
     "THINKING_METHODS",
@@ -216,6 +218,38 @@ FINITE_VALUES_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.v1.worker.cpu_model_runner:CPUModelRunner._zero_block_ids": ("self", "block_ids"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits": ("self", "logits"),
 }
+
+# What is replaced where int8 products saturate.
+EXACT_INT8_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel.process_weights_after_loading": (
+        "self",
+        "layer",
+    ),
+    "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel.apply_weights": (
+        "self",
+        "layer",
+        "x",
+        "bias",
+    ),
+    "vllm.model_executor.layers.quantization.utils.w8a8_utils:convert_to_channelwise": (
+        "weight_scale",
+        "logical_widths",
+    ),
+}
+
+
+# What changes transformers' own classes.
+MODEL_CLASS_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.model_executor.models.transformers.base:support_torch_compile": (
+        "cls",
+        "dynamic_arg_dims",
+        "mark_unbacked_dims",
+        "enable_if",
+        "is_encoder",
+    ),
+    "vllm.config:get_current_vllm_config_or_none": (),
+}
+
 
 COMPILE_CACHE_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.compilation.decorators:_try_load_aot_compiled_fn": ("model", "aot_compilation_path"),

@@ -88,7 +88,18 @@ def in_a_fresh_process(**environment: str) -> str:
 def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     output = in_a_fresh_process(METIER_PLUGIN="1")
     assert "before: not registered" in output
-    active = ("thinking", "lora", "trex", "experts", "lora on int8", "compile cache", "fier", "finite values")
+    active = (
+        "thinking",
+        "lora",
+        "trex",
+        "experts",
+        "lora on int8",
+        "int8",
+        "model classes",
+        "compile cache",
+        "fier",
+        "finite values",
+    )
     assert f"after: {dict.fromkeys(active, 'active')}" in output
     assert "wrapper: metier.runtime.plugin.adapters.lora_cpu.GroupedPunicaCPU" in output
 
