@@ -126,6 +126,9 @@ def write_random_lora(
 def linear_shapes(base: Path, targets: Sequence[str] = LINEAR_TARGETS) -> Iterator[tuple[str, int, int]]:
     """Yield (module path, d_in, d_out) of every target linear layer of a checkpoint folder."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if "intermediate_size" not in config:  # GPT-2 and OPT name everything otherwise
+        yield from _shapes_by_transformers(base, targets)
+        return
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     q, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
@@ -147,6 +150,20 @@ def linear_shapes(base: Path, targets: Sequence[str] = LINEAR_TARGETS) -> Iterat
         for target in targets:
             block, d_in, d_out = shapes[target]
             yield f"model.layers.{layer}.{block}.{target}", d_in, d_out
+
+
+def _shapes_by_transformers(base: Path, targets: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """As `linear_shapes`, by transformers' own names; transposed layers (GPT-2's) count as well."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in targets and hasattr(module, "weight"):
+            shape = tuple(module.weight.shape)
+            d_out, d_in = shape if isinstance(module, torch.nn.Linear) else reversed(shape)
+            yield name, d_in, d_out
 
 
 def byte_level_bpe(vocab: int) -> Any:

@@ -21,7 +21,7 @@ from ...specializers.machine.machine import memory_bytes, this_machine
 from ...specializers.machine.measured_speed import known_speed
 from ...specializers.machine.number_types import usual_number_type
 from ...specializers.machine.threads import engine_threads, training_threads, usable_cores
-from ...specializers.shelf.base_model import cache_folder
+from ...specializers.shelf.base_model import cache_folder, find_base
 from ..console import show
 
 __all__ = ["Finding", "examine", "findings"]
@@ -40,9 +40,12 @@ class Finding:
     remedy: str = ""
 
 
-def examine(*, as_json: bool = False) -> bool:
-    """Print what was found, as a table or as JSON; False when something that metier cannot do without is wrong."""
-    found = list(findings())
+def examine(base: str | None = None, *, as_json: bool = False) -> bool:
+    """Print what was found, as a table or as JSON; False when something that metier cannot do without is wrong.
+
+    With a `base`, what each method says of that model is found too. Raises: BaseModelError when there is none.
+    """
+    found = [*findings(), *(() if base is None else base_findings(base))]
     if as_json:
         speed = known_speed()
         measured = None if speed is None else speed.model_dump(mode="json")
@@ -57,6 +60,16 @@ def examine(*, as_json: bool = False) -> bool:
         table.add_row(finding.part, marks[finding.state], finding.found, finding.remedy)
     show(table)
     return all(finding.state != "bad" for finding in found)
+
+
+def base_findings(base: str) -> Iterator[Finding]:
+    """What each method that makes weights, adapters or attention says of a base model."""
+    from ...specializers.recipes.base_row import base_row
+
+    folder = find_base(base)
+    for one in base_row(folder):
+        part = f"{folder.name}: {one.method}"
+        yield Finding(part, "missing" if one.refused else "good", one.refused or "takes it", one.remedy)
 
 
 def findings() -> Iterator[Finding]:

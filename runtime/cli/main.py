@@ -27,6 +27,7 @@ from .options import (
     Engine,
     MaxSeconds,
     MaxTokens,
+    OtherBase,
     ReportFile,
     Seed,
     Sets,
@@ -276,16 +277,16 @@ def doctor(
             help="Try number types and thread counts on the base first; what is fastest is used from then on."
         ),
     ] = False,
-    base: Base = DEFAULT_BASE,
+    base: OtherBase = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what this machine can do, and which parts of the vLLM plugin are active."""
+    """Say what this machine can do, which parts of the vLLM plugin are active, and what a --base takes."""
     from .doctor import examine
     from .measure import measure_speed
 
     if measure:
-        measure_speed(base)
-    if not examine(as_json=json):
+        measure_speed(base or DEFAULT_BASE)
+    if not examine(base, as_json=json):
         raise typer.Exit(1)
 
 

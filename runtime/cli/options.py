@@ -27,6 +27,7 @@ __all__ = [
     "Engine",
     "MaxSeconds",
     "MaxTokens",
+    "OtherBase",
     "ReportFile",
     "Seed",
     "Sets",
@@ -54,7 +55,9 @@ Tasks = Annotated[str | None, typer.Option("--tasks", help="split:size[:seed] of
 AssignmentFile = Annotated[
     Path | None, typer.Option("--assignment", help="Which variant plays which role (YAML).", resolve_path=True)
 ]
-Base = Annotated[str, typer.Option("--base", help="Base model: smollm2-135m, a folder, or a Hugging Face id.")]
+_BASE = typer.Option("--base", help="Base model: smollm2-135m, a folder, or a Hugging Face id.")
+Base = Annotated[str, _BASE]
+OtherBase = Annotated[str | None, _BASE]
 Shelf = Annotated[
     list[Path] | None,
     typer.Option("--shelf", help="Folder of variants beside your own shelf; may be repeated.", resolve_path=True),

@@ -60,7 +60,7 @@ def choose_device(settings: TrainingSettings) -> tuple[str, bool]:
 def linear_targets(model: Any, targets: Targets) -> list[str]:
     """Names of the linear layers to adapt, sorted; `all-linear` is all but the output head.
 
-    Raises: RecipeError for a name that no linear layer has.
+    Raises: RecipeError for a name that no linear layer has, or a model without any (GPT-2 stores them transposed).
     """
     import torch
 
@@ -70,6 +70,12 @@ def linear_targets(model: Any, targets: Targets) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head
     }
+    if not linear:
+        raise RecipeError(
+            f"the model, of type {model.config.model_type!r}, has no linear layers that adapters are trained on",
+            expected="layers of torch.nn.Linear: GPT-2's are transposed, and of another class",
+            remedy="Start from another base; `metier doctor --base FOLDER` says what a base is good for.",
+        )
     if targets == "all-linear":
         return sorted(linear)
     unknown = sorted(set(targets) - linear)

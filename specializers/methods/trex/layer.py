@@ -192,6 +192,9 @@ def _intuition_for(x: torch.Tensor, shape: TrexShape) -> torch.Tensor | None:
             remedy="Pass intuition=c to the model, or run it inside `with model.intuition(c):`; "
             "`with model.without_intuition():` counts c as zero.",
         )
+    if c.ndim == 2 and x.ndim == 2 and x.shape[0] % c.shape[0] == 0:
+        # Some models (OPT's MLP) put the tokens of all sequences into one list, sequence after sequence.
+        c = c.repeat_interleave(x.shape[0] // c.shape[0], dim=0)
     if c.ndim != 2 or c.shape[0] != x.shape[0] or c.shape[1] != shape.experts:
         raise AdapterError(
             f"the intuition has shape {list(c.shape)}",

@@ -23,12 +23,17 @@ TOKENS = list(range(40, 90))
 """More than a tiny window holds."""
 
 
-def served_differences(base: Path, work: Path, *, settings: EngineSettings = TINY) -> dict[str, float]:
+def served_differences(
+    base: Path, work: Path, *, adapters: bool = True, settings: EngineSettings = TINY
+) -> dict[str, float]:
     """Largest difference of log-probability, in nats, for base, two LoRA and a T-REX adapter asked in one batch.
 
     Adapters are random and written into `work`. Each kind must change the base's log-probabilities, so that none
-    can be ignored unseen.
+    can be ignored unseen. Without `adapters` the base is asked alone, of an engine that has no room for any.
     """
+    if not adapters:
+        alone = anyio.run(_served, base, {}, (), settings)
+        return {"base": float((alone["base"] - _expected(base)).abs().max())}
     targets = adaptable_layers(base)
     folders = {
         "lora": write_random_lora(work / "lora", base, rank=4, seed=1, targets=targets),
@@ -47,18 +52,21 @@ def served_differences(base: Path, work: Path, *, settings: EngineSettings = TIN
 def adaptable_layers(base: Path) -> list[str]:
     """Last names of the linear layers of a base, without the output head."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
     head = model.get_output_embeddings()
-    linear = (name for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    kinds = (torch.nn.Linear, Conv1D)
+    linear = (name for name, m in model.named_modules() if isinstance(m, kinds) and m is not head)
     return sorted({name.rpartition(".")[2] for name in linear})
 
 
 async def _served(
     base: Path, folders: dict[str, Path], intuition: tuple[float, ...], settings: EngineSettings
 ) -> dict[str, torch.Tensor]:
-    engine = await InProcessEngine.start(base, settings.model_copy(update={"adapter_slots": 3}), adapters=True)
+    settings = settings.model_copy(update={"adapter_slots": 3})
+    engine = await InProcessEngine.start(base, settings, adapters=bool(folders))
     try:
         adapters = {
             name: LoadedAdapter(number=number, id=name, path=folder)

@@ -189,6 +189,12 @@ def test_each_row_of_a_batch_has_its_own_intuition() -> None:
         assert not torch.allclose(made(p["x"]), both)
 
 
+def test_tokens_of_all_sequences_in_one_list_keep_their_sequence() -> None:
+    made, p = trained(), parts()
+    with intuition_scope(p["c"]):
+        torch.testing.assert_close(made(p["x"].flatten(0, 1)), made(p["x"]).flatten(0, 1))
+
+
 def test_padding_on_either_side_changes_no_token() -> None:
     made, p = trained(), parts()
     pad = torch.full((2, 3, D_IN), 7.0)
