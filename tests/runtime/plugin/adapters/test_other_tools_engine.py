@@ -28,8 +28,8 @@ from tests.tiny_model import write_random_lora
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 
-# What the CPU's kernels take; FP8 with one scale for a whole matrix is not tried.
-SERVED = [kind for kind in KINDS if kind not in ("fp8-tensor", "fp8")]
+NO_KERNEL = ("fp8-tensor", "fp8")
+SERVED = [kind for kind in KINDS if kind not in NO_KERNEL]
 NUMBERS = itertools.count(1000)
 
 
@@ -110,6 +110,16 @@ async def test_a_head_that_the_engine_has_no_place_for_is_refused(
     weights = with_head(tiny_family("gemma2"), tmp_path / "gemma2")
     with pytest.raises(EngineError, match=r"an output head that is not its embedding.*no other for gemma2"):
         async with running(weights, "float32"):
+            pass
+
+
+@pytest.mark.parametrize("kind", NO_KERNEL)
+async def test_float8_with_one_scale_for_a_matrix_is_refused_at_start(
+    tmp_path: Path, tiny_family: Callable[[str], Path], kind: str
+) -> None:
+    write_quantised(tiny_family("qwen3"), tmp_path / kind, kind)
+    with pytest.raises(EngineError, match=r"float8 with one scale for a whole matrix.*each channel"):
+        async with running(tmp_path / kind):
             pass
 
 
