@@ -17,6 +17,7 @@ from .signatures import (
     GPU_LORA_METHODS,
     MODEL_CLASS_METHODS,
     QUANTISED_LORA_METHODS,
+    SEEDED_CHUNKS_METHODS,
     THINKING_METHODS,
     TREX_METHODS,
     check_signatures,
@@ -51,8 +52,9 @@ def register() -> None:
         STATUS["trex"] = _register_gpu() if current_platform.is_cuda() else "off (no token gate on this device)"
         return
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
+    check_signatures(SEEDED_CHUNKS_METHODS)
     check_signatures(EXPERTS_METHODS | FINITE_VALUES_METHODS | EXACT_INT8_METHODS | MODEL_CLASS_METHODS)
-    from . import compile_cache, exact_int8, finite_values, model_classes
+    from . import compile_cache, exact_int8, finite_values, model_classes, seeded_chunks
     from .adapters import experts_cpu, lora_cpu, quantised_lora
     from .fier import fier_attention
 
@@ -63,6 +65,7 @@ def register() -> None:
     STATUS["model classes"] = model_classes.install()
     STATUS["compile cache"] = compile_cache.install()
     STATUS["fier"] = fier_attention.install()
+    STATUS["seeded chunks"] = seeded_chunks.install()
     STATUS["finite values"] = finite_values.install()
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "GPU_LORA_METHODS",
     "MODEL_CLASS_METHODS",
     "QUANTISED_LORA_METHODS",
+    "SEEDED_CHUNKS_METHODS",
     "SUPPORTED_VLLM",
     "THINKING_METHODS",
     "TREX_METHODS",
@@ -217,6 +218,19 @@ FINITE_VALUES_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.v1.kv_cache_interface:KVCacheConfig.needs_kv_cache_zeroing": ("self",),
     "vllm.v1.worker.cpu_model_runner:CPUModelRunner._zero_block_ids": ("self", "block_ids"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits": ("self", "logits"),
+}
+
+# Where the draw of a prompt's part is made, and taken back.
+SEEDED_CHUNKS_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._sample": ("self", "logits", "spec_decode_metadata"),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync": (
+        "self",
+        "scheduler_output",
+        "sampler_output",
+        "logits",
+        "hidden_states",
+        "num_scheduled_tokens",
+    ),
 }
 
 # What is replaced where int8 products saturate.

@@ -98,6 +98,7 @@ def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
         "model classes",
         "compile cache",
         "fier",
+        "seeded chunks",
         "finite values",
     )
     assert f"after: {dict.fromkeys(active, 'active')}" in output
