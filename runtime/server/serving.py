@@ -97,9 +97,10 @@ class _Server(uvicorn.Server):
         """A first signal drains, a second one does not wait any more."""
         if self.should_exit:
             self.force_exit = True
+            log.setLevel(logging.CRITICAL)  # the application is cut off, and uvicorn would show where
         else:
+            self.should_exit = True  # first: the second signal may come as soon as the first is answered
             log.warning("stopping: what is under way may end; once more, and it may not")
-            self.should_exit = True
             self._on_exit()
 
     async def on_tick(self, counter: int) -> bool:

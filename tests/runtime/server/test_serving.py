@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,6 +49,34 @@ def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     with RunStore(tmp_path / "runs.db") as store:
         (batch,) = store.batches()
         assert batch.label == "served" and batch.options["workflow"] == f"{WORKFLOW}:graph"
+
+
+def test_a_second_signal_does_not_wait_and_shows_no_traceback(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "from metier.runtime.cli.main import main; main()"]
+    options = ["--engine", "scripted", "--store", str(tmp_path / "runs.db"), "--port", "0"]
+    process = subprocess.Popen(
+        [*program, "serve", f"{WORKFLOW}:graph", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    try:
+        port = int(next(line for line in process.stderr if "serving" in line).split(":")[2].partition("/")[0])
+        with socket.create_connection(("127.0.0.1", port)) as client:  # a body that never comes keeps the server
+            client.sendall(b"POST /v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            client.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            process.send_signal(signal.SIGINT)
+            said = next(line for line in process.stderr if "stopping" in line)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        said += process.stderr.read()
+        assert "stopped; runs that were under way" in said and "Traceback" not in said
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_port_that_is_taken_and_an_open_address_without_a_key_are_said_before_anything_starts(
