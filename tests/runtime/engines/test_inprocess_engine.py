@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from metier.agents.errors import AskRejectedError, EngineError
+from metier.agents.errors import AskRejectedError, BaseModelError, EngineError
 from metier.agents.messages import Ask, Reply, Usage
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
@@ -204,10 +205,18 @@ async def test_two_engines_in_one_process_and_closing_one(
     assert (await tiny_engine.generate(EngineRequest(ask))).text == before.text
 
 
-async def test_folder_that_is_no_checkpoint(tiny_engine: InProcessEngine, tmp_path: Path, make_ask: MakeAsk) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')
-    with pytest.raises(EngineError, match="does not start"):
+async def test_folder_that_is_no_checkpoint(
+    tiny_engine: InProcessEngine, tiny_base: Path, tmp_path: Path, make_ask: MakeAsk
+) -> None:
+    config = '{"architectures": ["NoSuchModel"], "model_type": "llama"}'
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(BaseModelError, match="has no weights"):
         await InProcessEngine.start(tmp_path, TINY, adapters=False)
+    unknown = tmp_path / "unknown"
+    shutil.copytree(tiny_base, unknown)
+    (unknown / "config.json").write_text(config)
+    with pytest.raises(EngineError, match="does not start"):
+        await InProcessEngine.start(unknown, TINY, adapters=False)
     assert (await tiny_engine.generate(EngineRequest(make_ask()))).text
 
 

@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from metier.agents.backend import OnText
-from metier.agents.errors import AskRejectedError, EngineDeadError, EngineError
+from metier.agents.errors import AskRejectedError, BaseModelError, EngineDeadError, EngineError
 from metier.agents.messages import Ask, Reply, Usage
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile
 from metier.runtime.engines.engine import EngineRequest
@@ -205,10 +205,15 @@ async def test_supervised_engine_serves_accounts_and_survives_kill_9(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_host_that_cannot_start_says_why(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')
+async def test_host_that_cannot_start_says_why(tiny_base: Path, tmp_path: Path) -> None:
+    unknown = tmp_path / "unknown"
+    shutil.copytree(tiny_base, unknown)
+    (unknown / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')
     with pytest.raises(EngineError, match="does not start.*NoSuchModel"):
-        await SupervisedEngine.start(tmp_path, TINY, adapters=False)
+        await SupervisedEngine.start(unknown, TINY, adapters=False)
+    (unknown / "model.safetensors").unlink()
+    with pytest.raises(BaseModelError, match="has no weights"):
+        await SupervisedEngine.start(unknown, TINY, adapters=False)
 
 
 @pytest.mark.anyio
