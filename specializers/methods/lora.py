@@ -14,7 +14,7 @@ from ..adapters.adapter_writing import lora_config, write_adapter
 from ..shelf.variant import AskSpec
 from ..training.batches import encode_rows
 from ..training.loop import TrainingSettings
-from .adapter_training import go_on_from_lora, load_base, parent_config
+from .adapter_training import check_served_targets, go_on_from_lora, load_base, parent_config
 from .method import Job, Made, Method
 from .trained import Targets, add_lora, linear_targets, train_job
 
@@ -77,6 +77,7 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
 
 
 def _check(settings: LoraSettings, job: Job) -> None:
+    check_served_targets(settings.targets, job)
     _parent(settings, job)
 
 

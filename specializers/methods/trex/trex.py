@@ -18,7 +18,7 @@ from ...adapters.trex_shape import K_TASK, MOST_GAIN, R1, R2, SHARPNESS, TREX
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
 from ...training.loop import TrainingSettings
-from ..adapter_training import load_base, load_parent, parent_config
+from ..adapter_training import check_served_targets, load_base, load_parent, parent_config
 from ..method import Job, Made, Method
 from ..trained import Targets, linear_targets, train_job
 
@@ -163,4 +163,8 @@ def _sigmoids(tensors: dict[str, Any], ending: str) -> dict[str, float]:
     }
 
 
-METHOD = Method(settings=TrexSettings, make=make_trex)
+def _check(settings: TrexSettings, job: Job) -> None:
+    check_served_targets(settings.targets, job)
+
+
+METHOD = Method(settings=TrexSettings, make=make_trex, check=_check)

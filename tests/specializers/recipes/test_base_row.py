@@ -20,6 +20,7 @@ NOT_PRUNED = {"width_pruning", "depth_pruning", "pat"}
         ("llama", set()),
         ("phi3", set()),
         ("gemma3", set()),
+        ("glm4", {"lora", "trex"}),
         ("gemma2", {"fier"}),
         ("mistral", {"fier"}),
         ("qwen3_moe", NOT_PRUNED),
