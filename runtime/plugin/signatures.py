@@ -16,6 +16,7 @@ __all__ = [
     "FIER_METHODS",
     "GPU_LORA_METHODS",
     "MODEL_CLASS_METHODS",
+    "PROCESS_GROUP_METHODS",
     "QUANTISED_LORA_METHODS",
     "SEEDED_CHUNKS_METHODS",
     "SUPPORTED_VLLM",
@@ -218,6 +219,11 @@ FINITE_VALUES_METHODS: dict[str, tuple[str, ...]] = {
     "vllm.v1.kv_cache_interface:KVCacheConfig.needs_kv_cache_zeroing": ("self",),
     "vllm.v1.worker.cpu_model_runner:CPUModelRunner._zero_block_ids": ("self", "block_ids"),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_nans_in_logits": ("self", "logits"),
+}
+
+# What the end of an engine in this process calls.
+PROCESS_GROUP_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.engine.core:cleanup_dist_env_and_memory": ("shutdown_ray",),
 }
 
 # Where the draw of a prompt's part is made, and taken back.

@@ -19,6 +19,9 @@ def build_llm(weights: Path, settings: EngineSettings, *, adapters: bool, dtype:
     from vllm.v1.engine.llm_engine import LLMEngine
     from vllm.v1.executor import Executor
 
+    from ...plugin.process_groups import keep_process_groups
+
+    keep_process_groups()
     set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
     set_num_threads(settings.thread_count)
     args = engine_arguments(weights, dtype=dtype, settings=settings, adapters=adapters)

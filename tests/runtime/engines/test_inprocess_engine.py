@@ -220,6 +220,15 @@ async def test_folder_that_is_no_checkpoint(
     assert (await tiny_engine.generate(EngineRequest(make_ask()))).text
 
 
+async def test_an_engine_that_ends_by_itself_leaves_the_process_groups_to_the_others(
+    tiny_engine: InProcessEngine, make_ask: MakeAsk
+) -> None:
+    from vllm.v1.engine import core
+
+    core.cleanup_dist_env_and_memory()  # as vLLM does when an engine that failed to start is collected
+    assert (await tiny_engine.generate(EngineRequest(make_ask()))).text
+
+
 FORGOTTEN = """
 import sys, anyio
 from pathlib import Path
