@@ -18,6 +18,9 @@ _NO_EXCEPTION = ("std::bad_alloc", "Segmentation fault", "Cannot allocate memory
 _POINTS_ELSEWHERE = re.compile(r"root cause", re.IGNORECASE)
 _STATUS = re.compile(r"Failed core proc\(s\): \{[^}]*: -(\d+)")
 
+_NO_STATUS = "Failed core proc(s): {}"
+"""What vLLM says when it sees a process end and asks for its status a moment too early."""
+
 
 def how_ended(statuses: Iterable[int | None]) -> str:
     """How processes have ended, by their exit status: None for one that runs, below 0 for a signal.
@@ -42,6 +45,8 @@ def cause_of(error: BaseException) -> str:
     status = _STATUS.search(told)
     if status is not None:
         return f"{told} (it {how_ended([-int(status[1])])})"
+    if _NO_STATUS in told:
+        return f"{told} (it ended before its exit status was known; if it was killed, {OUT_OF_MEMORY})"
     return told if first is error or str(first) in told else f"{told} ({_in_short(f'{type(first).__name__}: {first}')})"
 
 

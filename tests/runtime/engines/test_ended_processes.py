@@ -58,3 +58,5 @@ def test_an_exception_is_told_with_the_one_it_began_with() -> None:
 def test_a_core_that_was_killed_while_it_started_names_memory() -> None:
     error = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {'Core': -9}")
     assert cause_of(error).endswith("(it was killed (SIGKILL): the system may have run out of memory)")
+    early = RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}")
+    assert cause_of(early).endswith("if it was killed, the system may have run out of memory)")
