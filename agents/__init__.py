@@ -3,7 +3,7 @@
 Nothing here imports torch or vllm, reads a file or opens a connection, except where its name says so.
 """
 
-from .answers import parse_answer
+from .answers.answers import parse_answer
 from .backend import Backend, ScriptedBackend
 from .errors import (
     AdapterError,

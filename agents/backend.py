@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from .answers import split_thinking
+from .answers.answers import split_thinking
 from .errors import AskRejectedError
 from .messages import Ask, Reply, Usage
 

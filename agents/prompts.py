@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .answer_shape import answer_shape
+from .answers.answer_shape import answer_shape
 from .messages import Message
 from .recorded_values import as_json
 from .roles import Role

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 from harness import Samples, arguments, clocked, machine, paired_rounds, print_table, spread
 
-from metier.agents.chat_template import ChatTemplate
+from metier.agents.chat.chat_template import ChatTemplate
 from metier.agents.messages import Ask, Message
 from metier.runtime.engines.engine import EngineRequest
 from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine

@@ -26,8 +26,8 @@ from harness import RESAMPLES, append_row, arguments, interval, read_rows
 from made_variants import make, say
 
 from metier.agents import Ask, render_prompt
-from metier.agents.answer_schema import answer_schema
-from metier.agents.answers import parse_answer
+from metier.agents.answers.answer_schema import answer_schema
+from metier.agents.answers.answers import parse_answer
 from metier.agents.errors import AnswerError
 from metier.agents.prompts import task_text
 from metier.agents.tasksets import Task

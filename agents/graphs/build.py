@@ -5,7 +5,7 @@ from __future__ import annotations
 import networkx as nx
 from pydantic import ValidationError
 
-from ..answer_schema import check_answer_type
+from ..answers.answer_schema import check_answer_type
 from ..errors import GraphError
 from ..recorded_values import check_recordable, type_adapter
 from ..roles import InputType, Role, name_inputs, type_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from ...agents.chat_template import ChatTemplate
+from ...agents.chat.chat_template import ChatTemplate
 from ...agents.errors import AskRejectedError
 from ...agents.messages import Ask
 from ...agents.thinking import ThinkingProfile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...agents.chat_template import ChatTemplate
+from ...agents.chat.chat_template import ChatTemplate
 from ...agents.errors import AskRejectedError, ChatTemplateError, EngineError
 from ...agents.messages import Ask, Reply, Usage
 from ..plugin.thinking.budget_forcing import ThinkingRules

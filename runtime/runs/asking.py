@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ...agents.answer_schema import answer_schema
-from ...agents.answers import correction_messages, parse_answer
+from ...agents.answers.answer_schema import answer_schema
+from ...agents.answers.answers import correction_messages, parse_answer
 from ...agents.backend import Backend
 from ...agents.errors import AnswerError, EngineError, LimitError
 from ...agents.messages import Ask, Message, Reply, Usage

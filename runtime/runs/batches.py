@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ...agents.answers import parse_answer
+from ...agents.answers.answers import parse_answer
 from ...agents.errors import AnswerError, ResumeError, RunError, RunInterrupted
 from ...agents.graphs.nodes import BuiltGraph
 from ...agents.graphs.pictures import to_mermaid

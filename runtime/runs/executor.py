@@ -37,7 +37,8 @@ from ...agents.graphs.nodes import (
 from ...agents.graphs.step_paths import ROOT, StepPath
 from ...router.escalation import NO_FAILURES, Failures
 from .foresight import RunForesight
-from .steps import BLOCKED, StepRunner
+from .steps import StepRunner
+from .tool_loop import BLOCKED
 
 __all__ = ["Executor"]
 

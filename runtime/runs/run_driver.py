@@ -36,7 +36,8 @@ from .batches import once_mended, waiting_for_person
 from .executor import Executor
 from .outlook import Outlooks
 from .run_plan import RunPlan, RunResult
-from .steps import BLOCKED, StepRunner
+from .steps import StepRunner
+from .tool_loop import BLOCKED
 from .unforeseen import named
 
 __all__ = ["RunDriver"]

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import anyio
 
-from ...agents.answer_schema import answer_schema, held_schema
+from ...agents.answers.answer_schema import answer_schema, held_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import ResumeError
 from ...agents.graphs.step_paths import PathStep, StepPath

@@ -9,7 +9,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, JsonValue, model_validator
 
-from ...agents.chat_template import TemplateSettings
+from ...agents.chat.chat_template import TemplateSettings
 from ...agents.frozen_model import FrozenModel
 from ...agents.thinking import ThinkingTags
 from ...specializers.shelf.fier_settings import FierSettings

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 from rich.table import Table
 
-from ...agents.answers import parse_answer
+from ...agents.answers.answers import parse_answer
 from ...agents.errors import AnswerError, AskRejectedError, ProfileError, RunError, RunInterrupted, UnknownVariantError
 from ...agents.graphs.nodes import RoleWork
 from ...agents.graphs.step_paths import StepPath

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...agents.chat_tokens import chat_tokens
+from ...agents.chat.chat_tokens import chat_tokens
 from ...agents.errors import AdapterError
 from ..checkpoints.attention import open_model
 from ..checkpoints.opened_by_transformers import open_tokenizer

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...agents.chat_template import ChatTemplate, TemplateSettings
+from ...agents.chat.chat_template import ChatTemplate, TemplateSettings
 from ...agents.errors import ChatTemplateError
 from ...agents.frozen_model import FrozenModel
 from .opened_by_transformers import open_tokenizer

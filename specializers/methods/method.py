@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from ...agents.backend import Backend
-from ...agents.chat_template import TemplateSettings
+from ...agents.chat.chat_template import TemplateSettings
 from ...agents.errors import RecipeError, did_you_mean
 from ...agents.traffic import TrafficRow
 from ..shelf.fier_settings import FierSettings

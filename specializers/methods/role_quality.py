@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 
-from ...agents.answer_schema import answer_schema, held_schema
-from ...agents.answers import parse_answer
+from ...agents.answers.answer_schema import answer_schema, held_schema
+from ...agents.answers.answers import parse_answer
 from ...agents.backend import Backend
 from ...agents.errors import AnswerError, RecipeError, first_error
 from ...agents.messages import Ask, Reply

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...agents.backend import Backend
-from ...agents.chat_template import TemplateSettings
+from ...agents.chat.chat_template import TemplateSettings
 from ...agents.content_hash import content_hash
 from ...agents.errors import QualityError, RecipeError, TrainingError, VariantError
 from ...agents.prompts import PROMPT_LAYOUT

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...agents.chat_template import ChatTemplate, TemplateSettings
-from ...agents.chat_tokens import text_tokens
+from ...agents.chat.chat_template import ChatTemplate, TemplateSettings
+from ...agents.chat.chat_tokens import text_tokens
 from ...agents.errors import ChatTemplateError, TrainingError
 from ...agents.traffic import TrafficRow
 

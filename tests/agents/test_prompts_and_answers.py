@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from metier.agents import PROMPT_LAYOUT, AnswerError, GraphError, Message, Role, parse_answer, render_prompt
-from metier.agents.answers import correction_messages, split_thinking
+from metier.agents.answers.answers import correction_messages, split_thinking
 from metier.agents.prompts import prompt_layout
 from tests.agents.workflow import Answer, Plan, Puzzle, Verdict, critic, planner
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metier.agents import Ask, ScriptedBackend
-from metier.agents.answers import parse_answer
+from metier.agents.answers.answers import parse_answer
 from metier.agents.prompts import prompt_layout, task_text
 from metier.agents.traffic import data_fingerprint
 from metier.router import load_assignment

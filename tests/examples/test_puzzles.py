@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metier.agents.answers import parse_answer
+from metier.agents.answers.answers import parse_answer
 from metier.agents.prompts import prompt_layout
 from metier.agents.traffic import data_fingerprint
 from metier.specializers import Shelf, load_recipe

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metier.agents.answers import parse_answer
+from metier.agents.answers.answers import parse_answer
 from metier.agents.graphs.workflow_file import load_workflow
 from metier.agents.tasksets import Split
 from metier.specializers import load_recipe

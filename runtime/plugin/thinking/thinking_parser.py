@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.reasoning.abs_reasoning_parsers import ReasoningParser
 
-from ....agents.chat_template import ChatTemplate
+from ....agents.chat.chat_template import ChatTemplate
 from .end_tag import end_tag
 
 __all__ = ["EndTagParser"]

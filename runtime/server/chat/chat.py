@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ....agents.answer_schema import answer_schema
+from ....agents.answers.answer_schema import answer_schema
 from ....agents.backend import OnText
 from ....agents.errors import RunError, RunInterrupted
 from ....agents.messages import Ask, Message, Usage

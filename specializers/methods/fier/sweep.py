@@ -13,7 +13,7 @@ from pathlib import Path
 import anyio
 
 from ....agents.backend import Backend
-from ....agents.chat_template import ChatTemplate, TemplateSettings
+from ....agents.chat.chat_template import ChatTemplate, TemplateSettings
 from ....agents.errors import QualityError, RecipeError
 from ....agents.traffic import TrafficRow
 from ...checkpoints.opened_by_transformers import open_tokenizer

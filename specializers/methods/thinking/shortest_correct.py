@@ -13,7 +13,7 @@ from typing import Literal
 import anyio
 from pydantic import Field
 
-from ....agents.answer_schema import answer_schema
+from ....agents.answers.answer_schema import answer_schema
 from ....agents.backend import Backend
 from ....agents.errors import RecipeError, TrainingError, first_error
 from ....agents.messages import Ask, Reply

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ....agents.chat_template import TemplateSettings
+from ....agents.chat.chat_template import TemplateSettings
 from ....agents.errors import VariantError
 from ....agents.traffic import TrafficRow, data_fingerprint
 from ...adapters.adapter_check import SLOT_RANKS, check_adapter, check_variant

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from ....agents.chat_template import TemplateSettings
+from ....agents.chat.chat_template import TemplateSettings
 from ....agents.errors import RecipeError
 from ....agents.frozen_model import FrozenModel
 from ....agents.traffic import TrafficRow

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
 
 from metier.agents import AnswerError, GraphError, parse_answer
-from metier.agents.answer_schema import answer_schema, check_answer_type, held_schema
-from metier.agents.answer_shape import answer_shape
+from metier.agents.answers.answer_schema import answer_schema, check_answer_type, held_schema
+from metier.agents.answers.answer_shape import answer_shape
 from metier.agents.recorded_values import dump, load
 from metier.agents.tools.calls import turn_schema
 from metier.agents.tools.tool import tool

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from metier.agents import parse_answer, tool
-from metier.agents.answer_schema import answer_schema, held_schema
+from metier.agents.answers.answer_schema import answer_schema, held_schema
 from metier.agents.tools.calls import read_calls, read_text_answer, turn_schema
 from tests.runtime.engines.grammar_walk import GrammarWalk
 from tests.runtime.engines.test_answer_grammars import HALF_PAIR, vllm_accepts

@@ -12,9 +12,9 @@ import pytest
 from pydantic import BaseModel
 
 from metier.agents import AnswerError, Ask, Role, ScriptedBackend, StepError, TaskGraph
-from metier.agents.answer_schema import described_schema
+from metier.agents.answers.answer_schema import described_schema
+from metier.agents.answers.sample_answer import sample_answer
 from metier.agents.recorded_values import load
-from metier.agents.sample_answer import sample_answer
 from metier.runtime import Session, open_session
 from metier.runtime.settings.session import Settings
 from tests.agents.answer_zoo import WEAK, YES

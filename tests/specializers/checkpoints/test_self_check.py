@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from metier.agents.chat_tokens import chat_tokens
+from metier.agents.chat.chat_tokens import chat_tokens
 from metier.specializers.checkpoints.self_check import PROMPTS, KnownAnswer, make_self_check, read_self_check
 from tests.tiny_families import FAMILIES_THAT_DIFFER, write_tiny_family
 

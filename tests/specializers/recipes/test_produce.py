@@ -21,7 +21,7 @@ from metier.agents import (
     VariantError,
     write_traffic,
 )
-from metier.agents.chat_template import TemplateSettings
+from metier.agents.chat.chat_template import TemplateSettings
 from metier.specializers import AskSpec, Recipe, Shelf, base_fingerprint, check_variant, produce
 from metier.specializers.recipes.stages import TRAINING_LOG
 from metier.specializers.shelf.file_lock import exclusive

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metier.agents import Message, TrafficRow, TrainingError
-from metier.agents.chat_template import ChatTemplate, TemplateSettings
+from metier.agents.chat.chat_template import ChatTemplate, TemplateSettings
 from metier.agents.messages import Ask
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
 from metier.runtime.engines.thinking_asks import ReplyReader

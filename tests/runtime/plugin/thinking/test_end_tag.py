@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metier.agents.chat_template import ChatTemplate, TemplateSettings
+from metier.agents.chat.chat_template import ChatTemplate, TemplateSettings
 from metier.agents.errors import AskRejectedError, SettingsError
 from metier.agents.messages import Ask, Message
 from metier.agents.thinking import THINKING_OFF, ThinkingTags

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from metier.agents.chat_template import ChatTemplate, TemplateSettings
+from metier.agents.chat.chat_template import ChatTemplate, TemplateSettings
 from metier.agents.errors import AskRejectedError, SettingsError
 from metier.agents.messages import Ask, Reply
 from metier.agents.thinking import THINKING_OFF, ThinkingProfile, ThinkingTags

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metier.agents.chat_template import ChatTemplate
-from metier.agents.chat_tokens import chat_tokens, control_marks, text_tokens
+from metier.agents.chat.chat_template import ChatTemplate
+from metier.agents.chat.chat_tokens import chat_tokens, control_marks, text_tokens
 from tests.chat_templates import TEMPLATES, tokenizer_of
 
 TOKENIZERS = {family: tokenizer_of(family) for family in TEMPLATES}

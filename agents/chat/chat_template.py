@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import Field, JsonValue, field_validator
 
+from ..errors import ChatTemplateError, SettingsError
+from ..frozen_model import FrozenModel
+from ..thinking import ThinkingTags
 from .chat_tokens import chat_text, chat_tokens, control_marks, text_tokens
-from .errors import ChatTemplateError, SettingsError
-from .frozen_model import FrozenModel
 from .template_thinking import TemplateThinking, read_thinking
-from .thinking import ThinkingTags
 
 __all__ = ["ChatTemplate", "TemplateSettings"]
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, RootModel, TypeAdapter, create_model
 
 from metier.agents import AnswerError, GraphError, Message, Role, TaskGraph, TrafficRow, parse_answer, render_prompt
-from metier.agents.answer_schema import answer_schema, described_schema
-from metier.agents.answer_shape import MAX_SHAPE_CHARACTERS, answer_shape
+from metier.agents.answers.answer_schema import answer_schema, described_schema
+from metier.agents.answers.answer_shape import MAX_SHAPE_CHARACTERS, answer_shape
+from metier.agents.answers.sample_answer import sample_answer
 from metier.agents.prompts import layout_of, prompt_layout
 from metier.agents.recorded_values import dump, load
 from metier.agents.roles import type_name
-from metier.agents.sample_answer import sample_answer
 from tests.agents import answer_zoo as zoo
 from tests.agents.answer_zoo import NO, YES
 from tests.agents.workflow import Answer, Puzzle

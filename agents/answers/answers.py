@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import from_json
 
+from ..errors import AnswerError
+from ..messages import Message
+from ..recorded_values import type_adapter
+from ..roles import type_name
 from .answer_schema import described_schema, json_kinds
 from .answer_shape import answer_shape
-from .errors import AnswerError
-from .messages import Message
-from .recorded_values import type_adapter
-from .roles import type_name
 
 __all__ = ["correction_messages", "parse_answer", "split_thinking"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metier.agents.chat_template import ChatTemplate, TemplateSettings
+from metier.agents.chat.chat_template import ChatTemplate, TemplateSettings
 from metier.agents.errors import ChatTemplateError, SettingsError
 from metier.agents.thinking import ThinkingTags
 from tests.chat_templates import TEMPLATES, tokenizer_of

@@ -14,9 +14,9 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from .errors import GraphError
-from .recorded_values import dump, type_adapter
-from .roles import type_name
+from ..errors import GraphError
+from ..recorded_values import dump, type_adapter
+from ..roles import type_name
 from .sample_answer import NoSample, sample_answer
 
 __all__ = [

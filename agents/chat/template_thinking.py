@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..thinking import ThinkingTags
 from .chat_tokens import chat_text
-from .thinking import ThinkingTags
 
 __all__ = ["TemplateThinking", "read_thinking"]
 
