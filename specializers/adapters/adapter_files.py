@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...agents.errors import AdapterError
 from ...agents.text_files import UnreadableTextError, parse_json, read_bounded, shown
-from ..checkpoints.expert_layers import within_mixture
+from ..checkpoints.expert_layers import first_in_mixture
 from ..checkpoints.tensor_files import FLOATS, CorruptFileError, TensorInfo, largest_value, read_header
 from ..shelf.adapter_kinds import AdapterName
 
@@ -24,6 +24,7 @@ __all__ = [
     "WEIGHTS",
     "AdapterFacts",
     "check_finite",
+    "check_no_experts",
     "check_values",
     "half_names",
     "linear_shape",
@@ -156,14 +157,19 @@ def half_names(module: str, tensors: Container[str]) -> tuple[str, str]:
     return f"{key}A.weight", f"{key}B.weight"
 
 
-def linear_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: Path) -> tuple[int, int]:
-    """(d_out, d_in) of a base's linear layer; raises AdapterError when there is none, or an expert."""
-    if within_mixture(module, layers):
+def check_no_experts(path: Path, modules: Iterable[str], layers: dict[str, TensorInfo], base: Path) -> None:
+    """Raise AdapterError when one of the adapted `modules` is an expert of the base, or the router beside them."""
+    module = first_in_mixture(modules, layers)
+    if module is not None:
         raise AdapterError(
             f"{path}: {module} is an expert of base {base.name}, or chooses among them",
             expected="adapters of attention: engines here serve no others on a mixture of experts",
             remedy="Train it again with target_modules of attention only: q_proj, k_proj, v_proj, o_proj.",
         )
+
+
+def linear_shape(path: Path, module: str, layers: dict[str, TensorInfo], base: Path) -> tuple[int, int]:
+    """(d_out, d_in) of a base's linear layer; raises AdapterError when the base has no such layer."""
     layer = layers.get(f"{module}.weight")
     if layer is None or len(layer.shape) != 2 or "embed" in module.rpartition(".")[2]:
         raise AdapterError(

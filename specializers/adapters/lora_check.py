@@ -12,7 +12,7 @@ from typing import Any
 from ...agents.errors import AdapterError
 from ...agents.text_files import shown
 from ..checkpoints.tensor_files import TensorInfo, read_json
-from .adapter_files import CONFIG, LARGEST_VALUE, WEIGHTS, AdapterFacts, linear_shape, merge_remedy
+from .adapter_files import CONFIG, LARGEST_VALUE, WEIGHTS, AdapterFacts, check_no_experts, linear_shape, merge_remedy
 from .lora_scaling import layer_rank, layer_scaling
 from .peft_kinds import REPEATED_STARTS, check_mergeable
 from .target_check import checked_pattern
@@ -157,6 +157,7 @@ def _check_shapes(
     layers: dict[str, TensorInfo],
     base: Path,
 ) -> None:
+    check_no_experts(path, modules, layers, base)
     for module, (a, b) in modules.items():
         d_out, d_in = _layer_shape(path, module, layers, base)
         if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[1] != d_in or b.shape[0] != d_out:

@@ -11,7 +11,7 @@ from ...agents.errors import AdapterError
 from ...agents.prompts import TASK_TEXT_RULE
 from ...agents.text_files import shown
 from ..checkpoints.tensor_files import TensorInfo, largest_value, read_values
-from .adapter_files import CONFIG, LARGEST_CHANGE, PEFT_PREFIX, WEIGHTS, AdapterFacts, linear_shape
+from .adapter_files import CONFIG, LARGEST_CHANGE, PEFT_PREFIX, WEIGHTS, AdapterFacts, check_no_experts, linear_shape
 from .semantic_map import CENTER_KEY, CENTROIDS_KEY
 from .text_embedding import find_embedding
 from .trex_shape import LAYER_PARTS, TrexShape, shape_of_block
@@ -39,6 +39,7 @@ def check_trex(
     shape, embed_id = shape_of_block(path, config.get("trex")), _embed_id(path, config["trex"])
     path = folder / WEIGHTS
     modules = _by_module(path, tensors)
+    check_no_experts(path, modules, layers, base)
     for module, parts in modules.items():
         _check_layer(path, module, parts, shape, linear_shape(path, module, layers, base), base)
     _check_gain(path, modules, shape)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from .tensor_files import TensorInfo
 
-__all__ = ["adaptable_names", "mixtures", "within_mixture"]
+__all__ = ["adaptable_names", "first_in_mixture", "mixtures"]
 
 _EXPERTS = re.compile(r"(?P<mixture>.+)\.experts\.")
 
@@ -18,16 +18,16 @@ def mixtures(names: Iterable[str]) -> frozenset[str]:
     return frozenset(match["mixture"] for match in found if match)
 
 
-def within_mixture(name: str, layers: Iterable[str]) -> bool:
-    """Whether a layer is an expert, or the router beside them; `layers` are the names in the base's checkpoint.
+def first_in_mixture(names: Iterable[str], layers: Iterable[str]) -> str | None:
+    """The first of `names` that is an expert or the router beside them, None where none is.
 
-    An adapter may name a mixture as transformers does (`mlp`) where the checkpoint has an older name for it
-    (`block_sparse_moe`), so what belongs to the same block and is not attention counts too.
+    `layers` are the names in the base's checkpoint. An adapter names a router as transformers does (`mlp.gate`), also
+    where the checkpoint has an older name for its block (`block_sparse_moe`).
     """
     found = mixtures(layers)
-    if any(name.startswith(f"{mixture}.") for mixture in found):
-        return True
-    return ".experts." in name or any(name == f"{mixture.rpartition('.')[0]}.mlp.gate" for mixture in found)
+    routers = {f"{mixture.rpartition('.')[0]}.mlp.gate" for mixture in found}
+    inside = tuple(f"{mixture}." for mixture in found)
+    return next((name for name in names if ".experts." in name or name in routers or name.startswith(inside)), None)
 
 
 def adaptable_names(layers: Mapping[str, TensorInfo]) -> list[str] | None:
@@ -39,5 +39,5 @@ def adaptable_names(layers: Mapping[str, TensorInfo]) -> list[str] | None:
     if not found:
         return None
     names = (name.removesuffix(".weight") for name, info in layers.items() if len(info.shape) == 2)
-    outside = (name for name in names if not any(name.startswith(f"{mixture}.") for mixture in found))
-    return sorted({name.rpartition(".")[2] for name in outside})
+    inside = tuple(f"{mixture}." for mixture in found)
+    return sorted({name.rpartition(".")[2] for name in names if not name.startswith(inside)})
