@@ -69,14 +69,15 @@ def engine_threads(asked: int | None) -> ThreadCount:
 @contextlib.contextmanager
 def computing_on(threads: int) -> Iterator[None]:
     """Within, torch computes on so many threads in this thread."""
-    import torch
+    # vLLM's CPU worker replaces torch.set_num_threads for the whole process by a function that does nothing.
+    from torch._C import get_num_threads, set_num_threads
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    before = get_num_threads()
+    set_num_threads(threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        set_num_threads(before)
 
 
 def others_busy(seconds: float = SAMPLE_S) -> float:
