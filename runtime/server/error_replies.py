@@ -24,7 +24,7 @@ from ...agents.errors import (
     first_error,
 )
 
-__all__ = ["RequestRefused", "error_body", "error_response", "refuse_validation"]
+__all__ = ["RequestRefused", "error_body", "error_response", "refuse_validation", "shortened"]
 
 log = logging.getLogger(__name__)
 
@@ -120,11 +120,12 @@ def refuse_validation(error: RequestValidationError) -> RequestRefused:
             expected="the fields of /openapi.json",
             remedy="Leave it out: it would have no effect here.",
         )
-    shown = _shorten(first.get("input"))
+    shown = shortened(first.get("input"))
     return RequestRefused(f"{field or place}={shown}: {first['msg']}", param=field or None)
 
 
-def _shorten(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """A value as JSON, for a message: its first characters."""
     try:
         text = json.dumps(value)
     except (TypeError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Callable
 
 import anyio
@@ -12,12 +13,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..settings.server import ServerSettings
 from .error_replies import RequestRefused, error_response
-from .strict_json import NotStrictError, check_json
+from .strict_json import NotStrictError, check_body
 
 __all__ = ["RequestChecks", "is_loopback"]
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 """Served without a key: the page holds no data, and health checks have no key."""
+
+
+CHARSET = re.compile(r"charset\s*=\s*\"?([^\s\";]+)", re.IGNORECASE)
+UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
 
 
 def is_loopback(host: str) -> bool:
@@ -68,7 +73,7 @@ class RequestChecks:
             body = b"" if scope["method"] in ("GET", "HEAD") else await self._read(headers, receive)
             if body is None:
                 return
-            self._check_body(body)
+            self._check_body(headers, body)
             await self._app(scope, _replay(body, receive), counted)
         except Exception as error:
             if began:
@@ -103,17 +108,25 @@ class RequestChecks:
                 expected="Authorization: Bearer, with the METIER_API_KEY that the server was started with",
             )
 
-    def _check_body(self, body: bytes) -> None:
+    def _check_body(self, headers: Headers, body: bytes) -> None:
+        if not body:
+            return
+        encoding = headers.get("content-encoding", "identity")
+        charset = CHARSET.search(headers.get("content-type", ""))
+        if encoding.lower() != "identity":
+            raise _not_utf_8(f"content-encoding {encoding[:40]!r}")
+        if charset is not None and charset[1].lower() not in UTF_8:
+            raise _not_utf_8(f"charset {charset[1][:40]!r}")
         try:
-            text = body.decode()
+            text = body.decode("utf-8-sig")
             if "\0" in text:
                 raise NotStrictError("it holds a byte of 0")
-            check_json(text, self._settings.json_depth)
+            check_body(text, self._settings.json_depth)
         except ValueError as error:  # also UnicodeDecodeError
             raise RequestRefused(
                 f"the body cannot be read: {error}",
                 code="invalid_json",
-                expected="JSON in UTF-8 with finite numbers, of at most "
+                expected="JSON in UTF-8 with finite numbers, each field once, of at most "
                 f"server.json_depth={self._settings.json_depth} levels",
             ) from error
 
@@ -150,6 +163,10 @@ class RequestChecks:
             expected=f"at most request_kib={self._settings.request_kib}",
             remedy="Shorten the messages, or raise server.request_kib.",
         )
+
+
+def _not_utf_8(what: str) -> RequestRefused:
+    return RequestRefused(f"a body of {what}", code="unsupported_encoding", expected="JSON in UTF-8, not compressed")
 
 
 def _name(host: str) -> str:

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-__all__ = ["NotStrictError", "check_json"]
+__all__ = ["NotStrictError", "check_body", "check_json"]
 
 MAY_BE_ODD = re.compile(r"\\u[dD][89a-fA-F]|NaN|Infinity|[eE]\+?0*[0-9]{3}|[0-9]{309}")
 """Without any of these, and with few brackets, a text needs no closer look."""
@@ -15,6 +15,20 @@ MAY_BE_ODD = re.compile(r"\\u[dD][89a-fA-F]|NaN|Infinity|[eE]\+?0*[0-9]{3}|[0-9]
 
 class NotStrictError(ValueError):
     """JSON that Python reads and others do not, or that is nested too deep."""
+
+
+def check_body(text: str, max_depth: int) -> None:
+    """What `check_json` does, for the body of a request, in which no field may stand twice either.
+
+    JSON leaves open which of the two counts, so what checks a request and what serves it could read different ones.
+    """
+    check_json(text, max_depth)
+    try:
+        json.loads(text, object_pairs_hook=_each_once)
+    except NotStrictError:
+        raise
+    except (ValueError, RecursionError):
+        return  # no JSON: whoever reads it says so
 
 
 def check_json(text: str, max_depth: int) -> None:
@@ -59,6 +73,16 @@ def _check_characters(text: str) -> None:
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise NotStrictError(f"a text holds {half!r}, one half of a surrogate pair") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) == len(pairs):
+        return
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise NotStrictError(f"field {name[:100]!r} is there twice")
+        seen.add(name)
 
 
 def _refuse_constant(name: str) -> float:

@@ -7,48 +7,66 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from ....agents.messages import Message, Usage
 from ....agents.thinking import ThinkingProfile
 from ..error_replies import RequestRefused
+from .client_body import ClientBody
 from .tool_requests import ClientTool, MessageCall, ToolChoice, call_message, results_message
+from .unserved_fields import CHAT, MESSAGE, PART
 
 __all__ = ["AskOrigin", "ChatRequest", "Completed", "chunk", "completion", "to_messages", "usage_block"]
 
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 2**31 - 1
 MAX_NAME = 200
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class TextPart(ClientBody):
+    """A piece of a message's content: text, or the refusal of an earlier answer, which is its text too."""
+
+    unserved = PART
+
+    type: Literal["text", "input_text", "output_text", "refusal"]
+    text: str = ""
+    refusal: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_only(cls, given: Any) -> Any:
+        kind = given.get("type", "text") if isinstance(given, dict) else None
+        if isinstance(kind, str) and kind not in TEXT_PARTS:
+            raise RequestRefused(
+                f"a piece of content of type {kind[:MAX_NAME]!r}: the models served here read text only",
+                param="messages",
+                code="unsupported_content",
+                expected="pieces of type text",
+                remedy="Say in text what is in it.",
+            )
+        return given
 
 
-class TextPart(_Strict):
-    """A piece of a message's content."""
+class ChatMessage(ClientBody):
+    """One message; `developer` is OpenAI's newer word for `system`. Messages that replies gave are taken back."""
 
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Strict):
-    """One message; `developer` is OpenAI's newer word for `system`."""
+    unserved = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     """None for calls alone."""
-    name: Name | None = None
-    tool_calls: list[MessageCall] | None = Field(default=None, min_length=1)
+    tool_calls: list[MessageCall] | None = None
     """What an earlier reply called; only of the assistant."""
     tool_call_id: Name | None = None
     """Of which call this is the result; only of a tool."""
-    refusal: None = None
+    refusal: str | None = None
+    """What an earlier reply said instead of an answer, where it has no content."""
 
 
-class JsonSchema(_Strict):
+class JsonSchema(ClientBody):
     """The schema that an answer has to keep to."""
 
     name: Name = "answer"
@@ -57,14 +75,16 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(ClientBody):
     """How the answer is written."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """The schema of a json_object, as some clients send it."""
 
 
-class StreamOptions(_Strict):
+class StreamOptions(ClientBody):
     """What a stream carries beside text."""
 
     include_usage: bool = False
@@ -73,7 +93,7 @@ class StreamOptions(_Strict):
     """Accepted for clients that send it; has no effect."""
 
 
-class AskOrigin(_Strict):
+class AskOrigin(ClientBody):
     """Where an ask comes from, said by a metier that asks another one: see `Ask`."""
 
     run_id: Name = ""
@@ -85,11 +105,13 @@ class AskOrigin(_Strict):
     task: str = ""
 
 
-class ChatRequest(_Strict):
-    """A chat completion. `thinking`, `priority` and `metier` are ours; of OpenAI's, what has no effect is refused.
+class ChatRequest(ClientBody):
+    """A chat completion. `thinking`, `priority` and `metier` are ours.
 
     `thinking` is a number of tokens, `off`, or `{max_tokens, min_tokens, waits}`. A lower `priority` goes first.
     """
+
+    unserved = CHAT
 
     model: Name
     messages: list[ChatMessage] = Field(min_length=1)
@@ -108,13 +130,6 @@ class ChatRequest(_Strict):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     n: Literal[1] | None = None
-    # Said by clients of themselves, or to services that keep things: nothing that could be missed in an answer.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +174,7 @@ def asked_schema(format: ResponseFormat | None) -> dict[str, Any] | None:
     if format is None or format.type == "text":
         return None
     if format.type == "json_object":
-        return {"type": "object"}
+        return format.schema_ or {"type": "object"}
     if format.json_schema is None:
         raise RequestRefused(
             "response_format json_schema without a schema",
@@ -215,9 +230,9 @@ def chunk(
 
 
 def _text(message: ChatMessage) -> str:
-    content = message.content
+    content = message.content if message.content is not None else message.refusal
     if content is None:
         raise RequestRefused(
             f"a message of {message.role!r} without content", param="messages", expected="text, or tool_calls"
         )
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+    return content if isinstance(content, str) else "".join(part.text or part.refusal for part in content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from ....agents.messages import Usage
 from ....agents.thinking import ThinkingProfile
@@ -17,30 +17,20 @@ from .chat_protocol import (
     JsonSchema,
     Name,
     ResponseFormat,
+    TextPart,
 )
+from .client_body import ClientBody
+from .unserved_fields import RESPONSES, TEXT_OPTIONS
 
 __all__ = ["ResponsesRequest", "message_item", "output_items", "response_object", "text_part"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ContentPart(_Strict):
-    """A piece of text, of a client or of an earlier response."""
-
-    type: Literal["input_text", "output_text", "text"]
-    text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
-
-
-class InputMessage(_Strict):
+class InputMessage(ClientBody):
     """One message; `id` and `status` are those of an earlier response that a client sends back."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | list[TextPart]
     id: Name | None = None
     status: Name | None = None
     phase: Name | None = None
@@ -54,7 +44,18 @@ class ReasoningItem(BaseModel):
     type: Literal["reasoning"]
 
 
-class TextFormat(_Strict):
+def _kind(item: Any) -> Any:
+    """The type of an item of the input; one without is a message."""
+    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("message")] | Annotated[ReasoningItem, Tag("reasoning")], Discriminator(_kind)
+]
+"""What was said before."""
+
+
+class TextFormat(ClientBody):
     """How the answer is written."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -64,17 +65,21 @@ class TextFormat(_Strict):
     strict: bool | None = None
 
 
-class TextOptions(_Strict):
+class TextOptions(ClientBody):
     """What is said of the answer's text."""
+
+    unserved = TEXT_OPTIONS
 
     format: TextFormat | None = None
 
 
-class ResponsesRequest(_Strict):
+class ResponsesRequest(ClientBody):
     """A response, without tools or memory: what was said before is sent along. Ours are those of a chat request."""
 
+    unserved = RESPONSES
+
     model: Name
-    input: str | list[InputMessage | ReasoningItem] = Field(min_length=1)
+    input: str | list[InputItem] = Field(min_length=1)
     instructions: str | None = None
     stream: bool | None = False
     max_output_tokens: int | None = Field(default=None, ge=1)
@@ -82,16 +87,11 @@ class ResponsesRequest(_Strict):
     top_p: float | None = Field(default=None, gt=0, le=1)
     text: TextOptions | None = None
     thinking: ThinkingProfile | None = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     metier: AskOrigin | None = None
-    # Said by clients of themselves, or to services that keep things: nothing that could be missed in an answer.
-    user: str | None = None
     metadata: dict[str, str] | None = None
+    """Comes back with the response."""
     store: bool | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
-    truncation: Literal["disabled"] | None = None
 
     def as_chat(self) -> ChatRequest:
         """The same as a chat request; instructions are its system message."""
@@ -187,5 +187,5 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _text(content: str | list[ContentPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+def _text(content: str | list[TextPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text or part.refusal for part in content)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ....agents.answers.answer_schema import held_schema
 from ....agents.errors import GraphError
@@ -29,17 +29,19 @@ from ....agents.tools.calls import (
 from ....agents.tools.declared import check_names
 from ....agents.tools.tool import Tool, first_paragraph
 from ..error_replies import RequestRefused
+from .client_body import ClientBody
+from .unserved_fields import CALL
 
 __all__ = ["AskedTools", "ClientTool", "MessageCall", "ToolChoice", "asked_tools", "call_message", "results_message"]
 
 Text = Annotated[str, Field(max_length=200)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _OfTools(ClientBody):
+    unserved = CALL
 
 
-class ClientFunction(_Strict):
+class ClientFunction(_OfTools):
     """A function of the client's."""
 
     name: Text
@@ -50,20 +52,20 @@ class ClientFunction(_Strict):
     """Accepted for clients that send it: arguments always fit their schema here."""
 
 
-class ClientTool(_Strict):
+class ClientTool(_OfTools):
     """A tool of the client's."""
 
     type: Literal["function"]
     function: ClientFunction
 
 
-class NamedFunction(_Strict):
+class NamedFunction(_OfTools):
     """The function that must be called."""
 
     name: Text
 
 
-class NamedTool(_Strict):
+class NamedTool(_OfTools):
     """The one tool that must be called."""
 
     type: Literal["function"]
@@ -74,7 +76,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 """Whether the model may call, must call, or must call one tool."""
 
 
-class CalledFunction(_Strict):
+class CalledFunction(_OfTools):
     """What an earlier reply called."""
 
     name: Text
@@ -82,7 +84,7 @@ class CalledFunction(_Strict):
     """As JSON text."""
 
 
-class MessageCall(_Strict):
+class MessageCall(_OfTools):
     """A call of an earlier reply, which the client sends back."""
 
     id: Text

@@ -100,12 +100,40 @@ def test_ten_thousand_mutated_requests_get_no_5xx(served: Served, caplog: pytest
         ('{"workflow":"loose","input":{"f":"inf"}}', "no finite number"),
         ('{"workflow":"loose","input":"{\\"f\\": NaN}"}', "NaN is no number"),
         ('{"workflow":"loose","input":{"f":0.5}}\0', "byte of 0"),
+        ('{"workflow":"loose","input":{"data":1,"data":2}}', "field 'data' is there twice"),
+        ('{"workflow":"loose","workflow":"loose","input":{}}', "field 'workflow' is there twice"),
     ],
 )
 def test_what_no_run_could_be_recorded_with_is_refused_at_the_door(served: Served, body: str, said: str) -> None:
     answer = httpx.post(f"{served.url}/v1/runs", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert said in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize(
+    ("body", "headers", "code"),
+    [
+        (b'{"model": "base", "user": "\\ud800"}', {}, "invalid_json"),
+        (b'{"model": "base", "user": "\xed\xa0\x80"}', {}, "invalid_json"),
+        (b'{"model": "base", "model": "base"}', {}, "invalid_json"),
+        ('{"model": "base"}'.encode("utf-16"), {}, "invalid_json"),
+        ('{"model": "b\u00e4se"}'.encode("latin-1"), {}, "invalid_json"),
+        (b'{"model": "base"}', {"content-type": "application/json; charset=latin-1"}, "unsupported_encoding"),
+        (b'{"model": "base"}', {"content-encoding": "gzip"}, "unsupported_encoding"),
+    ],
+)
+def test_bodies_in_other_encodings_and_fields_sent_twice_are_refused(
+    served: Served, path: str, body: bytes, headers: dict[str, str], code: str
+) -> None:
+    answer = httpx.post(f"{served.url}{path}", content=body, headers={"content-type": "application/json"} | headers)
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == code, answer.text
+
+
+def test_a_byte_order_mark_is_read_over(served: Served) -> None:
+    body = b'\xef\xbb\xbf{"model": "base", "input": "hi"}'
+    sent = {"content-type": "application/json; charset=UTF-8"}
+    assert httpx.post(f"{served.url}/v1/responses", content=body, headers=sent).status_code == 200
 
 
 def test_text_that_looks_odd_is_text(served: Served) -> None:
