@@ -18,8 +18,9 @@ install: $(INSTALLED) ## Build .venv with the engine (EXTRA=gpu for a GPU machin
 demo: $(INSTALLED) ## Solve fresh puzzles with three roles on three variants, and on the bare base beside it
 	@$(BIN)/metier demo
 
+# Two processes: each holds engines and models of its own, 3 GiB at most. A file's tests share engines, so it stays whole.
 test: $(INSTALLED) check ## Run the whole test suite
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(INSTALLED) ## Lint, types, and the direction of imports
 	@$(BIN)/ruff check .

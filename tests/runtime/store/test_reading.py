@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,21 +36,21 @@ def write(path: Path, runs: int = 2) -> RunStore:
     return store
 
 
-def test_a_folder_that_cannot_be_written_is_read(tmp_path: Path) -> None:
-    folder = tmp_path / "fixed"
-    folder.mkdir()
-    writer = write(folder / "runs.db")  # still open: what it wrote is in the write-ahead file
-    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
-        path.chmod(0o755)
-    folder.chmod(0o555)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", READ, str(folder / "runs.db")],
-            capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": "/tmp"},
-        )  # fmt: skip
-    finally:
-        folder.chmod(0o755)
-        writer.close()
+def test_a_folder_that_cannot_be_written_is_read() -> None:
+    with tempfile.TemporaryDirectory() as parent:  # pytest's own may be read by nobody but who runs the tests
+        Path(parent).chmod(0o755)
+        folder = Path(parent) / "fixed"
+        folder.mkdir()
+        writer = write(folder / "runs.db")  # still open: what it wrote is in the write-ahead file
+        folder.chmod(0o555)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", READ, str(folder / "runs.db")],
+                capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": "/tmp"},
+            )  # fmt: skip
+        finally:
+            folder.chmod(0o755)
+            writer.close()
     assert done.stdout == "['b.0', 'b.1'] True\n", done.stderr
 
 
