@@ -29,6 +29,7 @@ MetierError
 │   ├── NotFiniteError     what this ask computes is not finite, so that it has no answer
 │   ├── EngineDeadError    the engine is gone; the pool restarts it
 │   └── PluginError        vLLM is not the version the plugin was written for
+├── SessionError           a session is used where it cannot be, or after its end
 ├── ServerError            `metier serve` cannot start, or refuses a request
 └── StoreError             the run store cannot be read or written
     └── ResumeError        a run cannot be resumed as asked
@@ -65,6 +66,7 @@ __all__ = [
     "RunInterrupted",
     "RunTakenError",
     "ServerError",
+    "SessionError",
     "SettingsError",
     "StepError",
     "StepTimeoutError",
@@ -224,6 +226,10 @@ class EngineDeadError(EngineError):
 
 class PluginError(EngineError):
     """vLLM is not what the plugin was written for, or the plugin is not active."""
+
+
+class SessionError(MetierError):
+    """A session is used where it cannot be (a plain one on an event loop), or before or after its block."""
 
 
 class ServerError(MetierError):

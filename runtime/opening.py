@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from ..agents.backend import Backend
+from ..agents.graphs.graph import TaskGraph
+from ..agents.graphs.nodes import BuiltGraph
 from ..router.assignment import Assignment, load_assignment
 from ..router.route import Router
 from ..specializers.shelf.bundled_model import DEFAULT_BASE
@@ -14,19 +19,21 @@ from ..specializers.shelf.shelf import Shelf
 from .backends import DEFAULT_ENGINE, BackendRequest, OpenBackend, check_engine, open_backend
 from .events import Event, Listeners, OnEvent
 from .runs.session import Session
+from .runs.session_opening import opened_either_way
 from .runs.tracing import open_tracer
+from .settings.limits import RunLimits
 from .settings.session import Settings, load_settings
 from .store.store import RunStore
 from .tools.calling import ToolCaller
 
-__all__ = ["open_session"]
+__all__ = ["open_session", "run"]
 
 ENGINE_EVENTS = (
     "adapter_loaded", "adapter_evicted", "engine_ready", "engine_restarted", "server_lost", "server_back",
 )  # fmt: skip
 
 
-@asynccontextmanager
+@opened_either_way
 async def open_session(
     *,
     base: str | Path = DEFAULT_BASE,
@@ -41,7 +48,10 @@ async def open_session(
     other_roles: Iterable[str] = (),
     scripted: Callable[[], Backend] | None = None,
 ) -> AsyncGenerator[Session]:
-    """Open everything a workflow needs and yield a Session; all of it is closed at the end.
+    """Open everything a workflow needs; all of it is closed at the end.
+
+    `async with open_session(…) as session` gives a Session. In code that is not `async`, scripts and notebooks among
+    it, `with open_session(…) as session` gives a SyncSession, whose methods wait.
 
     `base` is `smollm2-135m`, a folder or a Hugging Face id; without an `assignment` every role plays on it.
     `shelf` are folders of variants beside the user's own shelf. `engine` is `embedded` (in this process: ready in
@@ -54,15 +64,18 @@ async def open_session(
     `variants` names variants that will be asked for beside the assignment's; `other_roles` names roles of later
     workflows, which the assignment may name too.
 
-    Raises: BaseModelError, UnknownVariantError, AdapterError, AssignmentError, SettingsError, StoreError.
+    Raises: BaseModelError, UnknownVariantError, AdapterError, AssignmentError, SessionError, SettingsError, StoreError.
 
-    >>> import anyio
     >>> from pydantic import BaseModel
     >>> from metier.agents import Role, ScriptedBackend, TaskGraph
     >>> class Puzzle(BaseModel):
     ...     text: str
     >>> graph = TaskGraph("solve", takes=Puzzle, gives=str)
     >>> solve = graph.step(Role("solver", takes=Puzzle, gives=str))
+    >>> with open_session(backend=ScriptedBackend({"solver": ["4"]}), store=":memory:") as session:
+    ...     session.run(graph, Puzzle(text="2 + 2"))
+    '4'
+    >>> import anyio
     >>> async def main():
     ...     async with open_session(backend=ScriptedBackend({"solver": ["4"]}), store=":memory:") as session:
     ...         return await session.run(graph, Puzzle(text="2 + 2"))
@@ -107,3 +120,48 @@ async def open_session(
         if settings.tracing:
             session.listen(stack.enter_context(open_tracer()).on_event)
         yield session
+
+
+def run(
+    graph: TaskGraph | BuiltGraph,
+    value: BaseModel,
+    *,
+    seed: int = 0,
+    limits: RunLimits | None = None,
+    label: str = "",
+    base: str | Path = DEFAULT_BASE,
+    assignment: Assignment | str | Path | None = None,
+    backend: Backend | None = None,
+    engine: str = DEFAULT_ENGINE,
+    shelf: Iterable[str | Path] = (),
+    store: RunStore | str | Path | None = None,
+    settings: Settings | None = None,
+    on_event: OnEvent | None = None,
+) -> Any:
+    """Run a workflow on one input and return its output: a session is opened for it, and closed.
+
+    For more than one input open a session yourself, since engines take seconds to start. What it is given is as for
+    `open_session` and `Session.run`, which say also what they raise.
+
+    >>> from pydantic import BaseModel
+    >>> from metier.agents import Role, ScriptedBackend, TaskGraph
+    >>> class Puzzle(BaseModel):
+    ...     text: str
+    >>> graph = TaskGraph("solve", takes=Puzzle, gives=str)
+    >>> solve = graph.step(Role("solver", takes=Puzzle, gives=str))
+    >>> run(graph, Puzzle(text="2 + 2"), backend=ScriptedBackend({"solver": ["4"]}), store=":memory:")
+    '4'
+    """
+    built = graph.build() if isinstance(graph, TaskGraph) else graph  # what is wrong with it is said before all else
+    opening = open_session(
+        base=base,
+        assignment=assignment,
+        backend=backend,
+        engine=engine,
+        shelf=shelf,
+        store=store,
+        settings=settings,
+        on_event=on_event,
+    )
+    with opening as session:
+        return session.run(built, value, seed=seed, limits=limits, label=label)
