@@ -1,6 +1,7 @@
 """How many of a small model's replies with tools are neither a call that fits nor an answer: the grammar's bar is none.
 
     python benchmarks/tool_calls.py --asks 1000
+    python benchmarks/tool_calls.py --asks 1000 --journal runs/tool_calls.jsonl --slice 200     # until all are there
 
 A role with four tools of different arguments is asked hot (temperature 1), so that it writes whatever the grammar lets
 it. Each reply is checked against the tool's own arguments and the answer's type. One that its limit of tokens cut off
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anyio
-from harness import arguments, machine
+from harness import arguments, machine, read_rows, write_rows
 from pydantic import BaseModel
 
 from metier.agents import AnswerError, Role, TaskGraph, Tool, ToolError, parse_answer
@@ -86,21 +87,25 @@ def kind_of(text: str, finish_reason: str, tools: dict[str, Tool]) -> str:
         return "cut off" if finish_reason == "length" else "invalid"
 
 
-async def replies(base: str, asks: int, concurrency: int, store: Path) -> list[tuple[str, str]]:
-    """(text, finish reason) of at least so many replies."""
+async def replies(base: str, asks: int, concurrency: int, store: Path, first_batch: int) -> list[dict[str, Any]]:
+    """At least so many replies of one engine: batch, text and finish reason of each."""
     with RunStore(store) as runs:
         async with open_session(base=base, store=runs, settings=load_settings()) as session:
-            found: list[tuple[str, str]] = []
-            batch = 0
+            found: list[dict[str, Any]] = []
+            batch = first_batch
             while len(found) < asks:
                 questions = [Question(text=f"What is {n} times {batch + 3}?") for n in range(concurrency)]
                 results = await session.map(graph, questions, concurrency=concurrency, seed=batch)
                 for result in results:
                     if result.error is not None and not isinstance(result.error, AnswerError):
                         raise result.error
+                rows = runs.query(
+                    "SELECT a.reply AS text, a.finish_reason AS finish_reason FROM asks a JOIN runs r ON r.id = a.run "
+                    "WHERE a.finish_reason != '' AND r.batch = ?",
+                    session.batch,
+                )
+                found += [{"batch": batch, **dict(row)} for row in rows]
                 batch += 1
-                rows = runs.query("SELECT reply, finish_reason FROM asks WHERE finish_reason != ''")
-                found = [(row["reply"], row["finish_reason"]) for row in rows]
     return found
 
 
@@ -111,14 +116,23 @@ def main() -> None:
     parser.add_argument(
         "--concurrency", type=int, default=8, help="runs at a time; their prompts together must fit a step"
     )
+    parser.add_argument("--journal", type=Path, help="keep the replies in this file, and go on behind those in it")
+    parser.add_argument("--slice", type=int, help="ask at most about so many in this process")
     options = parser.parse_args()
+    found = read_rows(options.journal) if options.journal else []
+    missing = options.asks - len(found)
+    if missing > 0:
+        first = max((row["batch"] + 1 for row in found), default=0)
+        asks = min(missing, options.slice or missing)
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "runs.db"
+            found += anyio.run(replies, options.base, asks, options.concurrency, store, first)
+        if options.journal:
+            write_rows(options.journal, found)
     tools: dict[str, Any] = {each.name: each for each in role.tools if isinstance(each, Tool)}
-    with tempfile.TemporaryDirectory() as folder:
-        found = anyio.run(replies, options.base, options.asks, options.concurrency, Path(folder) / "runs.db")
-    kinds = Counter(kind_of(text, reason, tools) for text, reason in found)
-    called = Counter(
-        call.name for text, _ in found for calls in [read_calls(text)] if calls is not None for call in calls.tool_calls
-    )
+    kinds = Counter(kind_of(row["text"], row["finish_reason"], tools) for row in found)
+    said = [calls for row in found for calls in [read_calls(row["text"])] if calls is not None]
+    called = Counter(call.name for calls in said for call in calls.tool_calls)
     print(f"{machine()}\n{len(found)} replies: {json.dumps(kinds)}; calls by tool: {json.dumps(called)}")
 
 
