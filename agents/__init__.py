@@ -46,6 +46,7 @@ from .prompts import PROMPT_LAYOUT, TASK_TEXT_RULE, render_prompt, task_text
 from .reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
 from .roles import Role
 from .tasksets import Drawn, Split, Task, TaskSet, draw_tasks
+from .taught_rows import taught_rows
 from .thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
 from .tools.calls import ToolCall, ToolCalls
 from .tools.mcp_server import McpServer, mcp_tools
@@ -116,6 +117,7 @@ __all__ = [
     "reasoning_gym_tasks",
     "render_prompt",
     "task_text",
+    "taught_rows",
     "tool",
     "write_picture",
     "write_traffic",

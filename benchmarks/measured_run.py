@@ -48,8 +48,9 @@ async def measured_run(
                 "SELECT a.run, COUNT(*) AS asks, SUM(a.cpu_s) AS cpu_s, SUM(a.thinking_tokens) AS thinking, "
                 "SUM(a.prefill_s + a.decode_s + a.swap_s) AS seconds, SUM(a.swaps) AS swaps, "
                 "SUM(a.prompt_tokens - a.cached_tokens) AS prefilled, "
-                "SUM(a.thinking_tokens + a.answer_tokens) AS written FROM asks a JOIN runs r ON "
-                "r.id = a.run WHERE r.batch = ? GROUP BY a.run",
+                "SUM(a.thinking_tokens + a.answer_tokens) AS written, "
+                "(SELECT COUNT(*) FROM steps s WHERE s.run = a.run AND s.tool != '') AS calls "
+                "FROM asks a JOIN runs r ON r.id = a.run WHERE r.batch = ? GROUP BY a.run",
                 session.batch,
             )
     by_run = {row["run"]: dict(row) for row in asks}

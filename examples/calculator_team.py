@@ -1,9 +1,10 @@
 """Word problems with numbers too large to guess: one role reads out the sum, one has it worked out by a calculator.
 
-    metier run examples/calculator_team.py --tasks test:24
+    metier make examples/recipes/calculator_team.yaml
+    metier run examples/calculator_team.py --tasks test:24 --assignment examples/calculator_team_assignment.yaml
     metier run examples/calculator_team.py --tasks test:24 --engine scripted     # without a model
 
-`solver_rows` are rows to train on: the call, and the answer behind its result.
+`direct` is the same team without the calculator, to compare with.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ast
 import operator
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel
@@ -19,7 +21,6 @@ from pydantic import BaseModel
 from metier.agents import (
     Ask,
     Drawn,
-    Message,
     Role,
     ScriptedBackend,
     Split,
@@ -30,10 +31,8 @@ from metier.agents import (
     ToolCalls,
     TrafficRow,
     draw_tasks,
-    render_prompt,
-    tool,
+    taught_rows,
 )
-from metier.agents.tools.calls import results_text
 
 
 class Problem(BaseModel):
@@ -84,6 +83,11 @@ solver = Role(
 graph = TaskGraph("calculator-team", takes=Problem, gives=Answer)
 graph.step(solver, after=graph.step(reader))
 
+direct_solver = Role("solver", takes=Sum, gives=Answer, instructions="Give its value.", max_tokens=48)
+
+direct = TaskGraph("calculator-team-direct", takes=Problem, gives=Answer)
+direct.step(direct_solver, after=direct.step(reader))
+
 # ---- tasks ------------------------------------------------------------------------------------------------
 
 STORIES = (
@@ -109,29 +113,29 @@ def tasks(split: Split, size: int, seed: int) -> TaskSet:
     return draw_tasks("calculator-team", draw, score, split=split, size=size, seed=seed)
 
 
-def reader_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
-    """What the reader should say."""
-    for task in tasks(split, size, seed):
-        yield _row(reader, render_prompt(reader, {"problem": task.input}), Sum(expression=task.key))
+# ---- teachers ---------------------------------------------------------------------------------------------
 
 
-def solver_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
-    """What the solver should say: a call, and behind its result the answer; two rows for each task."""
-    for task in tasks(split, -(-size // 2), seed):
-        prompt = render_prompt(solver, {"sum": Sum(expression=task.key)}, [tool(calculator)])
-        call, value = _call(task.key), calculator(task.key)
-        yield _row(solver, prompt, call)
-        said = Message(role="assistant", content=call.model_dump_json())
-        told = Message(role="user", content=results_text([("calculator", str(value))], solver.max_calls - 1))
-        yield _row(solver, (*prompt, said, told), Answer(value=value))
+def team_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
+    """What both roles should say, three rows a task: the sum, the call, and the answer behind its result."""
+    return islice((row for task in tasks(split, -(-size // 3), seed) for row in _taught(task, solver)), size)
 
 
-def _row(role: Role, messages: tuple[Message, ...], reply: BaseModel) -> TrafficRow:
-    return TrafficRow(role=role.name, messages=messages, reply=reply.model_dump_json(), score=1.0)
+def direct_rows(size: int, seed: int, split: Split = "train") -> Iterator[TrafficRow]:
+    """What both roles should say without a calculator: a third of the rows are the reader's here too."""
+    every = (row for task in tasks(split, -(-size // 3) * 2, seed) for row in _taught(task, direct_solver))
+    return islice((row for number, row in enumerate(every) if number % 4 != 2), size)  # not the second task's sum
 
 
-def _call(expression: str) -> ToolCalls:
-    return ToolCalls(tool_calls=(ToolCall(name="calculator", arguments={"expression": expression}),))
+def _taught(task: Task, who: Role) -> Iterator[TrafficRow]:
+    given = Sum(expression=task.key)
+    yield from taught_rows(reader, {"problem": task.input}, [], given)
+    calls = [[_call(task.key)]] if who.tools else []
+    yield from taught_rows(who, {"sum": given}, calls, Answer(value=calculator(task.key)))
+
+
+def _call(expression: str) -> ToolCall:
+    return ToolCall(name="calculator", arguments={"expression": expression})
 
 
 # ---- without a model --------------------------------------------------------------------------------------
@@ -150,6 +154,6 @@ def scripted() -> ScriptedBackend:
         last = ask.messages[-1].content
         if last.startswith("Results:"):
             return Answer(value=int(last.rpartition(": ")[2]))
-        return _call(ask.messages[1].content.split("\n")[1])
+        return ToolCalls(tool_calls=(_call(ask.messages[1].content.split("\n")[1]),))
 
     return ScriptedBackend({"reader": read, "solver": solve}, keep_asks=False)

@@ -13,9 +13,11 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticUserError
 
 from ..errors import GraphError, ToolError
 
-__all__ = ["DEFAULT_TIMEOUT_S", "Tool", "first_paragraph", "result_text", "tool"]
+__all__ = ["DEFAULT_TIMEOUT_S", "MOST_RESULT_CHARACTERS", "Tool", "first_paragraph", "result_text", "tool"]
 
 DEFAULT_TIMEOUT_S = 30.0
+MOST_RESULT_CHARACTERS = 4000
+"""Of a tool's result, how much a model is told, where settings do not say otherwise."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from ...agents.frozen_model import FrozenModel
+from ...agents.tools.tool import MOST_RESULT_CHARACTERS
 
 __all__ = ["ToolSettings"]
 
@@ -16,7 +17,7 @@ class ToolSettings(FrozenModel):
     16
     """
 
-    max_result_characters: int = Field(default=4000, ge=100)
+    max_result_characters: int = Field(default=MOST_RESULT_CHARACTERS, ge=100)
     """Characters of a tool's result, or of its error, that go to the model and are recorded. The rest is cut off."""
 
     threads: int = Field(default=16, ge=1)

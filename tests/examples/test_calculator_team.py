@@ -1,4 +1,4 @@
-"""The calculator team: it runs without a model, and its rows to train on are what a served ask shows the model."""
+"""The calculator team: it runs without a model, and its calculator works out sums only."""
 
 from __future__ import annotations
 
@@ -16,14 +16,6 @@ async def test_it_solves_its_tasks_by_calling() -> None:
         assert [result.score for result in results] == [1.0] * 24
         calls = session.store.query("SELECT tool, error FROM steps WHERE tool != ''")
         assert [tuple(row) for row in calls] == [("calculator", None)] * 24
-
-
-async def test_its_rows_are_the_asks_that_are_served() -> None:
-    async with open_session(backend=team.scripted(), store=":memory:") as session:
-        await session.map(team.graph, team.tasks("train", 8, 3))
-        served = {row.messages: row.reply for row in session.store.traffic()}
-    rows = [*team.reader_rows(8, 3), *team.solver_rows(16, 3)]
-    assert {row.messages: row.reply for row in rows} == served
 
 
 @pytest.mark.parametrize("expression", ["2**9", "__import__('os')", "1/2", "x", "1 if 2 else 3", "1+" * 60 + "1"])
