@@ -41,6 +41,7 @@ def taught_rows(
     fit, more calls than `max_calls`) or that no teacher can make (a tool that is async, raises, must not be repeated,
     gives more text than a model is told, or belongs to an MCP server).
 
+    >>> from metier.agents import Role, ToolCall
     >>> from pydantic import BaseModel
     >>> class Sum(BaseModel):
     ...     expression: str

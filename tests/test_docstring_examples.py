@@ -41,6 +41,7 @@ ALSO = (
     *(
         metier.agents.draw_tasks,
         metier.agents.mcp_tools,
+        metier.agents.taught_rows,
         metier.agents.tool,
         metier.runtime.load_settings,
         metier.runtime.open_session,
