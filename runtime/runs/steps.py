@@ -24,7 +24,7 @@ from .asking import Asker, StepAsk
 from .batches import once_mended
 from .run_plan import RunPlan
 from .step_values import call_function, content_key, gives_each, typed_output
-from .tool_loop import BLOCKED, Conversation, ToolLoop
+from .tool_loop import BLOCKED, CallingStep, ToolLoop
 from .unforeseen import named
 
 __all__ = ["BLOCKED", "StepRunner"]
@@ -77,7 +77,7 @@ class StepRunner:
         if path in self._recorded:
             return self._read_back(path, step.content_key, gives)
 
-        talk: Conversation | None = None
+        talk: CallingStep | None = None
 
         def once(failures: Failures) -> Awaitable[Any]:
             if isinstance(work, FunctionWork):

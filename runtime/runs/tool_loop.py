@@ -30,7 +30,7 @@ from ..store.store import RunStore
 from ..tools.calling import CallResult, ToolCaller
 from .asking import Asker, StepAsk
 
-__all__ = ["BLOCKED", "Conversation", "ToolLoop"]
+__all__ = ["BLOCKED", "CallingStep", "ToolLoop"]
 
 
 UNKNOWN = "(unknown)"
@@ -45,7 +45,7 @@ BLOCKED: Final = _Blocked()
 
 
 @dataclass
-class Conversation:
+class CallingStep:
     """How far one step has come. It outlives the tries of the step: a later try goes on from the last results."""
 
     ask: StepAsk
@@ -85,11 +85,11 @@ class ToolLoop:
         self._recorded = recorded
         self._begun = store.begun_calls(run_id) if resumed else set[str]()
 
-    async def begin(self, ask: StepAsk, inputs: Mapping[str, Any]) -> Conversation:
+    async def begin(self, ask: StepAsk, inputs: Mapping[str, Any]) -> CallingStep:
         """Where a step begins, or was when its run ended. Raises: what `ToolCaller.tools_of` raises."""
         tools = await self._caller.tools_of(ask.role)
         prompt = render_prompt(ask.role, inputs, tools)
-        talk = Conversation(replace(ask, messages=prompt), {each.name: each for each in tools})
+        talk = CallingStep(replace(ask, messages=prompt), {each.name: each for each in tools})
         for messages, reply in self._store.replies(self._run_id, ask.record.path) if ask.first_attempt else ():
             calls = read_calls(reply)
             if calls is not None:
@@ -100,7 +100,7 @@ class ToolLoop:
                 break
         return talk
 
-    async def answer(self, talk: Conversation, failures: Failures) -> Any:
+    async def answer(self, talk: CallingStep, failures: Failures) -> Any:
         """The step's answer, as `Asker.answer`; BLOCKED when a person has to say what came of a call."""
         while True:
             if talk.calls is None:
@@ -116,7 +116,7 @@ class ToolLoop:
                 return BLOCKED
             self._tell(talk, results)
 
-    def _keep(self, talk: Conversation, calls: ToolCalls) -> None:
+    def _keep(self, talk: CallingStep, calls: ToolCalls) -> None:
         """Record the reply before any of its calls is made."""
         asks = talk.ask.record.asks
         self._store.record_asks(self._run_id, talk.ask.record.path, asks)
@@ -126,7 +126,7 @@ class ToolLoop:
         talk.ask = replace(talk.ask, messages=messages, first_attempt=attempts)
         talk.calls = calls
 
-    async def _make(self, talk: Conversation) -> list[str] | None:
+    async def _make(self, talk: CallingStep) -> list[str] | None:
         """Make the calls of a reply, all at once; None when a person is asked about one of them."""
         assert talk.calls is not None
         results: dict[int, str | None] = {}
@@ -141,14 +141,14 @@ class ToolLoop:
         known = [text for text in told if text is not None]
         return known if len(known) == len(told) else None
 
-    def _tell(self, talk: Conversation, results: list[str]) -> None:
+    def _tell(self, talk: CallingStep, results: list[str]) -> None:
         assert talk.calls is not None
         calls, talk.calls = talk.calls.tool_calls, None
         talk.numbered += len(calls)
         text = results_text([(call.name, result) for call, result in zip(calls, results, strict=True)], talk.calls_left)
         talk.ask = replace(talk.ask, messages=(*talk.ask.messages, Message(role="user", content=text)))
 
-    async def _result(self, talk: Conversation, number: int, call: ToolCall) -> str | None:
+    async def _result(self, talk: CallingStep, number: int, call: ToolCall) -> str | None:
         """The result of one call: as recorded, as a person says, or by making it. None when a person is asked."""
         if number > talk.ask.role.max_calls:
             return f"error: not called, at most {talk.ask.role.max_calls} calls are made"
