@@ -52,6 +52,7 @@ from .tools.calls import ToolCall, ToolCalls
 from .tools.mcp_server import McpServer, mcp_tools
 from .tools.tool import Tool, tool
 from .traffic import TrafficRow, read_traffic, write_traffic
+from .turns import Turn
 
 __all__ = [
     "PROMPT_LAYOUT",
@@ -106,6 +107,7 @@ __all__ = [
     "ToolError",
     "TrafficRow",
     "TrainingError",
+    "Turn",
     "UnknownVariantError",
     "Usage",
     "VariantError",

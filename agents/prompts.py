@@ -19,6 +19,7 @@ from .recorded_values import as_json
 from .roles import Role
 from .tools.calls import describe_tools
 from .tools.tool import Tool
+from .turns import holds_turns, turn_messages, turns_field, turns_in
 
 __all__ = [
     "PROMPT_LAYOUT", "TASK_TEXT_RULE", "layout_of", "prompt_layout", "render_prompt", "render_value", "task_text",
@@ -41,24 +42,30 @@ def render_prompt(role: Role, inputs: Mapping[str, Any], tools: Iterable[Tool] =
 
     Inputs are written in the order given (callers put the task's own input first); those that are None are
     left out. The role's name, instructions and answer format come last. The role's examples are turns before that,
-    the same in every ask, so that the prefix cache has them. `tools` are those the role may call, where it has some.
+    the same in every ask, so that the prefix cache has them. Turns among the inputs are messages too, behind the
+    examples. `tools` are those the role may call, where it has some.
     """
-    parts = [f"# {name}\n{render_value(value)}" for name, value in inputs.items() if value is not None]
+    shown = {name: value for name, value in inputs.items() if not _is_turns(role, name)}
+    parts = [f"# {name}\n{render_value(value)}" for name, value in shown.items() if value is not None]
     task = role.render_instructions(inputs)
     told, hint = describe_tools(tools), _format_hint(role.gives)
     if told and not hint:
         hint = "Reply as a JSON string."
     parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, told, hint) if line))
     ask = Message(role="user", content="\n\n".join(parts))
-    return (Message(role="system", content=SYSTEM), *role.examples, ask)
+    return (Message(role="system", content=SYSTEM), *role.examples, *turn_messages(turns_in(inputs)), ask)
 
 
 def render_value(value: Any) -> str:
-    """Write one input for a prompt: text as it is, a model as `field: value` lines, other values as JSON."""
+    """Write one input for a prompt: text as it is, a model as `field: value` lines, other values as JSON.
+
+    A model's turns are left out: they are messages.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        turns = turns_field(type(value))
+        fields = {name: getattr(value, name) for name in type(value).model_fields if name != turns}
         if len(fields) == 1:
             return render_value(next(iter(fields.values())))
         return "\n".join(f"{name}: {render_value(v)}" for name, v in fields.items() if v not in (None, ""))
@@ -67,6 +74,10 @@ def render_value(value: Any) -> str:
     if isinstance(value, set | frozenset):  # in one order in every process, or a resumed run would ask something else
         value = sorted(value, key=as_json)
     return as_json(value)
+
+
+def _is_turns(role: Role, name: str) -> bool:
+    return name in role.inputs and holds_turns(role.inputs[name].type)
 
 
 def prompt_layout(gives: Any) -> int:

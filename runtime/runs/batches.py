@@ -22,10 +22,18 @@ from ...agents.tasksets import Task
 from ...agents.tools.calls import CallAnswer
 from ..meters.stamps import stamp_s
 from ..store.commands import command
-from ..store.records import BatchRecord, RunRecord
+from ..store.records import CONVERSATION, BatchRecord, RunRecord
 from ..store.store import RunStore
 
-__all__ = ["check_resumable", "keep_answers", "new_batch", "once_mended", "recorded_input", "waiting_for_person"]
+__all__ = [
+    "check_resumable",
+    "keep_answers",
+    "new_batch",
+    "once_mended",
+    "recorded",
+    "recorded_input",
+    "waiting_for_person",
+]
 
 
 def new_batch(
@@ -35,12 +43,7 @@ def new_batch(
 
     Raises: RunError for an input of the wrong type, or one that cannot be recorded.
     """
-    for task in tasks:
-        if not isinstance(task.input, built.takes):
-            raise RunError(
-                f"input {task.input!r} is no {built.takes.__name__}", expected=f"what graph {built.name!r} takes"
-            )
-    inputs = [_recorded(built, task) for task in tasks]
+    inputs = [recorded(built, task) for task in tasks]
     batch = f"{built.name}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     runs = [
         RunRecord(f"{batch}.{index}", batch, task.id, text, seed)
@@ -59,7 +62,15 @@ def new_batch(
     return record, runs, [value for value, _ in inputs]
 
 
-def _recorded(built: BuiltGraph, task: Task) -> tuple[BaseModel, str]:
+def recorded(built: BuiltGraph, task: Task) -> tuple[BaseModel, str]:
+    """An input as a resume would read it, and as JSON.
+
+    Raises: RunError when it is of the wrong type, or cannot be recorded.
+    """
+    if not isinstance(task.input, built.takes):
+        raise RunError(
+            f"input {task.input!r} is no {built.takes.__name__}", expected=f"what graph {built.name!r} takes"
+        )
     try:
         return dump(task.input, built.takes)
     except Exception as error:
@@ -140,7 +151,10 @@ def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
     waiting = {path: q for path, (q, answer) in store.questions(run_id).items() if answer is None}
     shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
     first = next(iter(waiting))
-    if _known_to_commands(store, run_id):
+    batch = store.batch(store.run(run_id).batch)
+    if CONVERSATION in batch.options:
+        answer = f"session.chat(…, resume={batch.id!r}), then chat.go_on(answers={{{first!r}: …}})"
+    elif _known_to_commands(batch):
         answer = command("resume", run_id, "--answer", "{…}", "--at", first, store=store.path)
     else:
         answer = f"session.resume(graph, {run_id!r}, answers={{{first!r}: …}})"
@@ -153,11 +167,15 @@ def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
 
 def once_mended(store: RunStore, run_id: str) -> str:
     """What to do about a run that met an exception: look at the cause, and how to go on then."""
-    if _known_to_commands(store, run_id):
-        return f"Look at the cause; this then goes on from here: {command('resume', run_id, store=store.path)}"
-    return f"Look at the cause; session.resume(graph, {run_id!r}) then goes on from here."
+    batch = store.batch(store.run(run_id).batch)
+    known, talk = _known_to_commands(batch), CONVERSATION in batch.options
+    if known:
+        words = ("chat", "--resume", batch.id) if talk else ("resume", run_id)
+        return f"Look at the cause; this then goes on from here: {command(*words, store=store.path)}"
+    how = f"session.chat(…, resume={batch.id!r})" if talk else f"session.resume(graph, {run_id!r})"
+    return f"Look at the cause; {how} then goes on from here."
 
 
-def _known_to_commands(store: RunStore, run_id: str) -> bool:
-    """Whether the command line knows the workflow of a run; one started from Python it does not."""
-    return bool(store.batch(store.run(run_id).batch).options.get("workflow"))
+def _known_to_commands(batch: BatchRecord) -> bool:
+    """Whether the command line knows the workflow of a batch; one started from Python it does not."""
+    return bool(batch.options.get("workflow"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -10,14 +9,15 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-import anyio
 from pydantic import BaseModel
 
 from ...agents.backend import Backend, OnText
 from ...agents.errors import ResumeError
+from ...agents.graphs.conversation_graph import conversation_graph
 from ...agents.graphs.graph import TaskGraph
 from ...agents.graphs.nodes import BuiltGraph
 from ...agents.messages import Ask, Reply
+from ...agents.roles import Role
 from ...agents.tasksets import Task, TaskSet
 from ...router.assignment import Assignment
 from ...router.route import Router
@@ -26,17 +26,16 @@ from ..meters.energy import EnergyMeter
 from ..report import render_report
 from ..settings.limits import RunLimits
 from ..settings.session import Settings
-from ..store.records import RunRecord
+from ..store.records import CONVERSATION, RunRecord
 from ..store.store import RunStore
 from ..tools.calling import ToolCaller
 from .batches import check_resumable, keep_answers, new_batch, recorded_input
+from .conversation import Conversation, find_conversation
 from .run_driver import RunDriver
 from .run_plan import RunPlan, RunResult
+from .watched_run import watched
 
 __all__ = ["Session"]
-
-STREAM_TEXT_EVENTS = 10_000
-"""Pieces of text a slow reader of `Session.stream` may fall behind; more are dropped, other events never."""
 
 BATCHES_REMEMBERED = 10_000
 """Batches that `Session.report` knows by itself; a server that runs for weeks must not grow."""
@@ -244,26 +243,42 @@ class Session:
         """
         built = _built(graph)
         (run,), (value,) = self._add_batch(built, [Task("0", value)], seed, "", {})
-        sender, receiver = anyio.create_memory_object_stream[Event](math.inf)
+        plan = RunPlan(built, run, value, self._limits(limits), stream=True)
 
-        def listen(event: Event) -> None:
-            behind = sender.statistics().current_buffer_used >= STREAM_TEXT_EVENTS
-            if event.run_id == run.id and not (behind and event.kind == "text"):
-                sender.send_nowait(event)
+        async with watched(run.id, lambda: self._result(plan), self._listeners) as events:
+            yield events
 
-        async def work() -> None:
-            async with sender:
-                await self._driver.run(RunPlan(built, run, value, self._limits(limits), stream=True))
-            self._record_totals(run.batch)
+    @asynccontextmanager
+    async def chat(
+        self,
+        speaker: Role | TaskGraph | BuiltGraph,
+        *,
+        resume: str | None = None,
+        seed: int = 0,
+        limits: RunLimits | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> AsyncGenerator[Conversation]:
+        """Talk with a role or a workflow: `async with session.chat(role) as chat: reply = await chat.say("…")`.
 
-        self._listeners.append(listen)
-        try:
-            async with receiver, anyio.create_task_group() as tasks:
-                tasks.start_soon(work)
-                yield receiver
-                tasks.cancel_scope.cancel()
-        finally:
-            self._listeners.remove(listen)
+        Each turn is a run; `resume` goes on with the conversation of an id. `limits` are those of a turn.
+        Raises: GraphError when the workflow's input has no field for turns, ResumeError for an id that is not of it.
+        """
+        graph, limits = conversation_graph(speaker), self._limits(limits)
+        kept = {CONVERSATION: speaker.name if isinstance(speaker, Role) else "", **(options or {})}
+        begins = new_batch(graph, [], seed, "", self._batch_options(graph, kept))[0]
+        batch = begins if resume is None else find_conversation(self.store, graph, resume)
+
+        async def do(graph: BuiltGraph, run: RunRecord, answers: Mapping[str, Any], stream: bool) -> Any:
+            if answers:
+                run = self.take_answers(graph, run.id, answers)
+            self._begin(batch.id)
+            plan = RunPlan(
+                graph, run, recorded_input(graph, run), limits, resumed=run.state != "waiting", stream=stream
+            )
+            return await self._output(plan)
+
+        most = self.settings.conversation_tokens
+        yield Conversation(speaker, graph, batch, self.store, self._listeners, do, most, seed)
 
     def report(self, batches: Iterable[str] | None = None) -> str:
         """Markdown report of this session's batches, or of the ones named."""
@@ -271,9 +286,13 @@ class Session:
 
     # --- inside -------------------------------------------------------------------------------------------
 
-    async def _output(self, plan: RunPlan) -> Any:
+    async def _result(self, plan: RunPlan) -> RunResult:
         result = await self._driver.run(plan)
         self._record_totals(plan.record.batch)
+        return result
+
+    async def _output(self, plan: RunPlan) -> Any:
+        result = await self._result(plan)
         if result.error is not None:
             raise result.error
         return result.output
@@ -295,13 +314,15 @@ class Session:
     def _add_batch(
         self, built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
     ) -> tuple[list[RunRecord], list[BaseModel]]:
-        assignment = self._router.assignment
-        assignment.check_roles({*built.roles(), *self._other_roles})
-        options = {"assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
-        batch, runs, values = new_batch(built, tasks, seed, label, options)
+        batch, runs, values = new_batch(built, tasks, seed, label, self._batch_options(built, options))
         self.store.add_batch(batch, runs)
         self._begin(batch.id)
         return runs, values
+
+    def _batch_options(self, built: BuiltGraph, options: dict[str, Any]) -> dict[str, Any]:
+        assignment = self._router.assignment
+        assignment.check_roles({*built.roles(), *self._other_roles})
+        return {"assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
 
     def _limits(self, given: RunLimits | None) -> RunLimits:
         own = self.settings.limits

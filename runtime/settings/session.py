@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     limits: RunLimits = RunLimits()
     """What one run may use."""
 
+    conversation_tokens: int = Field(default=1024, ge=0)
+    """Tokens of earlier turns that a conversation shows, counted as three bytes each. Where they become more, the
+    oldest turns fall out until half remains."""
+
     priority: PrioritySettings = PrioritySettings()
     """In what order the asks of concurrent runs are answered."""
 

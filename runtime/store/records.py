@@ -8,10 +8,13 @@ from typing import Any, Literal
 from ...agents.messages import Message, Usage
 from ...agents.thinking import ThinkingProfile
 
-__all__ = ["MIGRATIONS", "AskRecord", "BatchRecord", "RunRecord", "RunState", "StepRecord", "StepState"]
+__all__ = ["CONVERSATION", "MIGRATIONS", "AskRecord", "BatchRecord", "RunRecord", "RunState", "StepRecord", "StepState"]
 
 RunState = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 StepState = Literal["done", "skipped", "failed", "begun"]
+
+CONVERSATION = "conversation"
+"""Option of a batch that is a conversation, with the name of the role it is with, "" for a workflow."""
 
 
 @dataclass(frozen=True)

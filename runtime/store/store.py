@@ -63,6 +63,23 @@ class RunStore(StoreFile):
             )  # fmt: skip
             db.executemany(_insert("runs", columns), [[getattr(run, c) for c in columns] for run in runs])
 
+    def add_turn(self, run: RunRecord, earlier: int) -> None:
+        """Add the next run to a batch that has `earlier` runs.
+
+        Raises: RunTakenError when it has others by now, which another process has added.
+        """
+        columns = list(RunRecord.__dataclass_fields__)
+        with self.transaction() as db:
+            (there,) = db.execute("SELECT count(*) FROM runs WHERE batch = ?", (run.batch,)).fetchone()
+            if there == earlier:
+                db.execute(_insert("runs", columns), [getattr(run, column) for column in columns])
+        if there != earlier:
+            raise RunTakenError(
+                f"conversation {run.batch} has {there} turns by now, and had {earlier} here",
+                expected="one process at a conversation",
+                remedy="Open it again: it goes on behind what was said elsewhere.",
+            )
+
     def end_run(
         self,
         run_id: str,
