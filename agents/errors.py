@@ -195,13 +195,20 @@ class ToolError(RunError):
 
 
 class RunInterrupted(RunError):
-    """A run waits for a person; `questions` maps each waiting step path to its question."""
+    """The run `run_id` waits for a person; `questions` maps each waiting step path to its question."""
 
     def __init__(
-        self, problem: str, *, expected: str = "", remedy: str = "", questions: dict[str, str] | None = None
+        self,
+        problem: str,
+        *,
+        expected: str = "",
+        remedy: str = "",
+        questions: dict[str, str] | None = None,
+        run_id: str = "",
     ) -> None:
         super().__init__(problem, expected=expected, remedy=remedy)
         self.questions = questions or {}
+        self.run_id = run_id
 
 
 class EngineError(MetierError):

@@ -87,7 +87,7 @@ async def open_session(
     if not isinstance(assignment, Assignment | None):
         assignment = load_assignment(assignment)
     router = Router(assignment)
-    variants = list(variants)
+    variants, shelf = list(variants), list(shelf)
     async with AsyncExitStack() as stack:
         if not isinstance(store, RunStore):
             store = stack.enter_context(RunStore(store if store is not None else settings.store))
@@ -115,8 +115,9 @@ async def open_session(
             opened = OpenBackend(backend, settings.engine)
         tools = await stack.enter_async_context(ToolCaller(settings.tools))
         session = Session(
-            opened.backend, router, store, settings, listeners, opened.totals, other_roles, opened.base, tools
-        )
+            opened.backend, router, store, settings, listeners, opened.totals, other_roles, opened.base, tools,
+            opened_with=_opened_with(base, backend, engine, shelf, settings),
+        )  # fmt: skip
         if settings.tracing:
             session.listen(stack.enter_context(open_tracer()).on_event)
         yield session
@@ -152,7 +153,8 @@ def run(
     >>> run(graph, Puzzle(text="2 + 2"), backend=ScriptedBackend({"solver": ["4"]}), store=":memory:")
     '4'
     """
-    built = graph.build() if isinstance(graph, TaskGraph) else graph  # what is wrong with it is said before all else
+    if isinstance(graph, TaskGraph):
+        graph.build()  # what is wrong with it is said before all else
     opening = open_session(
         base=base,
         assignment=assignment,
@@ -164,4 +166,18 @@ def run(
         on_event=on_event,
     )
     with opening as session:
-        return session.run(built, value, seed=seed, limits=limits, label=label)
+        return session.run(graph, value, seed=seed, limits=limits, label=label)
+
+
+def _opened_with(
+    base: str | Path, backend: Backend | None, engine: str, shelf: Iterable[str | Path], settings: Settings
+) -> dict[str, Any]:
+    """What is kept with a batch, so that `metier resume` opens the same; of a backend of one's own its class."""
+    if backend is not None:
+        return {"backend": type(backend).__name__}
+    return {
+        "base": str(Path(base).resolve()) if Path(base).is_dir() else str(base),
+        "engine": engine,
+        "shelf": [str(Path(folder).resolve()) for folder in shelf],
+        "overrides": settings.model_dump(mode="json", exclude_defaults=True),
+    }

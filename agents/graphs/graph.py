@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -51,6 +53,7 @@ class TaskGraph(GraphDraft):
         super().__init__(name, takes=takes, gives=gives)
         self._open: list[tuple[str, list[Draft]]] = []
         self._built: BuiltGraph | None = None
+        self._written_in = sys._getframe(1).f_globals
 
     @property
     def input(self) -> InputRef:
@@ -176,6 +179,22 @@ class TaskGraph(GraphDraft):
         if self._built is None:
             self._built = build_graph(self)
         return self._built
+
+    def reference(self) -> str:
+        """`file.py:name`, by which the command line finds this graph; "" where it cannot.
+
+        That needs a file that holds the graph under a name, and that starts nothing when it is loaded: a program needs
+        its `if __name__ == "__main__":`.
+        """
+        file = self._written_in.get("__file__")
+        name = next((name for name, value in list(self._written_in.items()) if value is self), None)
+        if name is None or not isinstance(file, str) or not file.endswith(".py"):
+            return ""
+        try:
+            guarded = self._written_in.get("__name__") != "__main__" or "__main__" in Path(file).read_text("utf-8")
+        except (OSError, ValueError):
+            return ""
+        return f"{Path(file).resolve()}:{name}" if guarded else ""
 
     def to_mermaid(self) -> str:
         """The workflow as Mermaid text."""

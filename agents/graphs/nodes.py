@@ -23,6 +23,7 @@ from .step_paths import ROOT, StepPath
 
 __all__ = [
     "ITEMS_AT_ONCE",
+    "WORKFLOW_MODULE",
     "Alternatives",
     "BuiltBody",
     "BuiltGraph",
@@ -237,8 +238,16 @@ class BuiltGraph:
     @property
     def fingerprint(self) -> str:
         """Hash of structure, types and instructions; a resumed run must have been made by the same graph."""
+        return self._fingerprint(_place)
+
+    @property
+    def fingerprint_before_0_2(self) -> str:
+        """The same as stores of earlier versions have it: another one for each name a workflow's file was loaded by."""
+        return self._fingerprint(lambda function: f"{function.__module__}.{function.__qualname__}")
+
+    def _fingerprint(self, place: Callable[[Callable[..., Any]], str]) -> str:
         described = [self.name, type_name(self.takes), type_name(self.gives)]
-        described += [_describe(path, node) for path, node in self.walk()]
+        described += [_describe(path, node, place) for path, node in self.walk()]
         return content_hash(described)
 
 
@@ -250,7 +259,18 @@ def _walk(body: BuiltBody, around: StepPath) -> Iterator[tuple[str, BuiltNode]]:
             yield from _walk(node.inner, path)
 
 
-def _describe(path: str, node: BuiltNode) -> str:
+WORKFLOW_MODULE = "metier_workflow_"
+"""How the names begin under which workflow files are loaded."""
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """Where a function is from. Its file has one name as a program, and another when a command loads it."""
+    module = function.__module__
+    own = module == "__main__" or module.startswith(WORKFLOW_MODULE)
+    return function.__qualname__ if own else f"{module}.{function.__qualname__}"
+
+
+def _describe(path: str, node: BuiltNode, place: Callable[[Callable[..., Any]], str]) -> str:
     work = node.work
     match work:
         case RoleWork(role):
@@ -259,7 +279,7 @@ def _describe(path: str, node: BuiltNode) -> str:
             kind += f" shown {[message.content for message in role.examples]}" if role.examples else ""
             kind += f" calls {describe_declared(declared_tools(role.tools, role.name))}" if role.tools else ""
         case FunctionWork(function):
-            kind = f"function {function.__module__}.{function.__qualname__}"
+            kind = f"function {place(function)}"
         case PersonWork(question):
             kind = f"person: {question}"
         case LoopWork():

@@ -17,7 +17,7 @@ from ..tasksets import Task, TaskSet
 from ..text_files import MOST_SEED
 from ..user_code import told_at_users_line, users_line
 from .graph import TaskGraph
-from .nodes import BuiltGraph
+from .nodes import WORKFLOW_MODULE, BuiltGraph
 
 __all__ = ["Verifier", "WorkflowFile", "load_workflow"]
 
@@ -83,6 +83,11 @@ class WorkflowFile:
             )
         return {role: verifier for role, verifier in given.items() if role in self.graph.roles()}
 
+    @property
+    def has_scripted(self) -> bool:
+        """Whether the file has a `scripted()` backend."""
+        return callable(getattr(self._module, "scripted", None))
+
     def scripted(self) -> ScriptedBackend:
         """The file's own `scripted()` backend, to try a workflow without a model.
 
@@ -114,7 +119,7 @@ def load_workflow(reference: str) -> WorkflowFile:
         raise GraphError(f"no workflow file {file!r}", expected="a Python file that defines `graph`")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
-    module_name = f"metier_workflow_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    module_name = f"{WORKFLOW_MODULE}{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -20,30 +20,20 @@ from .assign import add_router_commands
 from .bench import add_bench_command
 from .ending import end_with
 from .options import (
-    DEFAULT_STORE,
-    AssignmentFile,
     Base,
-    Concurrency,
     Engine,
-    MaxSeconds,
-    MaxTokens,
     OtherBase,
-    ReportFile,
-    Seed,
     Sets,
     SettingsFile,
     Shelf,
     Store,
-    Tasks,
-    TrafficFile,
     Workflow,
-    checked,
     open_shelf,
     overrides,
-    read_json,
 )
 from .report import add_report_command
-from .run import RunOptions, resume_run, run_workflow
+from .resume import add_resume_commands
+from .run import add_run_command
 from .serve import add_serve_command
 from .simulate import add_simulate_command
 from .store import add_store_commands
@@ -61,65 +51,8 @@ app = typer.Typer(
 )
 
 
-@app.command(
-    epilog="Example: `metier run examples/solve_and_check.py --tasks test:24 --assignment examples/assignment.yaml "
-    "--shelf examples/variants`"
-)
-def run(
-    workflow: Workflow,
-    tasks: Tasks = None,
-    input: Annotated[str | None, typer.Option(help="One input as JSON, instead of tasks.")] = None,
-    assignment: AssignmentFile = None,
-    base: Base = DEFAULT_BASE,
-    shelf: Shelf = None,
-    engine: Engine = DEFAULT_ENGINE,
-    concurrency: Concurrency = None,
-    max_tokens: MaxTokens = None,
-    max_seconds: MaxSeconds = None,
-    seed: Seed = 0,
-    store: Store = DEFAULT_STORE,
-    report: ReportFile = None,
-    export_traffic: TrafficFile = None,
-    settings: SettingsFile = None,
-    set: Sets = None,
-) -> None:
-    """Run a workflow on tasks or on one input, record everything, print the report."""
-    options = checked(
-        RunOptions,
-        workflow=workflow,
-        tasks=tasks,
-        input=input,
-        assignment=None if assignment is None else str(assignment),
-        base=base,
-        shelf=[str(folder) for folder in shelf or ()],
-        engine=engine,
-        concurrency=concurrency,
-        max_tokens=max_tokens,
-        max_seconds=max_seconds,
-        seed=seed,
-        settings=None if settings is None else str(settings),
-        overrides=overrides(set),
-    )
-    anyio.run(run_workflow, options, store, report, export_traffic)
-
-
-@app.command(epilog="Example: `metier resume`, or `metier resume RUN --answer '{\"correct\": true}'`")
-def resume(
-    which: Annotated[str | None, typer.Argument(help="Run or batch; the newest unfinished batch by default.")] = None,
-    answer: Annotated[str | None, typer.Option(help="A person's answer as JSON, for the run that waits.")] = None,
-    at: Annotated[str | None, typer.Option(help="Step that the answer is for, when several wait.")] = None,
-    max_tokens: MaxTokens = None,
-    max_seconds: MaxSeconds = None,
-    store: Store = DEFAULT_STORE,
-    report: ReportFile = None,
-    export_traffic: TrafficFile = None,
-) -> None:
-    """Go on with runs that were killed, stopped, failed, or wait for a person; nothing recorded runs again."""
-    given = None if answer is None else read_json(answer, "--answer")
-    limits = {"max_tokens": max_tokens, "max_seconds": max_seconds}
-    anyio.run(resume_run, which, given, at, limits, store, report, export_traffic)
-
-
+add_run_command(app)
+add_resume_commands(app)
 add_report_command(app)
 add_bench_command(app)
 add_simulate_command(app)

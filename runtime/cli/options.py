@@ -21,6 +21,9 @@ from ..store.store import RunStore
 
 __all__ = [
     "DEFAULT_STORE",
+    "AnswersAsJson",
+    "AnswersFile",
+    "AsJson",
     "AssignmentFile",
     "Base",
     "Concurrency",
@@ -28,6 +31,7 @@ __all__ = [
     "MaxSeconds",
     "MaxTokens",
     "OtherBase",
+    "OtherEngine",
     "ReportFile",
     "Seed",
     "Sets",
@@ -62,7 +66,9 @@ Shelf = Annotated[
     list[Path] | None,
     typer.Option("--shelf", help="Folder of variants beside your own shelf; may be repeated.", resolve_path=True),
 ]
-Engine = Annotated[str, typer.Option("--engine", help=engine_help())]
+_ENGINE = typer.Option("--engine", help=engine_help())
+Engine = Annotated[str, _ENGINE]
+OtherEngine = Annotated[str | None, _ENGINE]
 Concurrency = Annotated[int | None, typer.Option("--concurrency", help="Runs at a time.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Seed of sampling.")]
 Store = Annotated[Path, typer.Option("--store", help="SQLite file of runs.")]
@@ -79,6 +85,19 @@ SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Settings 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="A setting, such as engine.kv_cache_mib=1024; may be repeated.")
 ]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AnswersAsJson = Annotated[
+    bool, typer.Option("--json", help="Print the answer as JSON and nothing else; of tasks, a line for each.")
+]
+AnswersFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", help="Write the answer here as JSON, instead of to stdout; of tasks, a line for each.",
+        callback=can_be_written,
+    ),
+]  # fmt: skip
 
 
 def names_option(what: str) -> Any:

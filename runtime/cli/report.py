@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,8 @@ from ..console import show_markdown
 from ..output_files import can_be_written, write_output
 from ..report import render_html, render_markdown, render_report
 from ..store.store import RunStore
-from .options import DEFAULT_STORE, Sets, Shelf, Store, TrafficFile, open_shelf, stored_runs
-from .run import export, list_batches
+from .options import DEFAULT_STORE, Sets, Shelf, Store, TrafficFile, open_shelf, open_store, stored_runs
+from .outcome import export
 
 __all__ = ["add_report_command"]
 
@@ -52,7 +53,7 @@ def report(
 ) -> None:
     """Report finished or broken runs, from the store alone: on the terminal, or in full as a page or Markdown."""
     if list_all:
-        list_batches(store)
+        _list_batches(store)
         return
     if html is None and markdown is None:
         for option, given in (("--probe", probe), ("--curves", curves)):
@@ -82,3 +83,11 @@ def _batches(store: RunStore, named: list[str]) -> list[str]:
         )
     known = {batch.id for batch in store.batches()}
     return list(dict.fromkeys(name if name in known else store.run(name).batch for name in named))
+
+
+def _list_batches(store: Path) -> None:
+    """Print a line for each batch, oldest first."""
+    with open_store(store) as runs:
+        for batch in runs.batches():
+            states = [run.state for run in runs.runs(batch.id)]
+            sys.stdout.write(f"{batch.id}\t{states.count('finished')} of {len(states)} finished\n")

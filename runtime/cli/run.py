@@ -1,39 +1,63 @@
-"""What `metier run`, `resume` and `report` do: one batch of a workflow file, with a live view and a report."""
+"""`metier run`: one batch of a workflow file, with a live view, its answers and a report."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import anyio
+import typer
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from ...agents.errors import ResumeError, RunError, RunInterrupted, RunTakenError, SettingsError
+from ...agents.backend import ScriptedBackend
+from ...agents.errors import SettingsError
 from ...agents.graphs.nodes import BuiltGraph
 from ...agents.graphs.workflow_file import WorkflowFile, load_workflow
 from ...agents.tasksets import TaskSet
-from ...agents.traffic import write_traffic
+from ...agents.text_files import MOST_JSON_MIB, UnreadableTextError, parse_json, read_bounded, shown
 from ...router.assignment import Assignment, load_assignment
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
 from ..backends import DEFAULT_ENGINE, EngineName
-from ..console import say, show_markdown
 from ..opening import open_session
-from ..output_files import write_output, writing
-from ..report import render_report
-from ..runs.run_plan import RunResult
 from ..runs.session import Session
 from ..settings.limits import RunLimits
 from ..settings.session import load_settings
 from ..store.commands import command
-from ..store.records import BatchRecord
 from ..store.store import RunStore
 from .ending import when_stopped
 from .live import LiveView
-from .options import absolute, open_store
+from .options import (
+    DEFAULT_STORE,
+    AnswersAsJson,
+    AnswersFile,
+    AssignmentFile,
+    Base,
+    Concurrency,
+    Engine,
+    MaxSeconds,
+    MaxTokens,
+    ReportFile,
+    Seed,
+    Sets,
+    SettingsFile,
+    Shelf,
+    Store,
+    Tasks,
+    TrafficFile,
+    Workflow,
+    absolute,
+    checked,
+    overrides,
+)
+from .outcome import Outlet, finish
 
-__all__ = ["RunOptions", "export", "list_batches", "resume_run", "run_workflow"]
+__all__ = ["RunOptions", "add_run_command", "how_to_go_on", "run_workflow", "watched"]
+
+STDIN = "-"
 
 
 class RunOptions(BaseModel):
@@ -41,8 +65,8 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    workflow: str
-    """`file.py` or `file.py:name` of the task graph."""
+    workflow: str = ""
+    """`file.py` or `file.py:name` of the task graph. Empty where a batch was started from Python, and none is known."""
     tasks: str | None = None
     """Tasks of the file as `split:size[:seed]`; None for a single `input`."""
     input: str | None = None
@@ -56,6 +80,8 @@ class RunOptions(BaseModel):
     """Folders of variants beside the user's own shelf."""
     engine: EngineName = DEFAULT_ENGINE
     """Which engine answers: its name, or a server's URL."""
+    backend: str | None = None
+    """Class of the backend of its own that a batch from Python was run on; None for an engine."""
     concurrency: int | None = None
     """Runs at a time; None: as the settings say."""
     max_tokens: int | None = None
@@ -77,89 +103,94 @@ class RunOptions(BaseModel):
             raise SettingsError(f"limits: {error.errors()[0]['msg']}", expected="numbers above 0") from error
 
 
-async def run_workflow(options: RunOptions, store: Path, report: Path | None, export_traffic: Path | None) -> None:
-    """Start a batch, watch it, print and write its report; raises what its only run raised."""
+def add_run_command(app: typer.Typer) -> None:
+    """Add `run` to the command line."""
+    app.command(
+        epilog="Example: `metier run examples/solve_and_check.py --tasks test:24 "
+        "--assignment examples/assignment.yaml --shelf examples/variants`, or "
+        "`metier run examples/solve_and_check.py --input @puzzle.json --json`"
+    )(run)
+
+
+def run(
+    workflow: Workflow,
+    tasks: Tasks = None,
+    input: Annotated[
+        str | None, typer.Option(help="One input instead of tasks: JSON, @FILE that holds it, or - for stdin.")
+    ] = None,
+    json: AnswersAsJson = False,
+    output: AnswersFile = None,
+    label: Annotated[str | None, typer.Option(help="Name of this batch in reports.")] = None,
+    assignment: AssignmentFile = None,
+    base: Base = DEFAULT_BASE,
+    shelf: Shelf = None,
+    engine: Engine = DEFAULT_ENGINE,
+    concurrency: Concurrency = None,
+    max_tokens: MaxTokens = None,
+    max_seconds: MaxSeconds = None,
+    seed: Seed = 0,
+    store: Store = DEFAULT_STORE,
+    report: ReportFile = None,
+    export_traffic: TrafficFile = None,
+    settings: SettingsFile = None,
+    set: Sets = None,
+) -> None:
+    """Run a workflow on tasks or on one input and record everything; print the report of tasks, the answer of an input.
+
+    Answers and reports go to stdout, what goes on meanwhile to stderr.
+    """
+    options = checked(
+        RunOptions,
+        workflow=workflow,
+        tasks=tasks,
+        input=None if input is None else read_input(input),
+        assignment=None if assignment is None else str(assignment),
+        base=base,
+        shelf=[str(folder) for folder in shelf or ()],
+        engine=engine,
+        concurrency=concurrency,
+        max_tokens=max_tokens,
+        max_seconds=max_seconds,
+        seed=seed,
+        settings=None if settings is None else str(settings),
+        overrides=overrides(set),
+    )
+    outlet = Outlet(report, export_traffic, json, output)
+    anyio.run(run_workflow, options, store, outlet, label or "")
+
+
+async def run_workflow(options: RunOptions, store: Path, outlet: Outlet | None = None, label: str = "") -> None:
+    """Start a batch, watch it, tell and write what comes of it; raises what its only run raised."""
     file = load_workflow(options.workflow)
     inputs = _inputs(file, options)
     options = options.model_copy(update={"workflow": absolute(options.workflow), "assignment": _read(options)})
     with RunStore(store) as runs:
-        async with _watched(options, runs, file, len(inputs)) as session:
-            when_stopped(lambda: _how_to_go_on(runs, session.batch))
+        async with watched(options, runs, file, len(inputs)) as session:
+            when_stopped(lambda: how_to_go_on(runs, session.batch))
             results = await session.map(
                 file.graph,
                 inputs,
                 concurrency=options.concurrency,
                 seed=options.seed,
                 limits=options.limits(),
+                label=label,
                 options=options.model_dump(mode="json"),
             )
             batch = session.batch
         assert batch is not None
-        _finish(runs, batch, results, report, export_traffic)
+        finish(runs, batch, results, replace(outlet or Outlet(), alone=options.tasks is None))
 
 
-def export(runs: RunStore, batches: list[str], path: Path) -> None:
-    """Write what batches asked and were answered; raises SettingsError when the file cannot be written."""
-    with writing(path):
-        count = write_traffic(path, (row for batch in batches for row in runs.traffic(batch)))
-    say(f"wrote {count} asks to {path}")
-
-
-async def resume_run(
-    which: str | None,
-    answer: Any,
-    at: str | None,
-    limits: dict[str, Any],
-    store: Path,
-    report: Path | None,
-    export_traffic: Path | None,
-) -> None:
-    """Go on with a batch, or with one run; see `metier resume --help`."""
-    with open_store(store) as runs:
-        batch, run_id = _find(runs, which)
-        raised = {name: value for name, value in limits.items() if value is not None}
-        options = RunOptions.model_validate(batch.options).model_copy(update=raised)
-        if not options.workflow:
-            raise ResumeError(
-                f"batch {batch.id} was not started by `metier run`",
-                remedy="Resume it from Python: session.resume(graph, run_id).",
-            )
-        file = load_workflow(options.workflow)
-        tasks = file.tasks(options.tasks) if options.tasks else None
-        answers = _answers(runs, run_id, answer, at) if answer is not None else {}
-        open_runs = [run for run in runs.runs(batch.id) if run.state != "finished"]
-        if not open_runs:
-            see = command("report", batch.id, store=runs.path)
-            raise ResumeError(f"every run of batch {batch.id} is finished", remedy=f"See it: {see}")
-        when_stopped(lambda: _how_to_go_on(runs, batch.id))
-        async with _watched(options, runs, file, len(open_runs)) as session:
-            if answers:
-                assert run_id is not None
-                results = [RunResult(run_id, await session.resume(file.graph, run_id, answers=answers))]
-            else:
-                results = await session.resume_batch(
-                    file.graph, batch.id, tasks, concurrency=options.concurrency, limits=options.limits()
-                )
-        _finish(runs, batch.id, results, report, export_traffic)
-
-
-def _how_to_go_on(runs: RunStore, batch: str | None) -> str:
+def how_to_go_on(runs: RunStore, batch: str | None) -> str:
+    """What is kept of a batch that is stopped, and the command that goes on with it."""
     if batch is None:
         return "Nothing was started yet."
     return f"What was recorded is kept; go on: {command('resume', batch, store=runs.path)}"
 
 
-def list_batches(store: Path) -> None:
-    """Print a line for each batch, oldest first."""
-    with open_store(store) as runs:
-        for batch in runs.batches():
-            states = [run.state for run in runs.runs(batch.id)]
-            sys.stdout.write(f"{batch.id}\t{states.count('finished')} of {len(states)} finished\n")
-
-
 @asynccontextmanager
-async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, total: int) -> AsyncGenerator[Session]:
-    """A session opened from a batch's options, with the live view on."""
+async def watched(options: RunOptions, store: RunStore, file: WorkflowFile, total: int) -> AsyncGenerator[Session]:
+    """A session opened from a batch's options, with the live view on. Where no role asks, no engine is opened."""
     given = options.assignment
     assignment = Assignment.model_validate(given) if isinstance(given, dict) else given
     if isinstance(assignment, Assignment):
@@ -169,6 +200,7 @@ async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, tot
         async with open_session(
             base=options.base,
             assignment=assignment,
+            backend=None if file.graph.roles() else ScriptedBackend(),
             engine=options.engine,
             shelf=options.shelf,
             store=store,
@@ -179,6 +211,43 @@ async def _watched(options: RunOptions, store: RunStore, file: WorkflowFile, tot
             yield session
 
 
+def read_input(given: str) -> str:
+    """The text of an input: what was typed, the file of `@FILE`, or what comes on stdin for `-`.
+
+    Raises: SettingsError when there is no such file, or it is no text.
+    """
+    try:
+        if given.startswith("@"):
+            return read_bounded(Path(given[1:]))
+        if given == STDIN:
+            data = sys.stdin.buffer.read(MOST_JSON_MIB * 2**20 + 1)
+            if len(data) > MOST_JSON_MIB * 2**20:
+                raise UnreadableTextError(f"it is larger than {MOST_JSON_MIB} MiB")
+            return data.decode()
+    except (UnreadableTextError, UnicodeDecodeError, FileNotFoundError) as error:
+        problem = "there is no such file" if isinstance(error, FileNotFoundError) else error
+        raise SettingsError(
+            f"--input {shown(given)} cannot be read: {problem}", expected="JSON, @FILE that holds it, or - for stdin"
+        ) from error
+    return given
+
+
+def parse_input(graph: BuiltGraph, text: str) -> BaseModel:
+    """One input of a workflow from JSON; raises SettingsError that shows the fields it has."""
+    fields = ", ".join(f'"{name}": …' for name in graph.takes.model_fields)
+    expected = f"{{{fields}}}"
+    try:
+        parse_json(text)
+        return graph.takes.model_validate_json(text)
+    except UnreadableTextError as error:
+        raise SettingsError(f"--input {shown(text)}: {error}", expected=expected) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        told = f"{where}: {first['msg']}" if where else first["msg"]
+        raise SettingsError(f"--input {shown(text)}: {told}", expected=expected) from error
+
+
 def _inputs(file: WorkflowFile, options: RunOptions) -> TaskSet | list[BaseModel]:
     if (options.tasks is None) == (options.input is None):
         raise SettingsError("neither or both of --tasks and --input", expected="one", remedy="Try --tasks test:8.")
@@ -187,79 +256,8 @@ def _inputs(file: WorkflowFile, options: RunOptions) -> TaskSet | list[BaseModel
     return [parse_input(file.graph, options.input or "")]
 
 
-def parse_input(graph: BuiltGraph, text: str) -> BaseModel:
-    """One input of a workflow from JSON; raises SettingsError that shows the fields it has."""
-    try:
-        return graph.takes.model_validate_json(text)
-    except ValidationError as error:
-        fields = ", ".join(f'"{name}": …' for name in graph.takes.model_fields)
-        first = error.errors()[0]
-        raise SettingsError(f"--input {text!r}: {first['msg']}", expected=f"{{{fields}}}") from error
-
-
 def _read(options: RunOptions) -> dict[str, Any] | None:
     """The assignment's content rather than its path: a batch goes on with what it was started with."""
     if options.assignment is None or isinstance(options.assignment, dict):
         return options.assignment
     return load_assignment(options.assignment).model_dump(mode="json", exclude_defaults=True)
-
-
-def _find(runs: RunStore, which: str | None) -> tuple[BatchRecord, str | None]:
-    if which is None:
-        for batch in reversed(runs.batches()):
-            if any(run.state != "finished" for run in runs.runs(batch.id)):
-                return batch, None
-        see = command("report", store=runs.path)
-        raise ResumeError(f"every run in {runs.path} is finished", remedy=f"See the newest: {see}")
-    if any(batch.id == which for batch in runs.batches()):
-        return runs.batch(which), None
-    run = runs.run(which)
-    return runs.batch(run.batch), run.id
-
-
-def _answers(runs: RunStore, run_id: str | None, answer: Any, at: str | None) -> dict[str, Any]:
-    if run_id is None:
-        raise ResumeError("an answer needs a run", expected="metier resume RUN --answer …")
-    waiting = [path for path, (_, given) in runs.questions(run_id).items() if given is None]
-    if at is None and len(waiting) != 1:
-        raise ResumeError(
-            f"run {run_id} has {len(waiting)} open questions",
-            expected="one" if waiting else "a run that waits for a person",
-            remedy=f"Name its step: --at with one of {', '.join(waiting)}." if waiting else "",
-        )
-    return {at or waiting[0]: answer}
-
-
-def _finish(
-    runs: RunStore, batch: str, results: list[RunResult], report: Path | None, export_traffic: Path | None
-) -> None:
-    text = render_report(runs, [batch])
-    show_markdown(text)
-    if report is not None:
-        write_output(report, text)
-    if export_traffic is not None:
-        export(runs, [batch], export_traffic)
-    waiting = [r.error for r in results if isinstance(r.error, RunInterrupted)]
-    if waiting:
-        raise waiting[0]
-    resume = command("resume", batch, store=runs.path)
-    taken = [r.error for r in results if isinstance(r.error, RunTakenError)]
-    failed = [r.error for r in results if r.error is not None and r.error not in taken]
-    if taken:
-        say(
-            f"{len(taken)} of {len(results)} runs are under way in another process, which records how they end. "
-            f"Should it be stopped: {resume}"
-        )
-    if failed and len(failed) == len(results):
-        say(f"To go on, once what stopped it is mended: {resume}")
-        raise failed[0]
-    if len(results) == 1 and results[0].output is not None:
-        output = results[0].output
-        say(f"output: {output.model_dump_json() if isinstance(output, BaseModel) else output}")
-    elif failed:
-        raise RunError(
-            f"{len(failed)} of {len(results)} runs failed; the first: {failed[0].problem}",
-            remedy=f"Mend what it says, then go on: {resume}",
-        )
-    elif taken:
-        raise taken[0]

@@ -17,8 +17,9 @@ from ...agents.graphs.nodes import BuiltGraph
 from ...agents.graphs.pictures import to_mermaid
 from ...agents.graphs.step_paths import StepPath
 from ...agents.graphs.workflow_shape import workflow_shape
-from ...agents.recorded_values import dump, load
+from ...agents.recorded_values import as_json, dump, load
 from ...agents.tasksets import Task
+from ...agents.text_files import shown
 from ...agents.tools.calls import CallAnswer
 from ..meters.stamps import stamp_s
 from ..store.commands import command
@@ -27,13 +28,16 @@ from ..store.store import RunStore
 
 __all__ = [
     "check_resumable",
-    "keep_answers",
     "new_batch",
     "once_mended",
     "recorded",
     "recorded_input",
+    "take_answers",
     "waiting_for_person",
 ]
+
+EXPECTED_CHARACTERS = 10_000
+"""Characters of what a task's scorer judges by that are kept to be shown."""
 
 
 def new_batch(
@@ -46,7 +50,7 @@ def new_batch(
     inputs = [recorded(built, task) for task in tasks]
     batch = f"{built.name}-{time.strftime('%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
     runs = [
-        RunRecord(f"{batch}.{index}", batch, task.id, text, seed)
+        RunRecord(f"{batch}.{index}", batch, task.id, text, seed, expected=_expected(task.key))
         for index, (task, (_, text)) in enumerate(zip(tasks, inputs, strict=True))
     ]
     record = BatchRecord(
@@ -60,6 +64,17 @@ def new_batch(
         workflow_shape(built).model_dump_json(exclude_defaults=True),
     )
     return record, runs, [value for value, _ in inputs]
+
+
+def _expected(key: Any) -> str | None:
+    """A task's key as text, for people who look at what was solved and what was not."""
+    if key is None:
+        return None
+    try:
+        text = as_json(key)
+    except ValueError:  # no JSON, or text that is none
+        text = reprlib.repr(key).encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= EXPECTED_CHARACTERS else f"{text[:EXPECTED_CHARACTERS]}…"
 
 
 def recorded(built: BuiltGraph, task: Task) -> tuple[BaseModel, str]:
@@ -99,7 +114,7 @@ def check_resumable(store: RunStore, built: BuiltGraph, run: RunRecord) -> None:
     if run.state == "finished":
         raise ResumeError(f"run {run.id} is finished", expected="a run that is not", remedy="Start a new run.")
     fingerprint = store.batch(run.batch).fingerprint
-    if fingerprint != built.fingerprint:
+    if fingerprint not in (built.fingerprint, built.fingerprint_before_0_2):
         raise ResumeError(
             f"run {run.id} was started with workflow {fingerprint}, this one is {built.fingerprint}",
             expected="the same steps, instructions and types",
@@ -107,7 +122,20 @@ def check_resumable(store: RunStore, built: BuiltGraph, run: RunRecord) -> None:
         )
 
 
-def keep_answers(store: RunStore, built: BuiltGraph, run: RunRecord, answers: Mapping[str, Any]) -> None:
+def take_answers(store: RunStore, built: BuiltGraph, run_id: str, answers: Mapping[str, Any]) -> RunRecord:
+    """Check that a run can be resumed, and keep a person's answers for when it is; returns the run.
+
+    Raises: ResumeError when it is finished or another workflow's, nothing waits at a path, or an answer does not fit;
+    RunTakenError while another process is at it.
+    """
+    with store.claim(run_id):
+        run = store.run(run_id)
+        check_resumable(store, built, run)
+        _keep_answers(store, built, run, answers)
+    return run
+
+
+def _keep_answers(store: RunStore, built: BuiltGraph, run: RunRecord, answers: Mapping[str, Any]) -> None:
     """Keep a person's answers, by step path, for when the run goes on: all of them or none.
 
     Raises: ResumeError when nothing waits at a path, or an answer is not of the type that was asked for there.
@@ -118,6 +146,12 @@ def keep_answers(store: RunStore, built: BuiltGraph, run: RunRecord, answers: Ma
         if path not in asked:
             raise ResumeError(
                 f"run {run.id} has no question at {path!r}", expected=f"one of {', '.join(asked) or 'none'}"
+            )
+        if asked[path][1] is not None:
+            raise ResumeError(
+                f"the question at {path!r} of run {run.id} is answered already: {shown(asked[path][1])}",
+                expected="a question that waits",
+                remedy="Go on with the run without an answer, or start a new run.",
             )
         at = StepPath.parse(path)
         # Only calls of tools are numbered at their last level: a loop asks nobody itself.
@@ -149,26 +183,27 @@ def _answer_text(answer: Any, gives: Any, path: str) -> str:
 def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
     """The interrupt to raise for a run that waits, with its open questions."""
     waiting = {path: q for path, (q, answer) in store.questions(run_id).items() if answer is None}
-    shown = "; ".join(f"{path}: {question}" for path, question in waiting.items())
+    told = "; ".join(f"{path}: {question}" for path, question in waiting.items())
     first = next(iter(waiting))
     batch = store.batch(store.run(run_id).batch)
     if CONVERSATION in batch.options:
         answer = f"session.chat(…, resume={batch.id!r}), then chat.go_on(answers={{{first!r}: …}})"
-    elif _known_to_commands(batch):
+    elif _known_to_commands(store, batch):
         answer = command("resume", run_id, "--answer", "{…}", "--at", first, store=store.path)
     else:
         answer = f"session.resume(graph, {run_id!r}, answers={{{first!r}: …}})"
     return RunInterrupted(
-        f"run {run_id} waits for a person. {shown}",
+        f"run {run_id} waits for a person. {told}",
         remedy=f"Answer with: {answer}",
         questions=waiting,
+        run_id=run_id,
     )
 
 
 def once_mended(store: RunStore, run_id: str) -> str:
     """What to do about a run that met an exception: look at the cause, and how to go on then."""
     batch = store.batch(store.run(run_id).batch)
-    known, talk = _known_to_commands(batch), CONVERSATION in batch.options
+    known, talk = _known_to_commands(store, batch), CONVERSATION in batch.options
     if known:
         words = ("chat", "--resume", batch.id) if talk else ("resume", run_id)
         return f"Look at the cause; this then goes on from here: {command(*words, store=store.path)}"
@@ -176,6 +211,6 @@ def once_mended(store: RunStore, run_id: str) -> str:
     return f"Look at the cause; {how} then goes on from here."
 
 
-def _known_to_commands(batch: BatchRecord) -> bool:
-    """Whether the command line knows the workflow of a batch; one started from Python it does not."""
-    return bool(batch.options.get("workflow"))
+def _known_to_commands(store: RunStore, batch: BatchRecord) -> bool:
+    """Whether the command line can go on with a batch: its store is a file, and it knows the file of the workflow."""
+    return store.path != ":memory:" and bool(batch.options.get("workflow"))

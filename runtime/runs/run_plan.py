@@ -52,3 +52,9 @@ class RunResult:
     output: Any = None
     error: MetierError | None = None
     score: float | None = None
+
+    def __str__(self) -> str:
+        """The output, or why there is none."""
+        if self.error is None:
+            return str(self.output)
+        return f"run {self.run_id} has no output: {type(self.error).__name__}: {self.error}"

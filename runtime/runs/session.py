@@ -29,7 +29,7 @@ from ..settings.session import Settings
 from ..store.records import CONVERSATION, RunRecord
 from ..store.store import RunStore
 from ..tools.calling import ToolCaller
-from .batches import check_resumable, keep_answers, new_batch, recorded_input
+from .batches import check_resumable, new_batch, recorded_input, take_answers
 from .conversation import Conversation, find_conversation
 from .run_driver import RunDriver
 from .run_plan import RunPlan, RunResult
@@ -71,6 +71,7 @@ class Session:
         other_roles: Iterable[str] = (),
         base: str = "",
         tools: ToolCaller | None = None,
+        opened_with: Mapping[str, Any] | None = None,
     ) -> None:
         self._backend = backend
         self._router = router
@@ -85,6 +86,7 @@ class Session:
         self._batches: deque[str] = deque(maxlen=BATCHES_REMEMBERED)
         self._energy: dict[str, EnergyMeter] = {}
         self._other_roles = frozenset(other_roles)
+        self._opened_with = dict(opened_with or {})
 
     @property
     def batch(self) -> str | None:
@@ -117,7 +119,7 @@ class Session:
         Raises: RunError, EngineError or StoreError when it fails; RunInterrupted when it waits for a person.
         """
         built = _built(graph)
-        (run,), (value,) = self._add_batch(built, [Task("0", value)], seed, label, {})
+        (run,), (value,) = self._add_batch(graph, [Task("0", value)], seed, label, {})
         return await self._output(RunPlan(built, run, value, self._limits(limits)))
 
     async def map(
@@ -138,7 +140,7 @@ class Session:
         """
         built = _built(graph)
         tasks = list(inputs) if isinstance(inputs, TaskSet) else [Task(str(i), v) for i, v in enumerate(inputs)]
-        runs, values = self._add_batch(built, tasks, seed, label, options or {})
+        runs, values = self._add_batch(graph, tasks, seed, label, options or {})
         task_set, limits = inputs if isinstance(inputs, TaskSet) else None, self._limits(limits)
         plans = [
             RunPlan(built, run, value, limits, _scored(task_set, task))
@@ -168,7 +170,7 @@ class Session:
         options: dict[str, Any] | None = None,
     ) -> str:
         """Record a run without starting it, and return its id: `resume` starts it, now or after a crash."""
-        (run,), _ = self._add_batch(_built(graph), [Task("0", value)], seed, label, options or {})
+        (run,), _ = self._add_batch(graph, [Task("0", value)], seed, label, options or {})
         return run.id
 
     async def resume(
@@ -198,11 +200,7 @@ class Session:
 
         Raises: what `resume` raises before it starts.
         """
-        with self.store.claim(run_id):
-            run = self.store.run(run_id)
-            check_resumable(self.store, graph, run)
-            keep_answers(self.store, graph, run, answers)
-        return run
+        return take_answers(self.store, graph, run_id, answers)
 
     async def resume_batch(
         self,
@@ -242,7 +240,7 @@ class Session:
         `run_interrupted`. Leaving the block early cancels the run.
         """
         built = _built(graph)
-        (run,), (value,) = self._add_batch(built, [Task("0", value)], seed, "", {})
+        (run,), (value,) = self._add_batch(graph, [Task("0", value)], seed, "", {})
         plan = RunPlan(built, run, value, self._limits(limits), stream=True)
 
         async with watched(run.id, lambda: self._result(plan), self._listeners) as events:
@@ -312,17 +310,20 @@ class Session:
         self._listeners(event)
 
     def _add_batch(
-        self, built: BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
+        self, graph: TaskGraph | BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
     ) -> tuple[list[RunRecord], list[BaseModel]]:
-        batch, runs, values = new_batch(built, tasks, seed, label, self._batch_options(built, options))
+        built = _built(graph)
+        batch, runs, values = new_batch(built, tasks, seed, label, self._batch_options(graph, options))
         self.store.add_batch(batch, runs)
         self._begin(batch.id)
         return runs, values
 
-    def _batch_options(self, built: BuiltGraph, options: dict[str, Any]) -> dict[str, Any]:
+    def _batch_options(self, graph: TaskGraph | BuiltGraph, options: dict[str, Any]) -> dict[str, Any]:
+        """What the command line needs to go on with a batch, also with one that Python starts."""
         assignment = self._router.assignment
-        assignment.check_roles({*built.roles(), *self._other_roles})
-        return {"assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
+        assignment.check_roles({*_built(graph).roles(), *self._other_roles})
+        known = {"workflow": graph.reference() if isinstance(graph, TaskGraph) else "", **self._opened_with}
+        return {**known, "assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
 
     def _limits(self, given: RunLimits | None) -> RunLimits:
         own = self.settings.limits

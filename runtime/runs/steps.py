@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 from pydantic import ValidationError
 
+from ...agents.answers.answer_shape import answer_shape
 from ...agents.errors import AnswerError, EngineDeadError, MetierError, ResumeError, StepError, StepTimeoutError
 from ...agents.graphs.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
 from ...agents.prompts import render_prompt
@@ -132,7 +133,8 @@ class StepRunner:
         if asked is None or asked[1] is None:
             role = Role(node.name.lower(), {n: t.type for n, t in node.inputs.items()}, str, work.question)
             question = role.render_instructions(inputs)
-            self._store.ask_question(self.run_id, path, question)
+            gives = "text" if node.gives is str else answer_shape(node.gives).text
+            self._store.ask_question(self.run_id, path, question, gives)
             return BLOCKED
         return asked[1].strip() if node.gives is str else load(asked[1], node.gives)
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 import anyio
 
 from ...agents.answers.answer_schema import answer_schema, held_schema
+from ...agents.answers.answer_shape import answer_shape
 from ...agents.content_hash import content_hash
 from ...agents.errors import ResumeError
 from ...agents.graphs.step_paths import PathStep, StepPath
@@ -208,5 +209,5 @@ class ToolLoop:
             f"Tool {call.name!r} was called with {arguments}, and the run ended before its result was known. It must "
             'not be called twice. Was it done? Answer {"result": "what it gave"}, or {"call_again": true}.'
         )
-        self._store.ask_question(self._run_id, path, question)
+        self._store.ask_question(self._run_id, path, question, answer_shape(CallAnswer).text)
         return None

@@ -8,7 +8,17 @@ from typing import Any, Literal
 from ...agents.messages import Message, Usage
 from ...agents.thinking import ThinkingProfile
 
-__all__ = ["CONVERSATION", "MIGRATIONS", "AskRecord", "BatchRecord", "RunRecord", "RunState", "StepRecord", "StepState"]
+__all__ = [
+    "CONVERSATION",
+    "MIGRATIONS",
+    "AskRecord",
+    "BatchRecord",
+    "OpenQuestion",
+    "RunRecord",
+    "RunState",
+    "StepRecord",
+    "StepState",
+]
 
 RunState = Literal["waiting", "running", "finished", "failed", "interrupted", "stopped"]
 StepState = Literal["done", "skipped", "failed", "begun"]
@@ -37,7 +47,8 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as it stands in the store; `output`, `input` are JSON text."""
+    """One run as it stands in the store; `output`, `input` are JSON text. `expected` is what its task's scorer judges
+    by, as text to be shown; None where the task has no key."""
 
     id: str
     batch: str
@@ -51,6 +62,19 @@ class RunRecord:
     started_at: float | None = None
     finished_at: float | None = None
     busy_s: float = 0.0
+    expected: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """A question that a run waits for; `gives` is the shape of its answer in words, `asked_at` seconds since 1970."""
+
+    run: str
+    batch: str
+    path: str
+    question: str
+    gives: str
+    asked_at: float
 
 
 @dataclass
@@ -141,6 +165,11 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE steps ADD COLUMN tool TEXT NOT NULL DEFAULT '';
+    """,
+    """
+    ALTER TABLE questions ADD COLUMN gives TEXT NOT NULL DEFAULT '';
+    ALTER TABLE questions ADD COLUMN asked_at REAL NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN expected TEXT;
     """,
 )
 """Append only: a store written by an older version is brought up to date when it is opened."""

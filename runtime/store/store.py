@@ -21,7 +21,7 @@ from ...agents.traffic import TrafficRow
 from ..meters.energy import Energy
 from ..meters.stamps import stamp_s
 from .claims import RunClaims
-from .records import AskRecord, BatchRecord, RunRecord, RunState, StepRecord
+from .records import AskRecord, BatchRecord, OpenQuestion, RunRecord, RunState, StepRecord
 from .store_file import StoreFile
 
 __all__ = ["RunStore"]
@@ -233,13 +233,22 @@ class RunStore(StoreFile):
 
     # --- questions to people ------------------------------------------------------------------------------
 
-    def ask_question(self, run_id: str, path: str, question: str) -> None:
-        """Keep a question that a run waits for."""
+    def ask_question(self, run_id: str, path: str, question: str, gives: str = "") -> None:
+        """Keep a question that a run waits for; `gives` is the shape of its answer in words."""
         with self.transaction() as db:
             db.execute(
-                "INSERT INTO questions (run, path, question) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                (run_id, path, _writable(question)),
+                "INSERT INTO questions (run, path, question, gives, asked_at) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT DO NOTHING",
+                (run_id, path, _writable(question), _writable(gives), stamp_s()),
             )
+
+    def open_questions(self) -> list[OpenQuestion]:
+        """Every question of the store that waits for a person, the oldest first; those of ended runs wait no more."""
+        rows = self.query(
+            "SELECT run, batch, path, question, gives, asked_at FROM questions JOIN runs ON runs.id = questions.run "
+            "WHERE answer IS NULL AND state != 'finished' ORDER BY asked_at, runs.rowid, path"
+        )
+        return [OpenQuestion(**dict(row)) for row in rows]
 
     def questions(self, run_id: str) -> dict[str, tuple[str, str | None]]:
         """Path → (question, answer as JSON or None) of a run."""

@@ -116,7 +116,7 @@ def test_the_command_line_runs_on_two_servers_and_on_those_of_the_settings(tmp_p
             options = RunOptions(
                 workflow=workflow_for_cli.__file__, input='{"text": "7"}', engine=engine, overrides=overrides
             )
-            anyio.run(run_workflow, options, tmp_path / "runs.db", None, None)
+            anyio.run(run_workflow, options, tmp_path / "runs.db")
     with RunStore(tmp_path / "runs.db") as store:
         assert [run.output for batch in store.batches() for run in store.runs(batch.id)] == ['{"value":7}'] * 2
         assert store.batches()[1].options["engine"] == "fleet"

@@ -242,8 +242,8 @@ def test_the_bounds_are_settings() -> None:
 def test_the_command_line_runs_on_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with server(workflow_for_cli.scripted()) as served:
         options = RunOptions(workflow=workflow_for_cli.__file__, input='{"text": "7"}', engine=served.url)
-        anyio.run(run_workflow, options, tmp_path / "runs.db", None, None)
-    assert 'output: {"value":7}' in capsys.readouterr().err
+        anyio.run(run_workflow, options, tmp_path / "runs.db")
+    assert capsys.readouterr().out == '{"value":7}\n'
     with RunStore(tmp_path / "runs.db") as store:
         (batch,) = store.batches()
         assert batch.options["engine"] == served.url

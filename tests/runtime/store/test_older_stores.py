@@ -81,7 +81,7 @@ def test_a_question_to_a_person_is_answered(old: Path) -> None:
         run = store.runs(store.batches()[WAITS].id)[0].id
     answered = metier("resume", run, "--answer", '{"ok": true}', "--store", old.name, cwd=old.parent)
     assert answered.returncode == 0, answered.stderr
-    assert 'output: {"value":7}' in answered.stderr
+    assert answered.stdout == '{"value":7}\n'
 
 
 def test_it_can_be_recovered_into_a_store_of_today(old: Path) -> None:

@@ -87,7 +87,7 @@ def test_probe_assign_run(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.M
         workflow=options.workflow, tasks="tune:2:2", assignment=str(tmp_path / "a.yaml"), base=options.base,
         overrides=overrides,
     )  # fmt: skip
-    anyio.run(run_workflow, run, tmp_path / "runs.db", None, None)
+    anyio.run(run_workflow, run, tmp_path / "runs.db")
     with RunStore(tmp_path / "runs.db") as store:
         (batch,) = store.batches()
         assert [run.state for run in store.runs(batch.id)] == ["finished"] * 2
