@@ -118,9 +118,8 @@ class Session:
         What `limits` leave open, the settings say, here and in the other methods.
         Raises: RunError, EngineError or StoreError when it fails; RunInterrupted when it waits for a person.
         """
-        built = _built(graph)
         (run,), (value,) = self._add_batch(graph, [Task("0", value)], seed, label, {})
-        return await self._output(RunPlan(built, run, value, self._limits(limits)))
+        return await self._output(RunPlan(_built(graph), run, value, self._limits(limits)))
 
     async def map(
         self,
@@ -312,8 +311,7 @@ class Session:
     def _add_batch(
         self, graph: TaskGraph | BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
     ) -> tuple[list[RunRecord], list[BaseModel]]:
-        built = _built(graph)
-        batch, runs, values = new_batch(built, tasks, seed, label, self._batch_options(graph, options))
+        batch, runs, values = new_batch(_built(graph), tasks, seed, label, self._batch_options(graph, options))
         self.store.add_batch(batch, runs)
         self._begin(batch.id)
         return runs, values

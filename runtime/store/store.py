@@ -121,10 +121,8 @@ class RunStore(StoreFile):
     def start_run(self, run_id: str) -> None:
         """Record that a run starts or goes on; its failed steps are forgotten, finished ones kept."""
         with self.transaction() as db:
-            db.execute(
-                "UPDATE runs SET state = 'running', error = NULL, started_at = coalesce(started_at, ?) WHERE id = ?",
-                (stamp_s(), run_id),
-            )
+            begun = "UPDATE runs SET state = 'running', error = NULL, started_at = coalesce(started_at, ?) WHERE id = ?"
+            db.execute(begun, (stamp_s(), run_id))
             db.execute("DELETE FROM steps WHERE run = ? AND state = 'failed'", (run_id,))
 
     def run(self, run_id: str) -> RunRecord:
@@ -235,12 +233,10 @@ class RunStore(StoreFile):
 
     def ask_question(self, run_id: str, path: str, question: str, gives: str = "") -> None:
         """Keep a question that a run waits for; `gives` is the shape of its answer in words."""
+        columns = ["run", "path", "question", "gives", "asked_at"]
+        row = (run_id, path, _writable(question), _writable(gives), stamp_s())
         with self.transaction() as db:
-            db.execute(
-                "INSERT INTO questions (run, path, question, gives, asked_at) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT DO NOTHING",
-                (run_id, path, _writable(question), _writable(gives), stamp_s()),
-            )
+            db.execute(f"{_insert('questions', columns)} ON CONFLICT DO NOTHING", row)
 
     def open_questions(self) -> list[OpenQuestion]:
         """Every question of the store that waits for a person, the oldest first; those of ended runs wait no more."""
