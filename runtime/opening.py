@@ -18,6 +18,7 @@ from ..specializers.shelf.bundled_model import DEFAULT_BASE
 from ..specializers.shelf.shelf import Shelf
 from .backends import DEFAULT_ENGINE, BackendRequest, OpenBackend, check_engine, open_backend
 from .events import Event, Listeners, OnEvent
+from .notebook import NotebookProgress, in_notebook
 from .runs.session import Session
 from .runs.session_opening import opened_either_way
 from .runs.tracing import open_tracer
@@ -61,6 +62,8 @@ async def open_session(
     `settings.ray` says (asyncio only). `scripted` is the backend that the function of that name makes. A `backend` of
     your own replaces base, shelf and engines. `store` is the file of runs.
 
+    `on_event` is called with every event; without one, a notebook shows progress below the cell.
+
     `variants` names variants that will be asked for beside the assignment's; `other_roles` names roles of later
     workflows, which the assignment may name too.
 
@@ -93,6 +96,8 @@ async def open_session(
             store = stack.enter_context(RunStore(store if store is not None else settings.store))
         session: Session | None = None
         listeners = Listeners([on_event] if on_event is not None else [])
+        if on_event is None and in_notebook():
+            listeners.append(NotebookProgress().on_event)
 
         def note(event: Event) -> None:
             if event.kind in ENGINE_EVENTS and session is not None and session.batch is not None:

@@ -24,6 +24,7 @@ from .nodes import (
     Work,
 )
 from .sources import Level, candidates, find, fits, is_previous_round, locate, pin, source_of
+from .svg import graph_html
 
 __all__ = ["build_graph"]
 
@@ -35,7 +36,7 @@ def build_graph(graph: GraphDraft) -> BuiltGraph:
     check_recordable(graph.takes, f"the input of graph {graph.name!r}")
     level = _level(graph, graph.steps, (), None)
     body = _build_body(level)
-    return BuiltGraph(graph.name, graph.takes, graph.gives, body, _graph_output(level))
+    return BuiltGraph(graph.name, graph.takes, graph.gives, body, _graph_output(level), graph_html)
 
 
 def _level(graph: GraphDraft, drafts: list[Draft], prefix: tuple[str, ...], outer: Level | None) -> Level:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,15 @@ from .drafts import Draft, FieldRef, GraphDraft, InputRef, LoopDraft, PersonDraf
 from .nodes import ITEMS_AT_ONCE, BuiltGraph, Condition, ItemRules
 from .pictures import to_mermaid
 from .step_paths import RESERVED
+from .svg import graph_html
 
 __all__ = ["TaskGraph"]
 
 MAX_ROUNDS_LIMIT = 1000
 """No loop may be declared longer than this many rounds."""
+
+MOST_ERROR = 2_000
+"""Characters that a notebook shows of why a workflow cannot be built."""
 
 
 class TaskGraph(GraphDraft):
@@ -199,6 +204,13 @@ class TaskGraph(GraphDraft):
     def to_mermaid(self) -> str:
         """The workflow as Mermaid text."""
         return to_mermaid(self.build())
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the picture, or why it cannot be built yet."""
+        try:
+            return graph_html(self.build())
+        except GraphError as error:
+            return f"<p>Workflow <b>{escape(self.name)}</b> cannot be built yet: {escape(str(error)[:MOST_ERROR])}</p>"
 
     def _add(self, draft: Draft) -> StepRef:
         self._built = None

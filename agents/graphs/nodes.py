@@ -212,6 +212,11 @@ class BuiltGraph:
     gives: Any
     body: BuiltBody
     output: Source
+    draw: Callable[[BuiltGraph], str] = field(repr=False, compare=False)
+    """How it draws itself in a notebook, as HTML."""
+
+    def _repr_html_(self) -> str:
+        return self.draw(self)
 
     @property
     def digraph(self) -> nx.DiGraph:

@@ -9,6 +9,7 @@ from .document import BatchSection, read_document
 from .markdown import batch_line, escaped, table_lines, workflow_lines
 from .reading import explained
 from .table import THIN_SPACE, Table
+from .text import ReportText
 
 __all__ = ["render_report"]
 
@@ -17,7 +18,7 @@ IN_TABLES, IN_LINES = ("Roles", "Tools"), ("Engines", "Runs that failed")
 """Tables of a batch that are shown: narrow ones, and those whose rows are too long for a terminal's table."""
 
 
-def render_report(store: RunStore, batches: Sequence[str]) -> str:
+def render_report(store: RunStore, batches: Sequence[str]) -> ReportText:
     """Markdown of one or more batches, finished or broken; several are shown side by side.
 
     Per batch: runs, tasks solved, second rounds, wall and CPU-seconds, cost-of-pass; per role: variant, tokens,
@@ -25,7 +26,7 @@ def render_report(store: RunStore, batches: Sequence[str]) -> str:
     Raises: ResumeError for a batch that is not there.
     """
     if not batches:
-        return "# metier report\n\nNo runs yet.\n"
+        return ReportText("# metier report\n\nNo runs yet.\n")
     document = read_document(store, batches)
     summary = _plain(document.summary.brief())
     shown, lines = [summary], ["# metier report", "", *table_lines(summary)]
@@ -41,7 +42,8 @@ def render_report(store: RunStore, batches: Sequence[str]) -> str:
             for narrow in table.narrow(MOST_FIGURES):
                 lines += ["", *table_lines(narrow)]
     lines += [*workflow_lines(document), "", "## How to read it", ""]
-    return "\n".join([*lines, *(f"- {escaped(line)}" for line in explained(shown)), ""])
+    lines += (f"- {escaped(line)}" for line in explained(shown))
+    return ReportText("\n".join([*lines, ""]), document)
 
 
 def _chosen(part: BatchSection) -> Iterator[tuple[str, Table]]:

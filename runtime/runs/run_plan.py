@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,6 +15,9 @@ from ..settings.limits import RunLimits
 from ..store.records import RunRecord
 
 __all__ = ["RunPlan", "RunResult"]
+
+MOST_SHOWN = 4_000
+"""Characters of an output or an error that a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,15 @@ class RunResult:
         if self.error is None:
             return str(self.output)
         return f"run {self.run_id} has no output: {type(self.error).__name__}: {self.error}"
+
+    def _repr_html_(self) -> str:
+        """In a notebook: a table of two columns, each text as it is and cut to `MOST_SHOWN` characters."""
+        output = self.output.model_dump_json(indent=2) if isinstance(self.output, BaseModel) else repr(self.output)
+        said = {"run": self.run_id, "output": output if self.error is None else None, "error": self.error}
+        said["score"] = None if self.score is None else f"{self.score:.3f}"
+        rows = (
+            f"<tr><th>{name}</th><td><pre>{escape(str(value)[:MOST_SHOWN])}</pre></td></tr>"
+            for name, value in said.items()
+            if value is not None
+        )
+        return f"<table>{''.join(rows)}</table>"

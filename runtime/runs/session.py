@@ -24,6 +24,7 @@ from ...router.route import Router
 from ..events import Event, Listeners, OnEvent
 from ..meters.energy import EnergyMeter
 from ..report import render_report
+from ..report.text import ReportText
 from ..settings.limits import RunLimits
 from ..settings.session import Settings
 from ..store.records import CONVERSATION, RunRecord
@@ -277,8 +278,8 @@ class Session:
         most = self.settings.conversation_tokens
         yield Conversation(speaker, graph, batch, self.store, self._listeners, do, most, seed)
 
-    def report(self, batches: Iterable[str] | None = None) -> str:
-        """Markdown report of this session's batches, or of the ones named."""
+    def report(self, batches: Iterable[str] | None = None) -> ReportText:
+        """Report of this session's batches, or of the ones named: Markdown, which a notebook shows as a page."""
         return render_report(self.store, list(batches or dict.fromkeys(self._batches)))
 
     # --- inside -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import wraps
@@ -28,7 +29,7 @@ def opened_either_way(function: Callable[P, AsyncGenerator[Session]]) -> Callabl
 
 
 class SessionOpening(AbstractAsyncContextManager[Session]):
-    """What `open_session` returns: entered once, by `async with` or by `with`."""
+    """What `open_session` returns: entered once, by `async with`, by `with`, or by `start`."""
 
     def __init__(self, opened: AbstractAsyncContextManager[Session]) -> None:
         self._opened = opened
@@ -49,6 +50,15 @@ class SessionOpening(AbstractAsyncContextManager[Session]):
     def __exit__(self, *exc: object) -> None:
         if self._sync is not None:
             self._sync.__exit__(*exc)
+
+    def start(self) -> SyncSession:
+        """Open a plain session without a block, for the cells of a notebook: `session.close()` ends it.
+
+        One that was not closed is closed when the interpreter ends.
+        """
+        session = self.__enter__()
+        atexit.register(session.close)
+        return session
 
     def _once(self) -> AbstractAsyncContextManager[Session]:
         if self._entered:

@@ -6,6 +6,7 @@ and the threads of web handlers, from several at the same time.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
@@ -130,6 +131,13 @@ class SyncSession:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it, and end what other threads wait for; closing twice is harmless."""
+        atexit.unregister(self.close)
+        if not self._open:
+            return
         self._open = False
         for call in list(self._calls):  # of other threads
             call.stop(self._portal)

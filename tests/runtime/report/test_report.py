@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 
 from metier.agents import Message, ProfileError, SettingsError, Task, TaskGraph
 from metier.agents.errors import VariantError
+from metier.agents.graphs.layout import lay_out
 from metier.agents.graphs.workflow_shape import StepShape, workflow_shape
 from metier.agents.messages import Usage
 from metier.runtime import RunStore
@@ -27,7 +28,6 @@ from metier.runtime.report import render_html, render_markdown, render_report
 from metier.runtime.report.comparison import compare
 from metier.runtime.report.costs import by_round, by_step, workflow_figures
 from metier.runtime.report.critical_path import critical_path_s, longest_chain_s
-from metier.runtime.report.graph_layout import lay_out
 from metier.runtime.report.ledger import read_ledger
 from metier.runtime.report.slot_timeline import engine_timelines, merged, without_pauses
 from metier.runtime.runs.batches import new_batch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +182,26 @@ def test_one_opening_opens_once_and_is_no_session() -> None:
     with opening:
         with pytest.raises(SessionError, match="opened before"):
             opening.__enter__()
+
+
+def test_it_can_be_started_without_a_block() -> None:
+    session = opened().start()
+    assert session.run(graph, Puzzle(text="2 + 2")) == Answer(value=4)
+    session.close()
+    session.close()
+    with pytest.raises(SessionError, match="the session is closed"):
+        session.report()
+
+
+def test_one_that_was_not_closed_is_closed_at_the_end() -> None:
+    code = (
+        "from metier.agents import ScriptedBackend\nfrom metier.runtime import open_session\n"
+        "class Backend(ScriptedBackend): ...\n"
+        "session = open_session(backend=Backend(), store=':memory:').start()\n"
+        "import atexit; atexit.register(print, 'ended')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
 @pytest.mark.anyio

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ...agents.graphs.step_paths import ROOT, StepPath
-from ...agents.graphs.workflow_shape import StepShape
+from .step_paths import ROOT, StepPath
+from .workflow_shape import StepShape
 
 __all__ = ["Box", "Drawing", "Line", "lay_out"]
 
