@@ -18,6 +18,7 @@ from ..output_files import can_be_written, can_hold_files, new_folder, writing
 from ..settings.session import load_settings
 from .assign import add_router_commands
 from .bench import add_bench_command
+from .chat import add_chat_command
 from .ending import end_with
 from .options import (
     Base,
@@ -53,6 +54,7 @@ app = typer.Typer(
 
 add_run_command(app)
 add_resume_commands(app)
+add_chat_command(app)
 add_report_command(app)
 add_bench_command(app)
 add_simulate_command(app)

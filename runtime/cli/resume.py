@@ -21,7 +21,7 @@ from ..console import say, show
 from ..runs.batches import take_answers
 from ..runs.run_plan import RunResult
 from ..store.commands import command
-from ..store.records import BatchRecord
+from ..store.records import CONVERSATION, BatchRecord
 from ..store.store import RunStore
 from .ending import when_stopped
 from .options import (
@@ -43,7 +43,7 @@ from .options import (
 from .outcome import Outlet, finish
 from .run import RunOptions, how_to_go_on, watched
 
-__all__ = ["add_resume_commands"]
+__all__ = ["add_resume_commands", "on_engine"]
 
 
 def add_resume_commands(app: typer.Typer) -> None:
@@ -88,6 +88,9 @@ async def resume_run(
     """Go on with a batch, or with one run; `changed` are options that replace those it was started with."""
     with open_store(store) as runs:
         batch, run_id = _find(runs, which)
+        if CONVERSATION in batch.options:
+            go_on = command("chat", "--resume", batch.id, store=runs.path)
+            raise ResumeError(f"{batch.id} is a conversation", expected="a batch or a run", remedy=f"Go on: {go_on}")
         changed = {name: value for name, value in changed.items() if value is not None}
         options = RunOptions.model_validate({**batch.options, **changed})
         if not options.workflow:
@@ -98,7 +101,7 @@ async def resume_run(
                 remedy=f"Name it: {how}, or go on in Python with session.resume(graph, run_id).",
             )
         file = load_workflow(options.workflow)
-        options = _on_engine(options, file, runs, named="engine" in changed)
+        options = on_engine(options, file, named="engine" in changed)
         tasks = file.tasks(options.tasks) if options.tasks else None
         if answer is not None:  # first: a misfit is said before an engine takes its time to start
             take_answers(runs, file.graph, run_id or "", _answers(runs, run_id, answer, at))
@@ -118,7 +121,7 @@ async def resume_run(
         finish(runs, batch.id, results, replace(outlet, alone=len(results) == 1 and options.tasks is None))
 
 
-def _on_engine(options: RunOptions, file: WorkflowFile, runs: RunStore, named: bool) -> RunOptions:
+def on_engine(options: RunOptions, file: WorkflowFile, named: bool) -> RunOptions:
     """The options with what answers; raises ResumeError for a backend that only the program has that started it."""
     if options.backend is None or named or not file.graph.roles():
         return options
@@ -134,7 +137,7 @@ def _on_engine(options: RunOptions, file: WorkflowFile, runs: RunStore, named: b
 def _find(runs: RunStore, which: str | None) -> tuple[BatchRecord, str | None]:
     if which is None:
         for batch in reversed(runs.batches()):
-            if any(run.state != "finished" for run in runs.runs(batch.id)):
+            if CONVERSATION not in batch.options and any(run.state != "finished" for run in runs.runs(batch.id)):
                 return batch, None
         see = command("report", store=runs.path)
         raise ResumeError(f"every run in {runs.path} is finished", remedy=f"See the newest: {see}")

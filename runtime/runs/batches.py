@@ -23,7 +23,7 @@ from ...agents.text_files import shown
 from ...agents.tools.calls import CallAnswer
 from ..meters.stamps import stamp_s
 from ..store.commands import command
-from ..store.records import CONVERSATION, BatchRecord, RunRecord
+from ..store.records import CONVERSATION, WITH_BASE, BatchRecord, RunRecord
 from ..store.store import RunStore
 
 __all__ = [
@@ -203,14 +203,15 @@ def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
 def once_mended(store: RunStore, run_id: str) -> str:
     """What to do about a run that met an exception: look at the cause, and how to go on then."""
     batch = store.batch(store.run(run_id).batch)
-    known, talk = _known_to_commands(store, batch), CONVERSATION in batch.options
-    if known:
-        words = ("chat", "--resume", batch.id) if talk else ("resume", run_id)
-        return f"Look at the cause; this then goes on from here: {command(*words, store=store.path)}"
-    how = f"session.chat(…, resume={batch.id!r})" if talk else f"session.resume(graph, {run_id!r})"
-    return f"Look at the cause; {how} then goes on from here."
+    talk = CONVERSATION in batch.options
+    if not _known_to_commands(store, batch):
+        how = f"session.chat(…, resume={batch.id!r})" if talk else f"session.resume(graph, {run_id!r})"
+        return f"Look at the cause; {how} then goes on from here."
+    resume, chat = command("resume", run_id, store=store.path), command("chat", "--resume", batch.id, store=store.path)
+    return f"Look at the cause; this then goes on from here: {chat if talk else resume}"
 
 
 def _known_to_commands(store: RunStore, batch: BatchRecord) -> bool:
     """Whether the command line can go on with a batch: its store is a file, and it knows the file of the workflow."""
-    return store.path != ":memory:" and bool(batch.options.get("workflow"))
+    known = batch.options.get("workflow") or batch.options.get(WITH_BASE)
+    return store.path != ":memory:" and bool(known)

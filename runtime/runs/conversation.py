@@ -100,6 +100,11 @@ class Conversation:
         return self._batch.id
 
     @property
+    def begun(self) -> bool:
+        """Whether anything was said, so that the store has it."""
+        return bool(self._recorded)
+
+    @property
     def turns(self) -> list[SpokenTurn]:
         """Every turn from the first on, also those whose run is not finished."""
         return [self._spoken(number, run) for number, run in enumerate(self._store.runs(self.id), 1)]

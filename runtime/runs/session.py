@@ -242,7 +242,6 @@ class Session:
         built = _built(graph)
         (run,), (value,) = self._add_batch(graph, [Task("0", value)], seed, "", {})
         plan = RunPlan(built, run, value, self._limits(limits), stream=True)
-
         async with watched(run.id, lambda: self._result(plan), self._listeners) as events:
             yield events
 
@@ -263,17 +262,16 @@ class Session:
         """
         graph, limits = conversation_graph(speaker), self._limits(limits)
         kept = {CONVERSATION: speaker.name if isinstance(speaker, Role) else "", **(options or {})}
-        begins = new_batch(graph, [], seed, "", self._batch_options(graph, kept))[0]
+        options = self._batch_options(graph if isinstance(speaker, Role) else speaker, kept)
+        begins = new_batch(graph, [], seed, "", options)[0]
         batch = begins if resume is None else find_conversation(self.store, graph, resume)
 
         async def do(graph: BuiltGraph, run: RunRecord, answers: Mapping[str, Any], stream: bool) -> Any:
             if answers:
                 run = self.take_answers(graph, run.id, answers)
             self._begin(batch.id)
-            plan = RunPlan(
-                graph, run, recorded_input(graph, run), limits, resumed=run.state != "waiting", stream=stream
-            )
-            return await self._output(plan)
+            begun, value = run.state != "waiting", recorded_input(graph, run)
+            return await self._output(RunPlan(graph, run, value, limits, resumed=begun, stream=stream))
 
         most = self.settings.conversation_tokens
         yield Conversation(speaker, graph, batch, self.store, self._listeners, do, most, seed)

@@ -11,6 +11,7 @@ from ...agents.thinking import ThinkingProfile
 __all__ = [
     "CONVERSATION",
     "MIGRATIONS",
+    "WITH_BASE",
     "AskRecord",
     "BatchRecord",
     "OpenQuestion",
@@ -25,6 +26,8 @@ StepState = Literal["done", "skipped", "failed", "begun"]
 
 CONVERSATION = "conversation"
 """Option of a batch that is a conversation, with the name of the role it is with, "" for a workflow."""
+WITH_BASE = "with_base"
+"""Option of a conversation that `metier chat` has with the base itself, without a workflow."""
 
 
 @dataclass(frozen=True)
