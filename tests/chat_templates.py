@@ -175,6 +175,48 @@ TEMPLATES = {
         "{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
         "{# Draft in [THINK] and [/THINK]. #}",
     ),
+    # Thoughts and answers are messages in channels of their own; the system's text is a developer's.
+    "gpt_oss": Family(
+        ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"),
+        (),
+        "<|return|>",
+        "{{- '<|start|>system<|message|>You are ChatGPT.\n\nReasoning: ' + reasoning_effort|default('medium') }}"
+        "{{- '\n\n# Valid channels: analysis, commentary, final.<|end|>' }}{%- for m in messages %}"
+        "{%- if m.role == 'system' %}{{- '<|start|>developer<|message|># Instructions\n\n' + m.content + '<|end|>' }}"
+        "{%- elif m.role == 'user' %}{{- '<|start|>user<|message|>' + m.content + '<|end|>' }}{%- else %}"
+        "{%- if m.thinking and loop.last and not add_generation_prompt %}"
+        '{{- "<|start|>assistant<|channel|>analysis<|message|>" + m.thinking + "<|end|>" }}{%- endif %}'
+        "{{- '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
+        "{{- '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}",
+    ),
+    # A channel too, closed unless thinking is asked for, which a mark in the system's turn does.
+    "gemma4": Family(
+        ("<bos>", "<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"),
+        (),
+        "<turn|>",
+        "<bos>{%- if enable_thinking is defined and enable_thinking or messages[0].role == 'system' %}"
+        "{{- '<|turn>system\n' }}{%- if enable_thinking is defined and enable_thinking %}{{- '<|think|>\n' }}"
+        "{%- endif %}{%- if messages[0].role == 'system' %}{{- messages[0].content | trim }}{%- endif %}"
+        "{{- '<turn|>\n' }}{%- endif %}{%- for m in messages %}{%- if m.role != 'system' %}"
+        "{{- '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + '<turn|>\n' }}"
+        "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|turn>model\n' }}"
+        "{%- if not enable_thinking | default(false) %}{{- '<|channel>thought\n<channel|>' }}{%- endif %}{%- endif %}",
+    ),
+    # Words of the language, which the system's turn asks for.
+    "granite3.2": Family(
+        ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+        (),
+        "<|end_of_text|>",
+        "{%- if messages[0].role == 'system' %}{%- set said = messages[0].content %}{%- else %}"
+        "{%- set said = 'You are Granite, developed by IBM.' %}{%- endif %}{%- if thinking %}{%- set said = said + "
+        "\" Write your thoughts after 'Here is my thought process:' and write your response after "
+        "'Here is my response:' for each user query.\" %}{%- endif %}"
+        "{{- '<|start_of_role|>system<|end_of_role|>' + said + '<|end_of_text|>\n' }}"
+        "{%- for m in messages %}{%- if m.role != 'system' %}"
+        "{{- '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content + '<|end_of_text|>\n' }}{%- endif %}"
+        "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}",
+    ),
 }
 """Name → family. Each stands for a kind of template."""
 

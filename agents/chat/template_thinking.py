@@ -12,11 +12,20 @@ from .chat_tokens import chat_text
 
 __all__ = ["TemplateThinking", "read_thinking"]
 
-# How templates name their tags: the pattern of either, and the two of them.
+# How templates name their tags: the pattern of either, the two of them, and the line break that models write behind
+# the first where the template does not show it. Harmony (GPT-OSS) and Gemma 4 have channels; Granite 3.2 has words.
 _SPELLINGS = (
-    (re.compile(r"</?((?:\w+:)?think(?:ing)?)>"), "<{}>", "</{}>"),
-    (re.compile(r"\[/?(THINK)\]"), "[{}]", "[/{}]"),
-    (re.compile(r"<\|(?:START|END)_(THINKING)\|>"), "<|START_{}|>", "<|END_{}|>"),
+    (re.compile(r"</?((?:\w+:)?think(?:ing)?)>"), "<{}>", "</{}>", "\n"),
+    (re.compile(r"\[/?(THINK)\]"), "[{}]", "[/{}]", "\n"),
+    (re.compile(r"<\|(?:START|END)_(THINKING)\|>"), "<|START_{}|>", "<|END_{}|>", "\n"),
+    (
+        re.compile(r"<\|(channel)\|>analysis<\|message\|>"),
+        "<|{0}|>analysis<|message|>",
+        "<|end|><|start|>assistant<|{0}|>final<|message|>",
+        "",
+    ),
+    (re.compile(r"<\|(channel)>"), "<|{0}>thought", "<{0}|>", "\n"),
+    (re.compile(r"(Here is my) thought process:"), "{0} thought process:", "{0} response:", "\n"),
 )
 _SWITCHES = ("enable_thinking", "thinking")
 """Arguments by which templates turn thinking on and off."""
@@ -52,14 +61,14 @@ def read_thinking(tokenizer: Any, args: Mapping[str, Any], tags: ThinkingTags | 
     names = _tag_names(tokenizer, tags)
     if names is None:
         return TemplateThinking(tags or ThinkingTags())
-    opened, closed = names
+    opened, closed, _ = names
     reader = _Reader(tokenizer, args)
     switch = next((name for name in _SWITCHES if reader.prompt({name: True}) != reader.prompt({name: False})), "")
     usual = reader.end({})
     on, off = (reader.end({switch: True}), reader.end({switch: False})) if switch else (usual, usual)
     open_at_end = re.compile(re.escape(opened) + r"\s*\Z")
     block_at_end = re.compile(rf"(?:{re.escape(opened)}\s*)?{re.escape(closed)}\s*\Z")
-    own = tags or _read_tags(reader, opened, closed, _found(open_at_end, on), _found(block_at_end, off, usual))
+    own = tags or _read_tags(reader, names, _found(open_at_end, on), _found(block_at_end, off, usual))
     return TemplateThinking(
         own,
         known=True,
@@ -70,28 +79,29 @@ def read_thinking(tokenizer: Any, args: Mapping[str, Any], tags: ThinkingTags | 
     )
 
 
-def _read_tags(reader: _Reader, opened: str, closed: str, open_text: str, empty: str) -> ThinkingTags:
+def _read_tags(reader: _Reader, names: tuple[str, str, str], open_text: str, empty: str) -> ThinkingTags:
     """The tags with the white space around them; `open_text` and `empty` are what prompts end with, where they do."""
+    opened, closed, usual_gap = names
     before_thought = re.compile(rf"{re.escape(opened)}\s*(?={_THOUGHT})")
     open_text = open_text or _found(before_thought, reader.answered({"reasoning_content": _THOUGHT}))
     if not open_text:
         gap = re.match(rf"{re.escape(opened)}(\s*)", empty)
-        open_text = opened + (gap[1][: (len(gap[1]) + 1) // 2] if gap else "\n")
+        open_text = opened + (gap[1][: (len(gap[1]) + 1) // 2] if gap else usual_gap)
     if not empty:
         before_answer = re.compile(rf"{re.escape(opened)}\s*{re.escape(closed)}\s*(?={_ANSWER})")
         empty = _found(before_answer, reader.answered({})) or open_text + closed
     return ThinkingTags(open=open_text, close=closed, empty=empty)
 
 
-def _tag_names(tokenizer: Any, tags: ThinkingTags | None) -> tuple[str, str] | None:
-    """The open and the close tag without white space; None where the template writes none."""
+def _tag_names(tokenizer: Any, tags: ThinkingTags | None) -> tuple[str, str, str] | None:
+    """The open and the close tag without white space, and that usual behind the first; None for templates without."""
     if tags is not None:
-        return tags.open.strip(), tags.close
+        return tags.open.strip(), tags.close, ""
     for source in _sources(tokenizer):
-        for pattern, opened, closed in _SPELLINGS:
+        for pattern, opened, closed, gap in _SPELLINGS:
             found = pattern.search(source)
             if found:
-                return opened.format(found[1]), closed.format(found[1])
+                return opened.format(found[1]), closed.format(found[1]), gap
     return None
 
 

@@ -15,6 +15,15 @@ __all__ = ["check_answers"]
 ROLE = "self-check"
 """The role that the check's CPU seconds are charged to."""
 
+_REMEDY = (
+    "The kernel for its number of bits does not compute what the checkpoint says on this machine: use another scheme, "
+    "or report it with the output of `metier doctor`."
+)
+_REMEDY_OF_OLD_CARD = (
+    "Its card is of metier 0.1 and knows first words only: make the variant again with this version, whose check is "
+    "finer. If that is refused too, use another scheme."
+)
+
 
 async def check_answers(engine: Engine, known: Sequence[KnownAnswer]) -> None:
     """Ask for the first token after each prompt of `known` and compare its log-probability; most have to be right.
@@ -48,8 +57,7 @@ async def check_answers(engine: Engine, known: Sequence[KnownAnswer]) -> None:
                 f"engine {engine.name!r} answers {len(wrong)} of {len(known)} known prompts wrongly: "
                 f"{answer.prompt!r} with {text!r}, {distance:.2f} nats from what its weights say",
                 expected=f"{answer.first[0][0]!r}, or another within {answer.limit:.2f} nats",
-                remedy="The kernel for its number of bits does not compute what the checkpoint says on this machine: "
-                "use another scheme, or report it with the output of `metier doctor`.",
+                remedy=_REMEDY_OF_OLD_CARD if answer.words_only else _REMEDY,
             )
     except BaseException:
         await engine.close()

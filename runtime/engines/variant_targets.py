@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
+from ...agents.chat.chat_template import TemplateSettings
 from ...agents.errors import AdapterError, AskRejectedError, UnknownVariantError, VariantError
 from ...agents.messages import Ask
+from ...agents.thinking import ThinkingTags
 from ...specializers.checkpoints.self_check import KnownAnswer, read_self_check
 from ...specializers.machine.number_types import NumberType, engine_number_type
 from ...specializers.shelf.variant import EngineSpec, Variant, served_by
@@ -72,15 +74,25 @@ class VariantTarget:
             remedy="Make the variant again, from rows of this role that this version has rendered.",
         )
 
-    def check_template(self, args: Mapping[str, Any]) -> None:
-        """Refuse an adapter that was trained with other arguments of the chat template than `args`, which it would be
-        asked with.
+    def check_template(self, template: TemplateSettings) -> None:
+        """Refuse an adapter that was trained with other arguments of the chat template, or other thinking tags of the
+        user's own, than those of `template`, which it would be asked with.
 
         Raises: AdapterError.
         """
         variant = self.variant
         # One that was trained elsewhere does not say how.
-        if self.adapter is None or variant is None or not variant.data or variant.chat_template_args == args:
+        if self.adapter is None or variant is None or not variant.data:
+            return
+        if variant.thinking_tags not in (None, template.tags):
+            tags = variant.thinking_tags.model_dump_json()
+            raise AdapterError(
+                f"variant {variant.name!r} was trained to think between {tags}",
+                expected=f"the setting engine.thinking_tags to be that, not {_shown(template.tags)}",
+                remedy=f"Add `--set 'engine.thinking_tags={tags}'`, or make it again with these.",
+            )
+        args = template.args
+        if variant.chat_template_args == args:
             return
         raise AdapterError(
             f"variant {variant.name!r} was trained with the chat template arguments {variant.chat_template_args}",
@@ -130,7 +142,7 @@ class VariantTargets:
         target = self._found.get(name)
         if target is None:
             target = await self._find(name)
-            target.check_template(self._settings.chat_template_args)
+            target.check_template(self._settings.template)
             self._found[name] = target
         return target
 
@@ -185,7 +197,7 @@ class VariantTargets:
         name = "base" if owner is None else f"{owner.name}-{owner.id[:6]}"
         name = name if spec.dtype == "auto" else f"{name}-{spec.dtype}"
         # What it answers is known of the prompts that it was made with.
-        told = owner is not None and owner.chat_template_args == self._settings.chat_template_args
+        told = owner is not None and owner.template == self._settings.template
         known = read_self_check(owner.card) if owner is not None and told else ()
         settings = self._settings
         if spec.fier is not None:
@@ -208,6 +220,10 @@ class VariantTargets:
         if variant.ask.adapter is not None:
             # Its adapter was made for these weights, whose shapes may differ from the base's.
             check_adapter(folder / "adapter", weights, slot_rank=self._settings.slot_rank)
+
+
+def _shown(tags: ThinkingTags | None) -> str:
+    return "unset, which reads them from the chat template" if tags is None else tags.model_dump_json()
 
 
 def _load_semantic_map(adapter: Path) -> SemanticMap:

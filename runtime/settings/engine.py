@@ -93,7 +93,8 @@ class EngineSettings(FrozenModel):
     `kv_cache_mib`."""
 
     thinking_tags: ThinkingTags | None = None
-    """The text that the models in use were trained to think between. None reads it from their chat templates."""
+    """The text that the models in use were trained to think between. None reads it from their chat templates. `metier
+    make` trains with it, too, and an adapter that was trained with tags set here is served with those only."""
 
     chat_template_args: dict[str, JsonValue] = Field(default_factory=dict)
     """Arguments of the models' chat templates, such as `{enable_thinking: false}`. `metier make` trains with them, too,

@@ -38,6 +38,8 @@ _PLAIN = TemplateSettings()
 _MOST_DISTANCE = 0.6
 _LEAST_DISTANCE = 0.05
 _SHARE_OF_SPREAD = 0.25
+# Cards of metier 0.1 hold the first word alone, of answers whose second word was this many nats behind.
+_SURE_MARGIN = 2.0
 
 
 class KnownAnswer(FrozenModel):
@@ -59,6 +61,10 @@ class KnownAnswer(FrozenModel):
     thinking_off: bool = False
     """Whether thinking is closed behind the prompt: a model that thinks would begin all its answers with one tag."""
 
+    words_only: bool = False
+    """Whether only the favourite is known, and that the others are at least 2 nats behind it. Cards that metier 0.1
+    wrote say no more."""
+
     @property
     def limit(self) -> float:
         """How far, in nats, a right engine's answer may be from this one."""
@@ -73,8 +79,10 @@ class KnownAnswer(FrozenModel):
         those known counts as the last of them. `logprob` is None where an engine tells none.
         """
         values = [known for name, known in self.first if _named(name) == _named(text)] or [self.first[-1][1]]
-        nearest = values[0] if logprob is None else min(values, key=lambda value: abs(value - logprob))
-        difference = 0.0 if logprob is None else abs(nearest - logprob)
+        nearest = (
+            values[0] if logprob is None or self.words_only else min(values, key=lambda value: abs(value - logprob))
+        )
+        difference = 0.0 if logprob is None or self.words_only else abs(nearest - logprob)
         return max(difference, (self.first[0][1] - nearest) / 2)
 
 
@@ -105,8 +113,15 @@ def make_self_check(weights: Path, template: TemplateSettings = _PLAIN) -> list[
 
 
 def read_self_check(card: Mapping[str, Any]) -> tuple[KnownAnswer, ...]:
-    """The known answers on a variant's card; empty where there are none, or of a form before this one."""
-    return tuple(KnownAnswer.model_validate(entry) for entry in card.get("self_check", ()) if "first" in entry)
+    """The known answers on a variant's card; empty where there are none."""
+    return tuple(_known(entry) for entry in card.get("self_check", ()))
+
+
+def _known(entry: Mapping[str, Any]) -> KnownAnswer:
+    if "begins" not in entry:
+        return KnownAnswer.model_validate(entry)
+    first = ((_named(entry["begins"]), 0.0), (_NAMELESS, -_SURE_MARGIN))
+    return KnownAnswer(prompt=entry["prompt"], first=first, words_only=True)
 
 
 def _named(text: str) -> str:

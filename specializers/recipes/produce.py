@@ -59,7 +59,8 @@ def produce(
     A recipe with `accept` measures what each method made through `open_backend(shelf)`, and ends with the last one
     that held the role's quality; its card says what was rejected. `on_note` hears what is being measured, and how it
     is computed: on `threads`, or as many as `training_threads` finds free.
-    `template` says how prompts are written in the base's chat template; its arguments become part of the record.
+    `template` says how prompts are written in the base's chat template; its arguments, and tags that were set, become
+    part of the record.
     Raises: RecipeError (parent, data or settings do not fit), TrainingError (not finite, or another process is
     making it), QualityError (already the first method lost too much), VariantError (shelf, base or parent cannot be
     used, or the disk is full).
@@ -81,7 +82,9 @@ def produce(
             expected=f"at most layout {PROMPT_LAYOUT}",
             remedy="Export the traffic again with this version.",
         )
-    args = {"chat_template_args": template.args} if template.args else {}
+    written: dict[str, Any] = {"chat_template_args": template.args} if template.args else {}
+    if template.tags is not None:
+        written["thinking_tags"] = template.tags.model_dump(mode="json")
     record: dict[str, Any] = {
         "base": fingerprint,
         "parent": None if parent is None else parent.id,
@@ -89,7 +92,7 @@ def produce(
         "seed": recipe.seed,
         "data": data_fingerprint(rows),
         "prompt_layout": layout,
-        **args,
+        **written,
     }
     # What is accepted decides where a recipe ends, not what its methods make: another margin trains nothing again.
     job_name = content_hash(record)
@@ -98,7 +101,7 @@ def produce(
         accept = recipe.accept.model_dump(mode="json")
         asked = {**record, "recipe": {**record["recipe"], "accept": accept}}
     for known in shelf.list():
-        if known.model_dump(mode="json", include={*asked, "chat_template_args"}) == asked:
+        if known.model_dump(mode="json", include={*asked, "chat_template_args", "thinking_tags"}) == asked:
             return known
     work = (work_dir or shelf.folder / ".work") / job_name
     checkpoint = "base" if parent is None else parent.checkpoint

@@ -6,9 +6,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from ...agents.chat.chat_template import TemplateSettings
 from ...agents.content_hash import content_hash
 from ...agents.frozen_model import FrozenModel
-from ...agents.thinking import ThinkingProfile
+from ...agents.thinking import ThinkingProfile, ThinkingTags
 from .adapter_kinds import ADAPTER_KINDS, AdapterKind, AdapterName
 from .fier_settings import FierSettings
 
@@ -103,6 +104,9 @@ class Variant(FrozenModel):
     chat_template_args: dict[str, JsonValue] = Field(default={}, exclude_if=lambda args: not args)
     """Arguments of the chat template that it was made with."""
 
+    thinking_tags: ThinkingTags | None = Field(default=None, exclude_if=lambda tags: tags is None)
+    """The tags it was made with, where they were set (`engine.thinking_tags`). None: those of the chat template."""
+
     engine: EngineSpec
     """The engine half."""
 
@@ -114,6 +118,11 @@ class Variant(FrozenModel):
 
     card: dict[str, Any] = {}
     """What was measured while it was made."""
+
+    @property
+    def template(self) -> TemplateSettings:
+        """How the chat template was written when it was made."""
+        return TemplateSettings(args=self.chat_template_args, tags=self.thinking_tags)
 
     @property
     def checkpoint(self) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ....agents.chat.chat_template import TemplateSettings
 from ....agents.errors import VariantError
 from ....agents.traffic import TrafficRow, data_fingerprint
 from ...adapters.adapter_check import SLOT_RANKS, check_adapter, check_variant
@@ -58,7 +57,7 @@ def export_as_lora(
             rows,
             work,
             settings=chosen,
-            template=TemplateSettings(args=parent.chat_template_args),
+            template=parent.template,
             on_progress=on_progress,
         )
         for done in frozen:
@@ -71,6 +70,7 @@ def export_as_lora(
                 "data": data,
                 "prompt_layout": parent.prompt_layout,
                 "chat_template_args": parent.chat_template_args,
+                "thinking_tags": parent.thinking_tags,
                 "engine": parent.engine.model_copy(update={"weights": parent.checkpoint}),
                 "ask": parent.ask.model_copy(update={"adapter": "lora", "rank": done.rank}),
                 "card": {

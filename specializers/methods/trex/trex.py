@@ -6,15 +6,16 @@ Source: "T-REX: Mixture-of-Rank-One-Experts with Semantic-aware Intuition" (arXi
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ....agents.errors import RecipeError
+from ...adapters.adapter_check import SLOT_RANKS
 from ...adapters.adapter_writing import write_adapter
 from ...adapters.semantic_map import SemanticMap
 from ...adapters.text_embedding import DEFAULT_EMBEDDING, find_embedding
-from ...adapters.trex_shape import K_TASK, MOST_GAIN, R1, R2, SHARPNESS, TREX
+from ...adapters.trex_shape import K_TASK, MOST_GAIN, R1, R2, SHARPNESS, TREX, TrexShape
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
 from ...training.loop import TrainingSettings
@@ -66,6 +67,17 @@ class TrexSettings(TrainingSettings):
 
     targets: Targets = "all-linear"
     """Names of the modules that get an update. `all-linear` is every linear layer but the output head."""
+
+    @model_validator(mode="after")
+    def _fits_a_slot(self) -> Self:
+        rows, most = TrexShape.released(self.r1, self.r2).rows, SLOT_RANKS[-1]
+        if rows > most:
+            raise RecipeError(
+                f"r1 {self.r1} and r2 {self.r2} make r1 + r1·r2 = {rows} rows of an adapter slot",
+                expected=f"at most {most}, the widest slot of an engine",
+                remedy=f"With r1 {self.r1}, set r2 to {most // self.r1 - 1} or less.",
+            )
+        return self
 
 
 def make_trex(settings: TrexSettings, job: Job) -> Made:

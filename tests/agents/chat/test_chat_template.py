@@ -106,6 +106,9 @@ def test_a_chat_that_cannot_be_written_is_refused_by_name() -> None:
         ("qwen3", "<|im_end|>"),
         ("deepseek_r1", "<｜end▁of▁sentence｜>"),
         ("magistral", "</s>"),
+        ("gpt_oss", "<|return|>"),
+        ("gemma4", "<turn|>"),
+        ("granite3.2", "<|end_of_text|>"),
     ],
 )
 def test_a_turn_ends_as_the_template_ends_it(family: str, end: str) -> None:
@@ -122,6 +125,7 @@ def test_a_template_without_a_mark_ends_as_the_tokenizer_does() -> None:
 
 # -- thinking ------------------------------------------------------------------------------------------------
 
+_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
 # Family → its open tag and its closed block, and whether it opens thinking when nothing is said about it.
 THINKING = {
     "qwen3": ("<think>\n", "<think>\n\n</think>\n\n", False),
@@ -131,6 +135,19 @@ THINKING = {
     "deepseek_v3.1": ("<think>", "</think>", False),
     "smollm3": ("<think>\n", "<think>\n\n</think>\n", False),
     "magistral": ("[THINK]\n", "[THINK]\n[/THINK]", False),
+    "gpt_oss": ("<|channel|>analysis<|message|>", f"<|channel|>analysis<|message|>{_FINAL}", False),
+    "gemma4": ("<|channel>thought\n", "<|channel>thought\n<channel|>", False),
+    "granite3.2": (
+        "Here is my thought process:\n",
+        "Here is my thought process:\nHere is my response:",
+        False,
+    ),
+}
+CLOSE = {
+    "magistral": "[/THINK]",
+    "gpt_oss": _FINAL,
+    "gemma4": "<channel|>",
+    "granite3.2": "Here is my response:",
 }
 
 
@@ -139,14 +156,22 @@ def test_tags_and_the_closed_block_are_read_from_the_template(family: str) -> No
     opened, empty, opens = THINKING[family]
     thinking = template_of(family).thinking
     assert (thinking.tags.open, thinking.tags.empty) == (opened, empty)
-    assert thinking.tags.close == ("[/THINK]" if family == "magistral" else "</think>")
+    assert thinking.tags.close == CLOSE.get(family, "</think>")
     assert thinking.known and thinking.opens == opens
+
+
+# What the system's turn says about thinking, where it does.
+SAID = {
+    "gemma4": "<|think|>\n",
+    "granite3.2": " Write your thoughts after 'Here is my thought process:' and write your response after "
+    "'Here is my response:' for each user query.",
+}
 
 
 @pytest.mark.parametrize("family", THINKING)
 def test_a_block_is_opened_once_and_closed_once(family: str) -> None:
     template, (opened, empty, opens) = template_of(family), THINKING[family]
-    on, off, unsaid = (text(template, thinks) for thinks in (True, False, None))
+    on, off, unsaid = (text(template, thinks).replace(SAID.get(family, "\0"), "") for thinks in (True, False, None))
     assert on.endswith(opened) and on.count(opened.strip()) == 1
     assert off.endswith(empty) and off.count(template.thinking.tags.close) == 1
     assert on.removesuffix(opened).replace("/think", "") == off.removesuffix(empty).replace("/no_think", "")
@@ -189,7 +214,8 @@ def test_tags_of_the_settings_go_before_those_of_the_template() -> None:
 
 
 def test_tags_that_are_special_tokens_are_known() -> None:
-    assert template_of("magistral").tags_are_special
+    assert all(template_of(family).tags_are_special for family in ("magistral", "gpt_oss", "gemma4"))
+    assert not template_of("granite3.2").tags_are_special
     assert not template_of("qwen3").tags_are_special and not template_of("chatml").tags_are_special
 
 

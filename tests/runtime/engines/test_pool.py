@@ -8,10 +8,11 @@ from typing import Any
 
 import anyio
 import pytest
+import yaml
 
 from metier.agents.errors import AdapterError, EngineDeadError, EngineError, UnknownVariantError, VariantError
 from metier.agents.messages import Ask, Reply, Usage
-from metier.agents.thinking import THINKING_OFF, ThinkingProfile
+from metier.agents.thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
 from metier.runtime.engines.engine import EngineCounters, EngineRequest
 from metier.runtime.engines.pool import EnginePool
 from metier.runtime.engines.variant_targets import EngineStart
@@ -143,6 +144,24 @@ async def test_an_adapter_trained_with_other_template_arguments_is_refused(
             assert (await pool.reply(make_ask(variant=name))).text
         with pytest.raises(AdapterError, match=r"trained with the chat template arguments \{\}; expected .*False"):
             await pool.reply(make_ask(variant="usual"))
+
+
+async def test_an_adapter_trained_with_tags_of_its_own_is_served_with_them_or_refused(
+    tiny_base: Path, tiny_variants: Variants, make_ask: MakeAsk
+) -> None:
+    record, folder = tiny_variants["lora0"]
+    own = ThinkingTags(open="<reason>\n", close="</reason>", empty="<reason></reason>")
+    variants = {"own": (record.model_copy(update={"data": "d" * 16, "thinking_tags": own}), folder)}
+    settings = TINY.model_copy(update={"thinking_tags": own})
+    async with EnginePool(tiny_base, variants.__getitem__, settings, start_engine=Started()) as pool:
+        assert (await pool.reply(make_ask(variant="own"))).text
+    for tags in (None, ThinkingTags()):
+        settings = TINY.model_copy(update={"thinking_tags": tags})
+        async with EnginePool(tiny_base, variants.__getitem__, settings, start_engine=Started()) as pool:
+            with pytest.raises(AdapterError, match="trained to think between .*reason") as caught:
+                await pool.reply(make_ask(variant="own"))
+        setting = caught.value.remedy.partition("engine.thinking_tags=")[2].partition("'")[0]
+        assert ThinkingTags.model_validate(yaml.safe_load(setting)) == own
 
 
 async def test_adapter_above_the_slot_rank_is_refused(

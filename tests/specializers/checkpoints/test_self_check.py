@@ -60,7 +60,15 @@ def test_the_distance_of_answers() -> None:
     assert known.limit == 0.6
     assert KnownAnswer(prompt="", first=(("a", -5.0), ("b", -5.4))).limit == pytest.approx(0.1)
     assert KnownAnswer(prompt="", first=(("a", -5.0), ("b", -5.01))).limit == 0.05
-    assert read_self_check({"self_check": [{"prompt": "a", "begins": "b"}]}) == read_self_check({}) == ()
+    assert read_self_check({}) == ()
+
+
+def test_cards_of_metier_0_1_are_checked_by_the_word_they_know() -> None:
+    (known,) = read_self_check({"self_check": [{"prompt": "Which city?", "begins": " Paris"}]})
+    assert known.prompt == "Which city?"
+    for logprob in (None, -0.01, -1.5):
+        assert known.distance("Paris", logprob) == 0
+        assert known.distance("Rome", logprob) > known.limit and known.distance("", logprob) > known.limit
 
 
 def test_a_model_that_thinks_is_known_with_thinking_closed(tmp_path: Path) -> None:

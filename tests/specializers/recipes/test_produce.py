@@ -22,6 +22,7 @@ from metier.agents import (
     write_traffic,
 )
 from metier.agents.chat.chat_template import TemplateSettings
+from metier.agents.thinking import ThinkingTags
 from metier.specializers import AskSpec, Recipe, Shelf, base_fingerprint, check_variant, produce
 from metier.specializers.recipes.stages import TRAINING_LOG
 from metier.specializers.shelf.file_lock import exclusive
@@ -105,8 +106,11 @@ def test_arguments_of_the_chat_template_are_part_of_a_variant(tmp_path: Path, fo
     usual = produce(recipe(folder), shelf=shelf, base=tiny_base)
     other = produce(recipe(folder), shelf=shelf, base=tiny_base, template=quiet)
     assert "chat_template_args" not in usual.model_dump() and other.chat_template_args == quiet.args
-    assert other.id != usual.id
-    for template, made in ((TemplateSettings(), usual), (quiet, other)):
+    tags = TemplateSettings(tags=ThinkingTags(open="<reason>", close="</reason>", empty="<reason></reason>"))
+    tagged = produce(recipe(folder), shelf=shelf, base=tiny_base, template=tags)
+    assert "thinking_tags" not in usual.model_dump() and tagged.template == tags
+    assert len({usual.id, other.id, tagged.id}) == 3
+    for template, made in ((TemplateSettings(), usual), (quiet, other), (tags, tagged)):
         assert produce(recipe(folder), shelf=shelf, base=tiny_base, template=template).id == made.id
 
 

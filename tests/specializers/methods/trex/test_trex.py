@@ -56,6 +56,12 @@ def block(shelf: Shelf, name: str) -> dict[str, Any]:
     return dict(json.loads(text)["trex"])
 
 
+def test_a_recipe_that_no_slot_holds_is_refused_when_it_is_read(folder: Path) -> None:
+    assert recipe(folder, method={"r1": 16, "r2": 31})
+    with pytest.raises(RecipeError, match=r"r1 16 and r2 32 make .* = 528 rows .* at most 512.*set r2 to 31 or less"):
+        recipe(folder, method={"r1": 16, "r2": 32})
+
+
 def test_a_recipe_becomes_an_adapter_that_peft_loads(tmp_path: Path, folder: Path, tiny_base: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
     variant = produce(recipe(folder, method={"steps": 12}), shelf=shelf, base=tiny_base)
