@@ -36,6 +36,7 @@ from .report import add_report_command
 from .resume import add_resume_commands
 from .run import add_run_command
 from .serve import add_serve_command
+from .show import add_show_command
 from .simulate import add_simulate_command
 from .store import add_store_commands
 
@@ -55,6 +56,7 @@ app = typer.Typer(
 add_run_command(app)
 add_resume_commands(app)
 add_chat_command(app)
+add_show_command(app)
 add_report_command(app)
 add_bench_command(app)
 add_simulate_command(app)

@@ -49,7 +49,8 @@ def finish(runs: RunStore, batch: str, results: Sequence[RunResult], outlet: Out
     _tell_answers(runs, results, outlet)
     _raise_errors(runs, batch, results)
     if outlet.alone and not outlet.as_json:
-        say(f"What it cost: {command('report', batch, store=runs.path)}")
+        (run,) = results
+        say(f"What it did: {command('show', run.run_id, store=runs.path)}")
 
 
 def export(runs: RunStore, batches: Sequence[str], path: Path) -> None:

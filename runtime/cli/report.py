@@ -12,8 +12,9 @@ from ...agents.errors import ResumeError, SettingsError
 from ..console import show_markdown
 from ..output_files import can_be_written, write_output
 from ..report import render_html, render_markdown, render_report
+from ..settings.session import load_settings
 from ..store.store import RunStore
-from .options import DEFAULT_STORE, Sets, Shelf, Store, TrafficFile, open_shelf, open_store, stored_runs
+from .options import DEFAULT_STORE, Sets, Shelf, Store, TrafficFile, open_shelf, open_store, overrides, stored_runs
 from .outcome import export
 
 __all__ = ["add_report_command"]
@@ -70,7 +71,7 @@ def report(
         named = _batches(runs, wanted)
         swept = [open_shelf(shelf, set).get(name) for name in curves or []]
         if html is not None:
-            write_output(html, render_html(runs, named, probe, swept))
+            write_output(html, render_html(runs, named, probe, swept, load_settings(None, overrides(set)).report))
         if markdown is not None:
             write_output(markdown, render_markdown(runs, named, probe, swept))
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from ...specializers.methods.thinking.curves import Saturation, ThinkingPoint
 from ...specializers.shelf.variant import Variant
 from ..meters.percentiles import percentile
+from ..settings.report import ReportSettings
 from ..store.store import RunStore
 from . import tables
 from .comparison import Comparison, compare
 from .costs import Cost, WorkflowFigures, by_role, workflow_figures
 from .ledger import Ledger, read_ledger
 from .probed import Probed, read_probed
+from .shown_run import ShownRun, in_order_of_need, shown_run
 from .table import NOTHING, Table, count, number, percent
 from .thinking_figures import thinking_of
 
@@ -24,17 +26,19 @@ __all__ = ["BatchSection", "Document", "Thought", "Tile", "read_document", "role
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure to begin with: its name, its value, and what it is to be seen against."""
+    """One figure to begin with: its name, its value, and what it is to be seen against; `verdict` says whether it is
+    better or worse than the baseline's, "" where that is not known."""
 
     name: str
     value: str
     note: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
 class BatchSection:
     """One batch: what was read of it, its figures, and its tables as (title, note, table); those without data are not
-    there. `energy` says what the machine drew, or why that is not known."""
+    there. `energy` says what the machine drew, or why that is not known; `runs` are those that are shown in detail."""
 
     name: str
     ledger: Ledger
@@ -43,6 +47,7 @@ class BatchSection:
     notes: tuple[str, ...]
     energy: str
     state: str
+    runs: tuple[ShownRun, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Thought:
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report."""
+    """A whole report; `texts` says whether what was asked and answered is in it."""
 
     title: str
     subtitle: str
@@ -86,6 +91,7 @@ class Document:
     parts: tuple[BatchSection, ...]
     probed: Probed | None = None
     thought: tuple[Thought, ...] = ()
+    texts: bool = True
 
     def all_tables(self) -> Iterator[Table]:
         """Every table of the report."""
@@ -95,35 +101,49 @@ class Document:
 
 
 def read_document(
-    store: RunStore, batches: Sequence[str], probe: Path | None = None, curves: Sequence[Variant] = ()
+    store: RunStore,
+    batches: Sequence[str],
+    probe: Path | None = None,
+    curves: Sequence[Variant] = (),
+    runs: ReportSettings | None = None,
 ) -> Document:
     """Read everything the report of these batches says; the first one is the baseline of comparisons.
 
     `probe` is a folder of `metier probe`, whose profiles and front are shown too, and `curves` are variants that
-    method `thinking` made.
+    method `thinking` made. `runs` says which runs are read in detail; without it none is.
     Raises: ResumeError for a batch that is not there, ProfileError for a folder that is no probe's, VariantError for a
     variant without thinking curves.
     """
     ledgers = [read_ledger(store, batch) for batch in dict.fromkeys(batches)]
     names = _names(ledgers)
     figures = {name: workflow_figures(ledger) for name, ledger in zip(names, ledgers, strict=True)}
-    parts = tuple(_part(name, ledger, figures[name]) for name, ledger in zip(names, ledgers, strict=True))
+    parts = tuple(
+        replace(_part(name, ledger, figures[name]), runs=() if runs is None else _in_detail(store, ledger, runs))
+        for name, ledger in zip(names, ledgers, strict=True)
+    )
     comparisons = []
     for name, ledger in zip(names[1:], ledgers[1:], strict=True):
         found = compare(ledgers[0], ledger, (names[0], name))
         if found.pairs:
             comparisons.append((found, tables.comparison_table(found)))
+    last_compared = bool(comparisons) and comparisons[-1][0].other == names[-1]
     graphs = list(dict.fromkeys(ledger.batch.graph for ledger in ledgers))
     return Document(
         title=", ".join(graphs),
         subtitle=", ".join(ledger.batch.id for ledger in ledgers),
-        tiles=_tiles(parts[0] if len(parts) == 1 else parts[-1], parts[0] if len(parts) > 1 else None),
+        tiles=_tiles(parts[-1], parts[0] if len(parts) > 1 else None, comparisons[-1][0] if last_compared else None),
         summary=tables.batch_table(figures),
         comparisons=tuple(comparisons),
         parts=parts,
         probed=None if probe is None else read_probed(probe),
         thought=tuple(Thought.of(variant) for variant in curves),
+        texts=runs is None or runs.texts,
     )
+
+
+def _in_detail(store: RunStore, ledger: Ledger, settings: ReportSettings) -> tuple[ShownRun, ...]:
+    """The runs of a batch that are shown in detail, those that failed or were not solved first."""
+    return tuple(shown_run(store, run.id, settings) for run in in_order_of_need(ledger.runs)[: settings.most_runs])
 
 
 def _names(ledgers: Sequence[Ledger]) -> list[str]:
@@ -177,8 +197,21 @@ def _energy(ledger: Ledger) -> str:
     )
 
 
-def _tiles(part: BatchSection, baseline: BatchSection | None) -> tuple[Tile, ...]:
+_COMPARED = {"tasks solved": "score", "run p50": "completion", "CPU-s": "CPU time", "tokens": "tokens"}
+"""Tile, or what a tile's solved task cost → the figure by which two batches are compared over the same tasks."""
+
+
+def _tiles(part: BatchSection, baseline: BatchSection | None, found: Comparison | None) -> tuple[Tile, ...]:
     """The figures one looks for first; with several batches the last one's, against the baseline's."""
+    verdicts = {} if found is None else {one.name: one.verdict for one in found.differences}
+    tiles = []
+    for tile in _plain_tiles(part, baseline):
+        of = _COMPARED.get(tile.name.removesuffix(" per solved task"), "")
+        tiles.append(replace(tile, verdict=verdicts.get(of, "")))
+    return tuple(tiles)
+
+
+def _plain_tiles(part: BatchSection, baseline: BatchSection | None) -> tuple[Tile, ...]:
     f, base = part.figures, None if baseline is None else baseline.figures
 
     def against(value: str) -> str:

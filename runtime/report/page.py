@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from ...specializers.shelf.variant import Variant
+from ..settings.report import ReportSettings
 from ..store.store import RunStore
 from .document import BatchSection, Document, read_document, role_costs
 from .graph_picture import draw_workflow
@@ -23,13 +24,19 @@ HERE = Path(__file__).parent
 
 
 def render_html(
-    store: RunStore, batches: Sequence[str], probe: Path | None = None, curves: Sequence[Variant] = ()
+    store: RunStore,
+    batches: Sequence[str],
+    probe: Path | None = None,
+    curves: Sequence[Variant] = (),
+    settings: ReportSettings | None = None,
 ) -> str:
     """One page with everything in it: no script, no font and no picture from elsewhere.
 
+    `settings` say how many runs are shown in detail, folded, and whether with what was asked and answered.
     Raises: SettingsError without matplotlib; the others as `read_document`.
     """
-    return render_page(read_document(store, batches, probe, curves), Plots())
+    plots = Plots()
+    return render_page(read_document(store, batches, probe, curves, settings or ReportSettings()), plots)
 
 
 def render_page(document: Document, plots: Plots | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from itertools import islice
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query
@@ -10,14 +12,15 @@ from starlette.responses import JSONResponse, Response
 
 from ...agents.errors import ResumeError
 from ..events import Event
+from ..report.shown_run import shown_run
 from ..runs.session import Session
-from ..store.records import RunRecord
+from ..store.records import OpenQuestion, RunRecord
 from .admission import Admission
 from .announced_errors import errors
 from .error_replies import RequestRefused
 from .event_hub import RUN_ENDS, EventHub
 from .live_runs import LiveRuns
-from .run_protocol import NewRun, ResumeAnswers, graph_tree, run_row, run_steps
+from .run_protocol import NewRun, ResumeAnswers, graph_tree, run_row, run_steps, workflow_of
 from .served_models import ServedModels, ServedWorkflow
 from .typed_inputs import workflow_input
 from .watched_response import EventStream, Write, sse
@@ -25,6 +28,8 @@ from .watched_response import EventStream, Write, sse
 __all__ = ["RunEndpoints", "add_run_endpoints"]
 
 MAX_LISTED = 1000
+QUESTIONS_SHOWN = 50
+"""Questions to people that the page's state holds."""
 MAX_EVENT = 2**63 - 1
 
 After = Annotated[int | None, Query(ge=0, le=MAX_EVENT, description="Number of the last event that was seen.")]
@@ -79,9 +84,17 @@ class RunEndpoints:
         rows = self._store.query("SELECT id FROM runs ORDER BY rowid DESC LIMIT ?", limit)
         return {"object": "list", "data": [self._shown(row["id"]) for row in rows]}
 
-    async def get(self, run_id: str) -> dict[str, Any]:
-        """One run, with its steps and the questions it waits with."""
-        return self._shown(run_id) | run_steps(self._store, run_id)
+    async def get(self, run_id: str, texts: bool = False) -> dict[str, Any]:
+        """One run, with its steps and the questions it waits with; `texts` adds what was asked and answered."""
+        shown = self._shown(run_id) | run_steps(self._store, run_id)
+        if not texts:
+            return shown
+        settings = self._session.settings.report
+        if not settings.texts:
+            raise RequestRefused(
+                "this server shows no prompts and answers", status=403, code="texts_off", remedy="Set report.texts."
+            )
+        return shown | {"shown": shown_run(self._store, run_id, settings).data()}
 
     async def cancel(self, run_id: str) -> dict[str, Any]:
         """Stop a run that goes on here; what is recorded is kept, and it may be resumed."""
@@ -145,9 +158,17 @@ class RunEndpoints:
             "running": {run_id: steps for run_id, steps in hub.running.items() if run_id in self._runs},
             "queue": {"inside": queue.inside, "waiting": queue.waiting, "refused": queue.refused},
             "decisions": [*hub.decisions],
+            "questions": [asdict(one) for one in self._open_questions()],
+            "texts": self._session.settings.report.texts,
             "last": hub.last,
             "stopping": queue.closed,
         }
+
+    def _open_questions(self) -> list[OpenQuestion]:
+        """The oldest questions of runs that can be resumed here."""
+        served = self._models.workflows
+        own = (one for one in self._store.open_questions() if workflow_of(one.batch) in served)
+        return list(islice(own, QUESTIONS_SHOWN))
 
     def _find(self, run_id: str) -> RunRecord:
         try:

@@ -24,7 +24,7 @@ from ..store.records import RunRecord
 from ..store.store import RunStore
 from .chat.chat_protocol import MAX_SEED
 
-__all__ = ["NewRun", "ResumeAnswers", "graph_tree", "run_row", "run_steps"]
+__all__ = ["NewRun", "ResumeAnswers", "graph_tree", "run_row", "run_steps", "workflow_of"]
 
 
 class NewRun(BaseModel):
@@ -62,7 +62,7 @@ def run_row(run: RunRecord, *, live: bool) -> dict[str, Any]:
     return {
         "id": run.id,
         "object": "metier.run",
-        "workflow": run.batch.rsplit("-", 3)[0],  # a batch is named after its graph, day, time and four letters
+        "workflow": workflow_of(run.batch),
         "state": "killed" if run.state == "running" and not live else run.state,
         "input": _finite(run.input),
         "output": None if run.output is None else _finite(run.output),
@@ -72,6 +72,11 @@ def run_row(run: RunRecord, *, live: bool) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "busy_s": run.busy_s,
     }
+
+
+def workflow_of(batch: str) -> str:
+    """The workflow of a batch, which is named after its graph, day, time and four letters."""
+    return batch.rsplit("-", 3)[0]
 
 
 def _finite(recorded: str) -> Any:

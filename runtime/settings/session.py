@@ -19,6 +19,7 @@ from .fleet import FleetSettings, RemoteSettings
 from .limits import RunLimits
 from .making import MakingSettings
 from .ray import RaySettings
+from .report import ReportSettings
 from .server import ServerSettings
 from .tools import ToolSettings
 
@@ -84,6 +85,9 @@ class Settings(BaseSettings):
 
     tools: ToolSettings = ToolSettings()
     """What calls of tools may use."""
+
+    report: ReportSettings = ReportSettings()
+    """What reports and the live page show of single runs."""
 
     tracing: bool = False
     """Whether spans are sent. OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say where."""

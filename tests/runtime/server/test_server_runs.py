@@ -118,6 +118,35 @@ def test_a_run_that_waits_for_a_person_is_answered_over_http(served: Served) -> 
     assert error["code"] == "run_waits_for_person" and "/resume" in error["message"]
 
 
+def test_open_questions_are_in_the_state_and_what_a_run_did_is_shown(served: Served) -> None:
+    run_id = start(served, "asking")["id"]
+    events(served, run_id)
+    state = httpx.get(f"{served.url}/v1/state").json()
+    (question,) = [one for one in state["questions"] if one["run"] == run_id]
+    assert (question["path"], question["question"], question["gives"]) == (
+        "approve", "Is 2 + 2 fine?", '{"ok": true or false}'
+    )  # fmt: skip
+    resume = f"{served.url}/v1/runs/{run_id}/resume"
+    assert httpx.post(resume, json={"answers": {"approve": {"ok": True}}}).status_code == 202
+    events(served, run_id)
+    twice = httpx.post(resume, json={"answers": {"approve": {"ok": True}}})
+    assert twice.status_code == 409 and "is finished" in twice.json()["error"]["message"]
+    shown = httpx.get(f"{served.url}/v1/runs/{run_id}?texts=true").json()["shown"]
+    assert [step["path"] for step in shown["steps"]] == ["planner", "solver"]
+    assert shown["steps"][0]["asks"][0]["messages"][-1]["content"].startswith("# puzzle\n2 cows")
+    assert shown["questions"][0]["answer"] == {"ok": True}
+    assert "shown" not in httpx.get(f"{served.url}/v1/runs/{run_id}").json()
+
+
+def test_a_server_may_keep_prompts_and_answers_to_itself() -> None:
+    settings = load_settings(overrides={"server.drain_s": 1.0, "report.texts": False})
+    with server(scripted(), settings=settings) as served:
+        run_id = start(served)["id"]
+        refused = httpx.get(f"{served.url}/v1/runs/{run_id}?texts=true")
+        assert refused.status_code == 403 and refused.json()["error"]["code"] == "texts_off"
+        assert httpx.get(f"{served.url}/v1/state").json()["texts"] is False
+
+
 def test_two_questions_of_one_name_are_answered_apart_over_http(served: Served) -> None:
     run_id = start(served, "order", input={"name": "tea"})["id"]
     events(served, run_id)
@@ -209,7 +238,9 @@ def test_the_page_is_whole_in_one_file_and_fetches_from_its_server_only(served: 
     page = httpx.get(served.url)
     outside = Outside()
     outside.feed(page.text)
-    assert outside.fetched == [] and {"graphs", "roles", "runs", "slots", "decisions"} <= outside.ids
+    assert (
+        outside.fetched == [] and {"graphs", "roles", "runs", "slots", "decisions", "questions", "steps"} <= outside.ids
+    )
     assert "default-src 'none'" in page.headers["content-security-policy"] and "http" not in page.text
     for path in ("/v1/state", "/v1/runs?limit=20"):
         assert path.partition("?")[0] in page.text and httpx.get(served.url + path).status_code == 200
