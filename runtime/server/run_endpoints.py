@@ -164,11 +164,11 @@ class RunEndpoints:
             "stopping": queue.closed,
         }
 
-    def _open_questions(self) -> list[OpenQuestion]:
+    def _open_questions(self) -> tuple[OpenQuestion, ...]:
         """The oldest questions of runs that can be resumed here."""
         served = self._models.workflows
         own = (one for one in self._store.open_questions() if workflow_of(one.batch) in served)
-        return list(islice(own, QUESTIONS_SHOWN))
+        return tuple(islice(own, QUESTIONS_SHOWN))
 
     def _find(self, run_id: str) -> RunRecord:
         try:
