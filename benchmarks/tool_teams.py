@@ -6,10 +6,10 @@
     python benchmarks/tool_teams.py calculator_team                # the table of what has been measured
 
 and the same with `ask_database`. Decided before anything was measured: the tasks (`TASKS`, of which no training and no
-trying out has seen any), the same for all arms; one process an arm, its engine warmed up on tune tasks; the two trained
-arms have as many rows, steps and trained weights. An arm is measured once: its rows stay in `tool_teams.jsonl` under
-the content of graph and variant. Intervals of a share are Wilson's; those of differences are by bootstrap over tasks,
-paired. Calls are those that were made, failed ones included.
+trying out has seen any), the same for all arms; a process of its own for every arm and block of tasks, its engine
+warmed up on tune tasks; the two trained arms have as many rows, steps and trained weights. What is measured stays in
+`tool_teams.jsonl` under the content of graph and variant, and is not measured again. Intervals of a share are
+Wilson's; those of differences are by bootstrap over tasks, paired. Calls are those that were made, failed ones too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import anyio
 import numpy as np
-from harness import append_row, arguments, interval, machine, print_table, read_rows, resamples
+from harness import append_row, arguments, in_turns, interval, machine, print_table, read_rows, resamples
 from measured_run import measured_run
 
 from metier.agents.errors import VariantError
@@ -35,7 +35,7 @@ from metier.specializers.shelf.shelf import Shelf
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("tool_teams.jsonl")
-TASKS = "test:150:11"
+TASKS, BLOCKS, BLOCK_TASKS = "test:150:11", 3, 50
 THREADS = 1
 
 
@@ -74,25 +74,42 @@ def content_of(team: str, arm: Arm, folders: list[str]) -> str:
     return record_key(graph=load_workflow(workflow_of(team, arm)).graph.fingerprint, ids=ids, tasks=TASKS)
 
 
-async def measure(team: str, name: str, folders: list[str]) -> dict[str, Any]:
-    """Run all tasks under one arm in this process; returns its row."""
+async def measure(team: str, name: str, block: int, folders: list[str]) -> dict[str, Any]:
+    """Run a block of tasks under one arm in this process; returns its row."""
     arm = ARMS[name]
-    row = {"team": team, "arm": name, "content": content_of(team, arm, folders), "machine": machine()}
+    row = {"team": team, "arm": name, "content": content_of(team, arm, folders), "block": block, "machine": machine()}
     file, assignment = load_workflow(workflow_of(team, arm)), assignment_of(team, arm)
-    return row | await measured_run(file, assignment, TASKS, folders, {"engine.threads": THREADS})
+    places = slice(block * BLOCK_TASKS, (block + 1) * BLOCK_TASKS)
+    return row | await measured_run(file, assignment, TASKS, folders, {"engine.threads": THREADS}, places)
 
 
 def measure_missing(team: str, names: list[str], folders: list[str], results: Path) -> None:
-    """Measure every arm whose variant is there and that was not measured, each in a process of its own."""
-    for name in names:
-        try:
-            content = content_of(team, ARMS[name], folders)
-        except VariantError as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
-            continue
-        if content not in {row["content"] for row in read_rows(results)}:
-            command = [sys.executable, __file__, team, "--one", name, "--results", str(results)]
-            subprocess.run([*command, *(f"--shelf={folder}" for folder in folders)], check=True)
+    """Measure every block of every arm whose variant is there, unless it was measured, each in a process of its own."""
+    for block in range(BLOCKS):
+        for name in in_turns(names, block):
+            try:
+                content = content_of(team, ARMS[name], folders)
+            except VariantError as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
+                continue
+            if (content, block) not in {(row["content"], row["block"]) for row in read_rows(results)}:
+                command = [sys.executable, __file__, team, "--one", name, str(block), "--results", str(results)]
+                subprocess.run([*command, *(f"--shelf={folder}" for folder in folders)], check=True)
+
+
+def whole_arms(team: str, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The arms of a team that were measured whole, their blocks added up: the last content of each."""
+    found = {}
+    for name in ARMS:
+        own = [row for row in rows if (row["team"], row["arm"]) == (team, name)]
+        blocks = {row["block"]: row for row in own if row["content"] == own[-1]["content"]}
+        if len(blocks) == BLOCKS:
+            found[name] = {
+                "runs": [run for number in sorted(blocks) for run in blocks[number]["runs"]],
+                **{field: sum(row[field] for row in blocks.values()) for field in ("cpu_s", "wall_s")},
+                "others": max(row["others"] for row in blocks.values()),
+            }
+    return found
 
 
 def wilson(successes: float, number: int, z: float = 1.96) -> tuple[float, float]:
@@ -105,8 +122,7 @@ def wilson(successes: float, number: int, z: float = 1.96) -> tuple[float, float
 
 def show(team: str, rows: list[dict[str, Any]]) -> None:
     """Print a team's arms, and how much more the trained arm with the tool solves than each other."""
-    last = {row["arm"]: row for row in rows if row["team"] == team}
-    arms = {name: last[name] for name in ARMS if name in last}
+    arms = whole_arms(team, rows)
     scores = {name: {run["task"]: run["score"] for run in row["runs"]} for name, row in arms.items()}
     heads = ("arm", "tasks", "solved, % (95 %)", "calls a task", "asks a task", "tokens written", "CPU-s a task",
              "s a task", "others")  # fmt: skip
@@ -137,12 +153,14 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--shelf", action="append", default=[], help="folder of variants; may be repeated")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--one", choices=list(ARMS), help="run this arm here, and nothing else")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "BLOCK"), help="run this arm's block here, nothing else")
     options = parser.parse_args()
     if options.one:
-        row = anyio.run(measure, options.team, options.one, options.shelf)
+        name, block = options.one
+        row = anyio.run(measure, options.team, name, int(block), options.shelf)
         append_row(options.results, row)
-        return print(f"{options.one}: {sum(run['score'] for run in row['runs']):.0f} solved", flush=True)
+        solved = sum(run["score"] for run in row["runs"])
+        return print(f"{name}, block {block}: {solved:.0f} of {len(row['runs'])} solved", flush=True)
     if options.measure:
         measure_missing(options.team, options.arms, options.shelf, options.results)
     show(options.team, read_rows(options.results))
