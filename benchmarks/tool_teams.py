@@ -35,7 +35,7 @@ from metier.specializers.shelf.shelf import Shelf
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("tool_teams.jsonl")
-TASKS, BLOCKS, BLOCK_TASKS = "test:150:11", 3, 50
+TASKS, BLOCKS, BLOCK_TASKS = "test:120:11", 2, 60
 THREADS = 1
 
 
