@@ -45,7 +45,7 @@ $(CLIENTS)/.installed: $(INSTALLED) examples/clients/requirements.txt
 	$(BIN)/python -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install -q -e . -r examples/clients/requirements.txt && touch $@
 
-clients: $(CLIENTS)/.installed ## LangGraph and pydantic-ai, in .venv-clients, against a server of ours
+clients: $(CLIENTS)/.installed ## The SDKs of others, each with its own quick start, in .venv-clients, against a server of ours
 	@$(BIN)/python -m pytest -q -m clients
 
 stock: $(INSTALLED) ## vLLM's own server as a backend of ours (a minute)

@@ -45,6 +45,7 @@ from .messages import Ask, Message, Reply, Usage
 from .prompts import PROMPT_LAYOUT, TASK_TEXT_RULE, render_prompt, task_text
 from .reasoning_gym_tasks import mix_tasks, reasoning_gym_tasks
 from .roles import Role
+from .sampling import Sampling, TokenChance, WrittenToken
 from .tasksets import Drawn, Split, Task, TaskSet, draw_tasks
 from .taught_rows import taught_rows
 from .thinking import THINKING_OFF, ThinkingProfile, ThinkingTags
@@ -86,6 +87,7 @@ __all__ = [
     "Role",
     "RunError",
     "RunInterrupted",
+    "Sampling",
     "ScriptedBackend",
     "ServerError",
     "SessionError",
@@ -101,6 +103,7 @@ __all__ = [
     "TaskSetError",
     "ThinkingProfile",
     "ThinkingTags",
+    "TokenChance",
     "Tool",
     "ToolCall",
     "ToolCalls",
@@ -111,6 +114,7 @@ __all__ = [
     "UnknownVariantError",
     "Usage",
     "VariantError",
+    "WrittenToken",
     "draw_tasks",
     "mcp_tools",
     "mix_tasks",

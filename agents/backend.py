@@ -13,6 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from .answers.answers import split_thinking
 from .errors import AskRejectedError
 from .messages import Ask, Reply, Usage
+from .sampling import WrittenToken, until_stop
 
 __all__ = ["Backend", "ForeseeingBackend", "Prefetch", "ResumedText", "ScriptedBackend", "Upcoming"]
 
@@ -45,6 +46,7 @@ class ScriptedBackend:
     may be text, a pydantic object (sent as JSON) or any JSON value; a function may be async and may raise. Text
     may begin with thinking, `<think>2 and 2</think>4`. An ask that thinks gets as many words of it as its `max_tokens`
     of thinking allows; any other ask gets the answer alone.
+    The answer ends before the texts of `sampling.stop`; with `sampling.logprobs` each of its words is a certain token.
     `default` answers roles without a script. Token counts are words, so they are predictable. Every ask is
     kept in `asks`, in order; `keep_asks=False` is for long runs.
 
@@ -92,6 +94,7 @@ class ScriptedBackend:
             said = await said
         thinking, text = split_thinking(_as_text(said)) if _thinks(said) else ("", _as_text(said))
         thinking = " ".join(thinking.split()[: 0 if ask.thinking is None else ask.thinking.max_tokens])
+        text = until_stop(text, ask.sampling.stop)
         if on_text is not None:
             for piece in re.findall(r"\S+\s*|\s+", text):
                 on_text(piece)
@@ -100,7 +103,13 @@ class ScriptedBackend:
             prompt_tokens=prompt_tokens, thinking_tokens=len(thinking.split()), answer_tokens=len(text.split())
         )
         return Reply(
-            text=text, thinking=thinking, profile=ask.thinking, usage=usage, variant=ask.variant, engine="scripted"
+            text=text,
+            thinking=thinking,
+            profile=ask.thinking,
+            logprobs=None if ask.sampling.logprobs is None else _certain(text),
+            usage=usage,
+            variant=ask.variant,
+            engine="scripted",
         )
 
 
@@ -119,6 +128,11 @@ def _as_function(role: str, script: Script) -> Callable[[Ask], Any | Awaitable[A
         return queue.popleft()
 
     return next_reply
+
+
+def _certain(text: str) -> tuple[WrittenToken, ...]:
+    """A script's words as tokens, of which each was certain."""
+    return tuple(WrittenToken(token=word, logprob=0.0) for word in re.findall(r"\S+\s*|\s+", text))
 
 
 def _thinks(said: Any) -> bool:

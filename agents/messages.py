@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from .frozen_model import FrozenModel
+from .sampling import Sampling, WrittenToken
 from .thinking import ThinkingProfile
 
 __all__ = ["Ask", "Message", "Reply", "Usage", "add_usage"]
@@ -73,6 +74,9 @@ class Ask(FrozenModel):
 
     seed: int | None = None
     """Seed of sampling."""
+
+    sampling: Sampling = Sampling()
+    """Everything else about sampling, and what is reported of it."""
 
     priority: int = 0
     """Order in the engine's queue. The smallest goes first."""
@@ -170,6 +174,9 @@ class Reply(FrozenModel):
     mean_logprob: float | None = None
     """Mean log-probability of the answer's tokens in nats, for asks with `confidence`. None where the backend has none.
     """
+
+    logprobs: tuple[WrittenToken, ...] | None = None
+    """The answer's tokens, for asks with `sampling.logprobs`. None where the backend has none."""
 
     usage: Usage = Usage()
     """What it cost."""

@@ -8,10 +8,12 @@ from functools import cached_property
 from ...agents.chat.chat_template import ChatTemplate
 from ...agents.errors import AskRejectedError
 from ...agents.messages import Ask
+from ...agents.sampling import WrittenToken
 from ...agents.thinking import ThinkingProfile
 from ..plugin.thinking.budget_forcing import ThinkingRules
 from ..plugin.thinking.end_tag import EndTag, ThinkingScanner, end_tag, tag_token_ids
 from ..plugin.wire import plugin_status
+from .stop_texts import StopTexts
 
 __all__ = ["ReplyReader", "ThinkingAsks"]
 
@@ -67,22 +69,26 @@ class ThinkingAsks:
         keeps it from doing so.
         """
         thinking = self._template.thinking
+        stop = ask.sampling.stop
         if rules is not None:
-            return ReplyReader(end_tag(self._template.tokenizer, rules.close), ask.max_tokens)
+            return ReplyReader(end_tag(self._template.tokenizer, rules.close), ask.max_tokens, stop=stop)
         if not thinking.known or ask.thinking is not None or ask.answer_schema is not None:
-            return ReplyReader()
+            return ReplyReader(stop=stop)
         tag = end_tag(self._template.tokenizer, thinking.tags.close)
-        return ReplyReader(tag, ask.max_tokens, may_open=thinking.tags.open.strip())
+        return ReplyReader(tag, ask.max_tokens, may_open=thinking.tags.open.strip(), stop=stop)
 
 
 class ReplyReader:
     """Reads a reply as it is written, and separates thinking from answer, in text and in tokens.
 
     Without a `tag` all is answer. `answer_limit` is the number of tokens the answer may have. With `may_open` the reply
-    thinks only if it begins with that tag; otherwise thinking is open when it begins.
+    thinks only if it begins with that tag; otherwise thinking is open when it begins. The answer ends before the texts
+    of `stop`.
     """
 
-    def __init__(self, tag: EndTag | None = None, answer_limit: int = 0, *, may_open: str = "") -> None:
+    def __init__(
+        self, tag: EndTag | None = None, answer_limit: int = 0, *, may_open: str = "", stop: tuple[str, ...] = ()
+    ) -> None:
         self._tag = tag
         self._answer_limit = answer_limit
         self._may_open = may_open
@@ -90,7 +96,12 @@ class ReplyReader:
         self._unread = ""
         self._thinking: list[str] = []
         self._answer: list[str] = []
+        self._begun = False
+        self._stop = StopTexts(stop)
+        self._written: list[tuple[int, WrittenToken]] = []  # with the length of the answer before them
         self._tokens = 0
+        self.in_pieces = tag is not None or bool(stop)
+        """Whether the reply may hold thinking or be ended by a text, so that it has to be read in pieces."""
         self._text_closed = tag is None
         self._logprob: float | None = None
         self._before = (0, 0.0)  # tokens and log-probability up to the end of thinking
@@ -100,17 +111,25 @@ class ReplyReader:
         """Whether the reply may hold thinking, so that it has to be read in pieces."""
         return self._tag is not None
 
-    def read(self, text: str, token_ids: Sequence[int], *, last: bool = False) -> str:
-        """Read one piece, the `last` one perhaps; returns what of it belongs to the answer."""
+    def read(
+        self, text: str, token_ids: Sequence[int], *, last: bool = False, written: Sequence[WrittenToken] = ()
+    ) -> str:
+        """Read one piece, the `last` one perhaps; returns what of it belongs to the answer.
+
+        `written` are its tokens, where they are to be reported.
+        """
         self._tokens += len(token_ids)
+        self._written.extend((self._stop.length, token) for token in written)
         if self._scanner is not None:
             self._scanner.read(token_ids)
         if self._may_open:
             text = self._read_beginning(text, last)
         if not self._text_closed and not self._may_open:
             text = self._read_thinking(text)
-        if self._tag is not None and not self._answer:
+        if self._tag is not None and not self._begun:
             text = text.lstrip()  # the line break that models write after the tag
+        self._begun = self._begun or bool(text)
+        text = self._stop.read(text, last=last or self.full)
         if text:
             self._answer.append(text)
         return text
@@ -145,8 +164,25 @@ class ReplyReader:
 
     @property
     def full(self) -> bool:
-        """Whether the answer has all the tokens it may have. Engines bound thinking and answer together only."""
+        """Whether the answer has ended without the engine's knowing: at a text, or with all the tokens it may have.
+
+        Engines bound thinking and answer together only.
+        """
+        if self._stop.found:
+            return True
         return self._scanner is not None and self._tokens - self._scanner.tokens >= self._answer_limit
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a text has ended the answer."""
+        return self._stop.found
+
+    @property
+    def written(self) -> tuple[WrittenToken, ...]:
+        """The answer's tokens, where they are reported: without those of thinking and of what ended it."""
+        answer = self._written if self._scanner is None else self._written[self._scanner.tokens :]
+        end = self._stop.passed if self._stop.found else None
+        return tuple(token for start, token in answer if end is None or start < end)
 
     def note_logprob(self, total: float | None) -> None:
         """Keep the log-probability of the reply up to the piece just read; None where the engine was not asked."""

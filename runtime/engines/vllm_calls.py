@@ -8,6 +8,7 @@ from typing import Any
 from ...agents.chat.chat_template import ChatTemplate
 from ...agents.errors import AskRejectedError, ChatTemplateError, EngineError
 from ...agents.messages import Ask, Reply, Usage
+from ...agents.sampling import TokenChance, WrittenToken
 from ..plugin.thinking.budget_forcing import ThinkingRules
 from ..plugin.wire import INTUITION_KEY, THINKING_KEY
 from ..settings.engine import EngineSettings
@@ -18,6 +19,9 @@ from .thinking_asks import ReplyReader, ThinkingAsks
 from .trex_asks import TrexAdapters, cache_salt
 
 __all__ = ["VllmAsks", "VllmCall", "finish_reason", "lora_request", "prompt_token_ids", "sampling_params"]
+
+IMPOSSIBLE = -9999.0
+"""Stands for the log-probability of what cannot be, which JSON has no number for."""
 
 
 class VllmAsks:
@@ -52,7 +56,7 @@ class VllmAsks:
             prompt=tokens_input(ids, cache_salt=cache_salt(request)),
             params=sampling_params(
                 ask,
-                stream=stream or reader.parts,
+                stream=stream or reader.in_pieces,
                 intuition=request.intuition,
                 rules=rules,
                 end_of_turn=self.template.end_of_turn,
@@ -91,7 +95,9 @@ class VllmCall:
     def read(self, output: Any) -> str:
         """Read one of vLLM's outputs for this call; returns what of it belongs to the answer."""
         said = output.outputs[0]
-        piece = self.reader.read(said.text, said.token_ids, last=output.finished)
+        top = self.request.ask.sampling.logprobs
+        written = () if top is None else _written_tokens(said, top)
+        piece = self.reader.read(said.text, said.token_ids, last=output.finished, written=written)
         self.reader.note_logprob(said.cumulative_logprob)
         return piece
 
@@ -104,6 +110,8 @@ class VllmCall:
         """
         if output.metrics.is_corrupted:
             raise not_finite(self.request.ask, self.request.adapter)
+        if self.reader.stopped:
+            return "stop"
         return finish_reason(self.request.ask, output.outputs[0].finish_reason if output.finished else "length")
 
     def reply(self, output: Any, reason: Any, *, submitted_s: float, cpu_s: float, engine: str) -> Reply:
@@ -129,6 +137,7 @@ class VllmCall:
             profile=ask.thinking,
             finish_reason=reason,
             mean_logprob=reader.mean_logprob,
+            logprobs=None if ask.sampling.logprobs is None else reader.written,
             usage=usage,
             variant=ask.variant if adapter is None else adapter.id,
             engine=engine,
@@ -153,6 +162,7 @@ def sampling_params(
 ) -> Any:
     """vLLM's sampling parameters for an ask; pieces as they come when `stream`, else the whole at the end.
 
+    Texts that stop the answer are not among them: `ReplyReader` ends it there, since thinking must not end there.
     The reply ends at `end_of_turn` as at the model's own end. Its text has the special tokens in it where it thinks,
     and with `special_tokens`: a tag may be one of them, and is looked for in the text.
 
@@ -162,7 +172,7 @@ def sampling_params(
     """
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-    schema = ask.answer_schema
+    schema, sampling = ask.answer_schema, ask.sampling
     extra: dict[str, Any] = {} if intuition is None else {INTUITION_KEY: list(intuition)}
     thinking_tokens = 0
     if rules is not None:
@@ -173,7 +183,13 @@ def sampling_params(
         temperature=ask.temperature,
         top_p=ask.top_p,
         seed=ask.seed,
-        logprobs=0 if ask.confidence else None,  # of the sampled token only
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        repetition_penalty=sampling.repetition_penalty,
+        logit_bias=sampling.logit_bias or None,
+        logprobs=0 if ask.confidence and sampling.logprobs is None else sampling.logprobs,  # 0: of the sampled one only
         structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
         output_kind=RequestOutputKind.DELTA if stream or rules is not None else RequestOutputKind.FINAL_ONLY,
         extra_args=extra or None,
@@ -203,6 +219,23 @@ def prompt_token_ids(template: ChatTemplate, ask: Ask, *, context_tokens: int) -
             remedy="Shorten the inputs, or raise max_model_tokens if the model has the context for it.",
         )
     return ids
+
+
+def _written_tokens(said: Any, top: int) -> list[WrittenToken]:
+    """The tokens of one of vLLM's outputs that are text, with their log-probabilities."""
+    ids = list(said.token_ids)
+    if said.finish_reason == "stop":
+        ids.pop()  # the token that ended it
+    written = []
+    for id, place in zip(ids, said.logprobs or (), strict=False):
+        likeliest = sorted(place.values(), key=lambda one: one.rank)[:top]
+        own = _chance(place[id])
+        written.append(WrittenToken(token=own.token, logprob=own.logprob, top=tuple(map(_chance, likeliest))))
+    return written
+
+
+def _chance(one: Any) -> TokenChance:
+    return TokenChance(token=one.decoded_token or "", logprob=max(one.logprob, IMPOSSIBLE))
 
 
 def finish_reason(ask: Ask, reason: str | None) -> Any:

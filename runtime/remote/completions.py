@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ...agents.messages import Ask, Reply, Usage
+from ...agents.sampling import TokenChance, WrittenToken
 
 __all__ = ["completed", "text_of"]
 
@@ -23,9 +24,27 @@ def completed(ask: Ask, data: dict[str, Any], url: str) -> Reply:
         thinking=text_of(message.get("reasoning_content") or message.get("reasoning")),
         profile=origin.get("profile"),
         finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
+        logprobs=None if ask.sampling.logprobs is None else _written(choice.get("logprobs")),
         usage=_usage(data.get("usage") or {}),
         variant=ask.variant,
         engine=f"{url} {origin.get('engine', '')}".strip(),
+    )
+
+
+def _written(said: dict[str, Any] | None) -> tuple[WrittenToken, ...] | None:
+    """The tokens of an answer with their log-probabilities; None where the server reports none."""
+    if said is None or said.get("content") is None:
+        return None
+    return tuple(
+        WrittenToken(
+            token=text_of(one["token"]),
+            logprob=one["logprob"],
+            top=tuple(
+                TokenChance(token=text_of(each["token"]), logprob=each["logprob"])
+                for each in one.get("top_logprobs") or ()
+            ),
+        )
+        for one in said["content"]
     )
 
 

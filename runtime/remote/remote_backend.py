@@ -13,6 +13,7 @@ import anyio
 from ...agents.backend import OnText
 from ...agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, UnknownVariantError
 from ...agents.messages import Ask, Reply
+from ...agents.sampling import Sampling
 from ..closing import AsyncClosing
 from ..settings.fleet import RemoteSettings
 from .completions import completed, text_of
@@ -172,6 +173,7 @@ class RemoteBackend(AsyncClosing):
         }
         if ask.seed is not None:
             body["seed"] = ask.seed
+        body |= _sampling(ask.sampling)
         if ask.answer_schema is not None:
             schema = {"name": "answer", "schema": ask.answer_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -286,6 +288,7 @@ class RemoteBackend(AsyncClosing):
         texts: list[str] = []
         thoughts: list[str] = []
         data: dict[str, Any] = {}
+        tokens: list[Any] = []
         finish, ended = "stop", False
         async with self._calls.answered("POST", COMPLETIONS, body) as response:
             async for line in self._calls.lines(response, COMPLETIONS):
@@ -305,6 +308,7 @@ class RemoteBackend(AsyncClosing):
                         delta = choice.get("delta") or {}
                         thoughts.append(text_of(delta.get("reasoning_content") or delta.get("reasoning")))
                         finish = choice.get("finish_reason") or finish
+                        tokens += (choice.get("logprobs") or {}).get("content") or ()
                         text = text_of(delta.get("content"))
                         texts.append(text)
                 except (TypeError, AttributeError) as error:
@@ -314,10 +318,19 @@ class RemoteBackend(AsyncClosing):
         if not ended:
             raise self._calls.gone("stopped in the middle of an answer")
         message = {"content": "".join(texts), "reasoning_content": "".join(thoughts)}
-        return self._read_reply(ask, data | {"choices": [{"message": message, "finish_reason": finish}]})
+        choice = {"message": message, "finish_reason": finish, "logprobs": {"content": tokens} if tokens else None}
+        return self._read_reply(ask, data | {"choices": [choice]})
 
     def _read_reply(self, ask: Ask, data: dict[str, Any]) -> Reply:
         try:
             return completed(ask, data, self.url)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._calls.garbled("answered what is no chat completion", json.dumps(data)) from error
+
+
+def _sampling(sampling: Sampling) -> dict[str, Any]:
+    """What it says in the words of OpenAI and vLLM; nothing of what it leaves as it is."""
+    said = sampling.asks_for
+    if "logprobs" in said:
+        said |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    return said

@@ -28,6 +28,7 @@ from .metrics import ServerMetrics
 from .request_checks import RequestChecks
 from .run_endpoints import RunEndpoints, add_run_endpoints
 from .served_models import ServedModels, ServedWorkflow
+from .unserved_endpoints import add_unserved_endpoints
 
 __all__ = ["MetierApp", "make_app"]
 
@@ -102,6 +103,7 @@ def make_app(
     add_chat_endpoints(api, chat, models, admission, settings, session.base)
     add_responses_endpoint(api, chat, admission, settings)
     add_run_endpoints(api, RunEndpoints(session, models, runs, hub, admission, run_options))
+    add_unserved_endpoints(api)
     _add_health(api, admission, metrics)
     api.add_exception_handler(MetierError, _answer_error)
     api.add_exception_handler(RequestValidationError, _answer_error)

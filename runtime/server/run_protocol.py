@@ -22,7 +22,7 @@ from ...agents.graphs.step_paths import ROOT, StepPath
 from ..settings.limits import RunLimits
 from ..store.records import RunRecord
 from ..store.store import RunStore
-from .chat.chat_protocol import MAX_SEED
+from .chat.sampling_requests import MAX_SEED
 
 __all__ = ["NewRun", "ResumeAnswers", "graph_tree", "run_row", "run_steps", "workflow_of"]
 

@@ -6,7 +6,37 @@ from pydantic import Field
 
 from ...agents.frozen_model import FrozenModel
 
-__all__ = ["ServerSettings"]
+__all__ = ["ServerSettings", "ThinkingEfforts"]
+
+
+class ThinkingEfforts(FrozenModel):
+    """Most tokens of thinking that each word of `reasoning_effort` stands for; `none` is thinking off.
+
+    >>> ThinkingEfforts(high=1024).tokens("high")
+    1024
+    """
+
+    minimal: int = Field(default=32, ge=0)
+    """Tokens for `minimal`."""
+
+    low: int = Field(default=128, ge=0)
+    """Tokens for `low`."""
+
+    medium: int = Field(default=256, ge=0)
+    """Tokens for `medium`, and for clients that only say that a model may think."""
+
+    high: int = Field(default=512, ge=0)
+    """Tokens for `high`."""
+
+    xhigh: int = Field(default=768, ge=0)
+    """Tokens for `xhigh`."""
+
+    max: int = Field(default=1024, ge=0)
+    """Tokens for `max`."""
+
+    def tokens(self, effort: str) -> int:
+        """Tokens for a word."""
+        return 0 if effort == "none" else int(getattr(self, effort))
 
 
 class ServerSettings(FrozenModel):
@@ -72,6 +102,12 @@ class ServerSettings(FrozenModel):
 
     max_answer_tokens: int = Field(default=8192, ge=1)
     """Most answer tokens that a request may ask for."""
+
+    choices: int = Field(default=8, ge=1, le=128)
+    """Most answers to one request (`n`). Each is a request inside."""
+
+    efforts: ThinkingEfforts = ThinkingEfforts()
+    """Tokens of thinking for the words of `reasoning_effort`."""
 
     tools: int = Field(default=64, ge=0)
     """Most tools that a request may bring."""

@@ -96,10 +96,12 @@ class ReplayedBackend:
             self._backend.forget(run_id)
 
     def _key(self, ask: Ask) -> str:
-        unseen = {"run_id", "step_path", "attempt", "round", "priority", "remaining_s", "variant"}
+        unseen = {"run_id", "step_path", "attempt", "round", "priority", "remaining_s", "variant", "sampling"}
         seen = ask.model_dump(mode="json", exclude=unseen)
+        # Replies were recorded before asks had these fields.
         if not ask.confidence:
-            del seen["confidence"]  # replies were recorded before asks had this field
+            del seen["confidence"]
+        seen |= {"sampling": ask.sampling.asks_for} if ask.sampling.asks_for else {}
         variant = ask.variant or BASE
         return record_key(ask=seen, variant=self._variants.get(variant, variant), identity=self._identity)
 

@@ -1,14 +1,17 @@
-"""LangGraph and pydantic-ai against a metier server, in their own environment: `make clients`, not `make test`."""
+"""Clients of others against a metier server, in their own environment: `make clients`, not `make test`."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from metier.agents import ScriptedBackend
+from metier.agents import Ask, ScriptedBackend
+from metier.agents.answers.sample_answer import sample_answer
 from metier.agents.graphs.workflow_file import load_workflow
 from metier.runtime.server.served_models import ServedWorkflow
 from tests.runtime.served import server
@@ -22,7 +25,9 @@ pytestmark = pytest.mark.clients
 def call(example: str, *arguments: str) -> str:
     """What an example prints, run by the clients' own Python."""
     command = [str(PYTHON), str(ROOT / "examples/clients" / example), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    # From elsewhere: a client's own `agents` must not be ours.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=env, cwd=PYTHON.parent)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -63,3 +68,36 @@ def test_pydantic_ai_agents_are_roles_and_workflows_of_a_server() -> None:
 
 def test_a_function_and_a_runnable_of_others_are_steps() -> None:
     assert call("runnable_step.py") == "16 legs\n"
+
+
+def weather(ask: Ask) -> Any:
+    """Calls the first tool that it is offered, then says what that found, or gives it to the last tool."""
+    schema, heard = ask.answer_schema, ask.messages[-1].content
+    if schema is None:
+        return "It is sunny."
+    if "sunny in" not in heard:
+        return sample_answer(schema)
+    if "$defs" in schema and "answer" in schema["$defs"]:
+        return json.dumps("".join(heard.partition("sunny in")[1:]))
+    calls = schema["properties"]["tool_calls"]
+    last = {"type": "array", "items": calls["items"]["anyOf"][-1], "minItems": 1}
+    return sample_answer({**schema, "properties": {"tool_calls": last}})
+
+
+PROGRAMS = {
+    "openai_sdk.py": {"tools": "sunny in a", "typed": {"sunny": True}, "response_typed": {"sunny": True}},
+    "langchain_chat.py": {"tools": "sunny in a", "typed": {"sunny": True}, "by_call": {"sunny": True}},
+    "pydantic_ai_tools.py": {"typed": {"sunny": True}, "again": "It is sunny."},
+    "litellm_chat.py": {"tools": "sunny in a", "typed": {"sunny": True}},
+    "agents_sdk.py": {"tools": "sunny in a", "typed": {"sunny": True}, "response_typed": {"sunny": True}},
+}
+"""What they print beside the words of chats, streams and responses."""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_clients_do_what_their_quick_starts_do(program: str) -> None:
+    with server(ScriptedBackend(default=weather)) as served:
+        printed = json.loads(call(program, f"{served.url}/v1"))
+    for name in ("chat", "stream", "response", "response_stream"):
+        assert printed.get(name, "It is sunny.") == "It is sunny.", name
+    assert {name: printed[name] for name in PROGRAMS[program]} == PROGRAMS[program]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from ....agents.errors import RunError, RunInterrupted
 from ....agents.messages import Ask, Message, Usage
 from ....agents.prompts import prompt_layout, render_prompt, task_text
 from ....agents.recorded_values import type_adapter
+from ....agents.sampling import until_stop
+from ....agents.thinking import ThinkingProfile
 from ...events import Event
 from ...runs.session import Session
 from ...settings.server import ServerSettings
@@ -24,16 +26,17 @@ from ..live_runs import LiveRuns
 from ..served_models import ServedModels, ServedRole, ServedVariant, ServedWorkflow
 from ..typed_inputs import role_inputs, workflow_input
 from .chat_protocol import AskOrigin, ChatRequest, Completed, asked_schema, to_messages
+from .sampling_requests import MAX_SEED
+from .thinking_requests import asked_thinking
 from .tool_requests import AskedTools, asked_tools
 
 __all__ = ["Answer", "Chat"]
 
 
 _OF_ASKS = (
-    "max_completion_tokens", "max_tokens", "temperature", "top_p", "thinking", "priority", "metier", "tools",
-    "tool_choice", "parallel_tool_calls",
+    "max_completion_tokens", "max_tokens", "temperature", "thinking", "reasoning_effort", "reasoning",
+    "chat_template_kwargs", "metier", "tools",
 )  # fmt: skip
-"""Fields of a request that say how one ask is made, which a workflow's roles say themselves."""
 
 Answer = Callable[[OnText | None], Awaitable[Completed]]
 """Does what a request asks for; hands text on as it comes where it is wanted."""
@@ -56,6 +59,20 @@ class Chat:
         self._settings = settings
         self._run_options = run_options
 
+    def plan_choices(self, request: ChatRequest) -> list[Answer]:
+        """`plan` for each of a request's `n` answers."""
+        if request.n > self._settings.choices:
+            raise RequestRefused(
+                f"n={request.n}",
+                param="n",
+                expected=f"at most {self._settings.choices}",
+                remedy="Ask for fewer, or raise server.choices.",
+            )
+        if request.n == 1 or request.seed is None:
+            return [self.plan(request) for _ in range(request.n)]
+        seeds = [(request.seed + number) % (MAX_SEED + 1) for number in range(request.n)]
+        return [self.plan(request.model_copy(update={"seed": seed})) for seed in seeds]
+
     def plan(self, request: ChatRequest) -> Answer:
         """Check a request and return what answers it; raises RequestRefused for what can be known to be wrong."""
         served = self._models.find(request.model)
@@ -73,13 +90,18 @@ class Chat:
         if tools is None:
             return lambda on_text: self._ask(ask, reason, on_text)
         free_text = ask.answer_schema is None
-        asked = ask.model_copy(update={"answer_schema": tools.schema(ask.answer_schema)})
+        # Texts that stop an answer are looked for in it, not in the JSON that it is written in beside calls.
+        stop, sampling = ask.sampling.stop, ask.sampling.model_copy(update={"stop": ()})
+        asked = ask.model_copy(update={"answer_schema": tools.schema(ask.answer_schema), "sampling": sampling})
 
         async def called(on_text: OnText | None) -> Completed:
             """Nothing is handed on before it is known whether it is an answer."""
             done = await self._ask(asked, reason, None)
             text, calls = tools.read(done.text, free_text)
-            return replace(done, text=text, calls=calls, finish_reason="tool_calls" if calls else done.finish_reason)
+            if calls:
+                return replace(done, text=text, calls=calls, logprobs=None, finish_reason="tool_calls")
+            kept = until_stop(text, stop)
+            return replace(done, text=kept, finish_reason=done.finish_reason if kept == text else "stop")
 
         return called
 
@@ -96,7 +118,7 @@ class Chat:
         self._session.emit(Event(kind="ask_finished", step_path=ask.step_path, role=known, data=data))
         profile = None if reply.profile is None else reply.profile.model_dump()
         origin = {"variant": ask.variant, "engine": reply.engine, "reason": reason, "profile": profile}
-        return Completed(reply.text, reply.thinking, reply.finish_reason, usage, origin)
+        return Completed(reply.text, reply.thinking, reply.finish_reason, usage, origin, reply.logprobs)
 
     def _role_ask(self, served: ServedRole, request: ChatRequest, tools: AskedTools | None) -> tuple[Ask, str]:
         role = served.role
@@ -120,13 +142,14 @@ class Chat:
             max_tokens=self._answer_tokens(request, role.max_tokens),
             thinking=role.thinking,
             temperature=role.temperature if request.temperature is None else request.temperature,
-            top_p=role.top_p if request.top_p is None else request.top_p,
+            top_p=role.top_p if request.top_p is None else request.share(),
             task=origin.task or self._task(served, inputs, first),
             prompt_layout=prompt_layout(role.gives),
         )
         ask, reason = self._session.route(ask)
-        if request.thinking is not None:
-            ask = ask.model_copy(update={"thinking": request.thinking})
+        thinking = self._thinking(request)
+        if thinking is not None:
+            ask = ask.model_copy(update={"thinking": thinking})
         return ask, reason
 
     def _task(self, served: ServedRole, inputs: dict[str, Any], first: Message) -> str:
@@ -145,9 +168,9 @@ class Chat:
             variant=served.variant,
             answer_schema=schema,
             max_tokens=self._answer_tokens(request, self._settings.answer_tokens),
-            thinking=request.thinking,
+            thinking=self._thinking(request),
             temperature=request.temperature or 0.0,
-            top_p=1.0 if request.top_p is None else request.top_p,
+            top_p=1.0 if request.top_p is None else request.share(),
             task=origin.task or next((m.content for m in messages if m.role == "user"), ""),
             prompt_layout=origin.prompt_layout,
         )
@@ -160,9 +183,14 @@ class Chat:
             attempt=origin.attempt,
             round=origin.round,
             seed=request.seed,
+            sampling=request.sampling(),
             priority=request.priority,
             **fields,
         )
+
+    def _thinking(self, request: ChatRequest) -> ThinkingProfile | None:
+        words = (request.reasoning_effort, request.reasoning, request.chat_template_kwargs)
+        return asked_thinking(self._settings.efforts, request.thinking, *words)
 
     def _answer_tokens(self, request: ChatRequest, default: int) -> int:
         wanted = request.max_completion_tokens or request.max_tokens or default
@@ -195,15 +223,14 @@ class Chat:
 
     def _plan_run(self, served: ServedWorkflow, request: ChatRequest) -> Callable[[], Awaitable[Completed]]:
         graph = served.graph
-        for name in _OF_ASKS:
-            if getattr(request, name) not in (None, 0):
-                raise RequestRefused(
-                    f"{name} for workflow {graph.name!r}",
-                    code="unsupported_parameter",
-                    param=name,
-                    expected="what its roles say of themselves",
-                    remedy="Leave it out, or name a role.",
-                )
+        for name in _said_of_asks(request):
+            raise RequestRefused(
+                f"{name} for workflow {graph.name!r}",
+                code="unsupported_parameter",
+                param=name,
+                expected="what its roles say of themselves",
+                remedy="Leave it out, or name a role.",
+            )
         self._check_format(request, graph.gives, f"workflow {graph.name!r}")
         messages = to_messages(request.messages)
         if len(messages) != 1 or messages[0].role != "user":
@@ -236,6 +263,14 @@ class Chat:
             ) from error
         text = output if isinstance(output, str) else type_adapter(graph.gives).dump_json(output).decode()
         return Completed(text, usage=run_usage(session, run_id), origin={"run_id": run_id})
+
+
+def _said_of_asks(request: ChatRequest) -> Iterator[str]:
+    """Fields that say how one ask is made, which a workflow's roles say themselves, where they say anything."""
+    yield from request.sampling().asks_for
+    says = {"n": request.n > 1, "top_p": request.top_p not in (None, 1), "priority": request.priority != 0}
+    yield from (name for name, said in says.items() if said)
+    yield from (name for name in _OF_ASKS if getattr(request, name) is not None)
 
 
 def run_usage(session: Session, run_id: str) -> Usage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import anyio
@@ -17,8 +18,8 @@ from ..announced_errors import errors
 from ..served_models import ServedModels
 from ..watched_response import EventStream, JsonWork, Write, sse
 from .chat import Answer, Chat
-from .chat_protocol import ChatRequest, chunk, completion, usage_block
-from .gathered_answer import gather
+from .chat_protocol import ChatRequest, Completed, chunk, completion, usage_block
+from .gathered_answer import all_of, gather
 
 __all__ = ["add_chat_endpoints"]
 
@@ -41,16 +42,19 @@ def add_chat_endpoints(
     )
     async def chat_completions(request: ChatRequest) -> Response:
         """One completion of a workflow, a role or a variant; with `stream`, as server-sent events."""
-        answer = chat.plan(request)
+        answers = chat.plan_choices(request)
         admission.check()
         id = f"chatcmpl-{uuid.uuid4().hex}"
         if request.stream:
-            return EventStream(_Stream(request, id, answer, admission, settings), settings)
+            return EventStream(_Stream(request, id, answers, admission, settings), settings)
+
+        async def answered(answer: Answer) -> Completed:
+            async with admission.enter():
+                return await answer(None)
 
         async def work() -> tuple[int, Any]:
             with anyio.fail_after(settings.request_timeout_s):
-                async with admission.enter():
-                    done = await answer(None)
+                done = await all_of([partial(answered, answer) for answer in answers])
             return 200, completion(id, request.model, done)
 
         return JsonWork(work)
@@ -72,45 +76,50 @@ class _Stream:
     """Writes one completion as OpenAI's chunks while it is generated."""
 
     def __init__(
-        self, request: ChatRequest, id: str, answer: Answer, admission: Admission, settings: ServerSettings
+        self, request: ChatRequest, id: str, answers: list[Answer], admission: Admission, settings: ServerSettings
     ) -> None:
         self._request = request
         self._id = id
-        self._answer = answer
+        self._answers = answers
         self._admission = admission
         self._settings = settings
         self._created = int(time.time())
-        # A piece of text is the most frequent thing we write: all of it but the text is written once.
-        self._before, self._after = self._chunk({"content": MARK}).split(json.dumps(MARK).encode())
 
     async def __call__(self, write: Write) -> None:
-        """Write all of it. What has gathered while the client was slow goes out in one piece.
+        """Write all of it, several choices as they come. What has gathered while the client was slow goes out in one
+        piece.
 
         Nothing is written before there is some text: what goes wrong until then has a status of its own.
         """
+        done = await all_of([partial(self._choice, index, answer, write) for index, answer in enumerate(self._answers)])
+        options, last = self._request.stream_options, b""
+        if options is not None and options.include_usage:
+            last = self._chunk(None, usage=usage_block(done))
+        await write(last + sse("[DONE]"))
+
+    async def _choice(self, index: int, answer: Answer, write: Write) -> Completed:
         first = True
+        # A piece of text is the most frequent thing we write: all of it but the text is written once.
+        before, after = self._chunk({"content": MARK}, index=index).split(json.dumps(MARK).encode())
 
         async def on_piece(text: str) -> None:
             nonlocal first
-            was_first, first = first, False
-            await write(self._text(text, first=was_first))
+            if first:
+                first = False
+                await write(self._chunk({"role": "assistant", "content": text}, index=index))
+            else:
+                await write(before + json.dumps(text, ensure_ascii=False).encode() + after)
 
-        done = await gather(self._answer, self._admission, self._settings, on_piece)
-        last = self._text("", first=True) if first else b""
+        done = await gather(answer, self._admission, self._settings, on_piece)
+        last = self._chunk({"role": "assistant", "content": ""}, index=index) if first else b""
         if done.thinking:
-            last += self._chunk({"reasoning_content": done.thinking})
+            last += self._chunk({"reasoning_content": done.thinking}, index=index)
         if done.calls:
-            last += self._chunk({"tool_calls": [{"index": at, **call} for at, call in enumerate(done.calls)]})
-        last += self._chunk({}, done.finish_reason, metier=done.origin)
-        options = self._request.stream_options
-        if options is not None and options.include_usage:
-            last += self._chunk(None, usage=usage_block(done.usage))
-        await write(last + sse("[DONE]"))
-
-    def _text(self, text: str, *, first: bool) -> bytes:
-        if first:
-            return self._chunk({"role": "assistant", "content": text})
-        return self._before + json.dumps(text, ensure_ascii=False).encode() + self._after
+            calls = [{"index": at, **call} for at, call in enumerate(done.calls)]
+            last += self._chunk({"tool_calls": calls}, index=index)
+        last += self._chunk({}, done.finish_reason, index=index, logprobs=done.logprobs, metier=done.origin)
+        await write(last)
+        return done
 
     def _chunk(self, delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any) -> bytes:
         return sse(chunk(self._id, self._request.model, self._created, delta, finish_reason, **more))

@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ....agents.messages import Message, Usage
+from ....agents.sampling import WrittenToken
 from ....agents.thinking import ThinkingProfile
 from ..error_replies import RequestRefused
 from .client_body import ClientBody
+from .sampling_requests import SampledRequest, logprobs_block
+from .thinking_requests import Effort, Reasoning, TemplateOptions
 from .tool_requests import ClientTool, MessageCall, ToolChoice, call_message, results_message
 from .unserved_fields import CHAT, MESSAGE, PART
 
 __all__ = ["AskOrigin", "ChatRequest", "Completed", "chunk", "completion", "to_messages", "usage_block"]
 
-MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 2**31 - 1
 MAX_NAME = 200
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -105,7 +107,7 @@ class AskOrigin(ClientBody):
     task: str = ""
 
 
-class ChatRequest(ClientBody):
+class ChatRequest(SampledRequest):
     """A chat completion. `thinking`, `priority` and `metier` are ours.
 
     `thinking` is a number of tokens, `off`, or `{max_tokens, min_tokens, waits}`. A lower `priority` goes first.
@@ -119,17 +121,17 @@ class ChatRequest(ClientBody):
     stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(default=None, ge=1)
     max_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
     response_format: ResponseFormat | None = None
     thinking: ThinkingProfile | None = None
+    reasoning_effort: Effort | None = None
+    """Stands for the thinking that the setting `server.efforts` says."""
+    reasoning: Reasoning | None = None
+    chat_template_kwargs: TemplateOptions | None = None
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     metier: AskOrigin | None = None
     tools: list[ClientTool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    n: Literal[1] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class Completed:
     finish_reason: str = "stop"
     usage: Usage = field(default_factory=Usage)
     origin: dict[str, Any] = field(default_factory=dict)
+    logprobs: tuple[WrittenToken, ...] | None = None
+    """Tokens of the answer, where they were asked for."""
     calls: tuple[dict[str, Any], ...] = ()
     """Calls that the client is to make, as they travel; the text is then empty."""
 
@@ -184,47 +188,63 @@ def asked_schema(format: ResponseFormat | None) -> dict[str, Any] | None:
     return format.json_schema.schema_
 
 
-def usage_block(usage: Usage) -> dict[str, Any]:
-    """OpenAI's usage, and all that was measured under `metier`."""
+def usage_block(answers: Sequence[Completed]) -> dict[str, Any]:
+    """OpenAI's usage, which counts the prompt of several answers once, and all that was measured under `metier`."""
+    usages = [done.usage for done in answers]
+    prompt, output = usages[0], sum(usage.output_tokens for usage in usages)
+    measured = {name: sum(getattr(usage, name) for usage in usages) for name in Usage.model_fields}
     return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.thinking_tokens},
-        "metier": usage.model_dump(),
+        "prompt_tokens": prompt.prompt_tokens,
+        "completion_tokens": output,
+        "total_tokens": prompt.prompt_tokens + output,
+        "prompt_tokens_details": {"cached_tokens": prompt.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": sum(usage.thinking_tokens for usage in usages)},
+        "metier": measured,
     }
 
 
-def completion(id: str, model: str, done: Completed) -> dict[str, Any]:
+def completion(id: str, model: str, answers: Sequence[Completed]) -> dict[str, Any]:
     """A whole completion."""
-    message: dict[str, Any] = {"role": "assistant", "content": None if done.calls else done.text, "refusal": None}
-    if done.calls:
-        message["tool_calls"] = list(done.calls)
-    if done.thinking:
-        message["reasoning_content"] = done.thinking
     return {
         "id": id,
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": done.finish_reason, "logprobs": None}],
-        "usage": usage_block(done.usage),
-        "metier": done.origin,
+        "choices": [_choice(index, done) for index, done in enumerate(answers)],
+        "usage": usage_block(answers),
+        "metier": answers[0].origin,
     }
 
 
+def _choice(index: int, done: Completed) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": None if done.calls else done.text, "refusal": None}
+    if done.calls:
+        message["tool_calls"] = list(done.calls)
+    if done.thinking:
+        message["reasoning_content"] = done.thinking
+    logprobs = logprobs_block(done.logprobs)
+    return {"index": index, "message": message, "finish_reason": done.finish_reason, "logprobs": logprobs}
+
+
 def chunk(
-    id: str, model: str, created: int, delta: dict[str, Any] | None, finish_reason: str | None = None, **more: Any
+    id: str,
+    model: str,
+    created: int,
+    delta: dict[str, Any] | None,
+    finish_reason: str | None = None,
+    *,
+    index: int = 0,
+    logprobs: Sequence[WrittenToken] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """A piece of a streamed completion; `delta=None` has no choice, as the piece with the usage."""
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}]
+    """A piece of a streamed choice; `delta=None` has no choice, as the piece with the usage."""
+    choice = {"index": index, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs_block(logprobs)}
     return {
         "id": id,
         "object": "chat.completion.chunk",
         "created": created,
         "model": model,
-        "choices": choices,
+        "choices": [] if delta is None else [choice],
         **more,
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
@@ -11,7 +11,7 @@ from ..admission import Admission
 from .chat import Answer
 from .chat_protocol import Completed
 
-__all__ = ["gather"]
+__all__ = ["all_of", "gather"]
 
 
 async def gather(
@@ -51,3 +51,18 @@ async def gather(
     if len(done.text) > handed_on:
         await on_piece(done.text[handed_on:])
     return done
+
+
+async def all_of(works: Sequence[Callable[[], Awaitable[Completed]]]) -> list[Completed]:
+    """Have several answered at the same time; returns them in their order. The first error cancels the others."""
+    if len(works) == 1:
+        return [await works[0]()]
+    done: dict[int, Completed] = {}
+
+    async def one(number: int) -> None:
+        done[number] = await works[number]()
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(len(works)):
+            tasks.start_soon(one, number)
+    return [done[number] for number in range(len(works))]

@@ -19,6 +19,7 @@ from ..watched_response import EventStream, JsonWork, Write, sse
 from .chat import Answer, Chat
 from .gathered_answer import gather
 from .responses_protocol import ResponsesRequest, message_item, output_items, response_object, text_part
+from .sampling_requests import token_blocks
 
 __all__ = ["add_responses_endpoint"]
 
@@ -81,8 +82,8 @@ class _Stream:
 
         done = await gather(self._answer, self._admission, self._settings, on_piece)
         last = self._begin(where) if not self._number else b""
-        last += self._event("output_text.done", **where, text=done.text, logprobs=[])
-        last += self._event("content_part.done", **where, part=text_part(done.text))
+        last += self._event("output_text.done", **where, text=done.text, logprobs=token_blocks(done.logprobs or ()))
+        last += self._event("content_part.done", **where, part=text_part(done.text, done.logprobs))
         message, *thoughts = output_items(self._id, done)
         last += self._event("output_item.done", output_index=0, item=message)
         for index, item in enumerate(thoughts, 1):

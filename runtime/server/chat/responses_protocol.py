@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from ....agents.messages import Usage
+from ....agents.sampling import WrittenToken
 from ....agents.thinking import ThinkingProfile
 from .chat_protocol import (
     MAX_PRIORITY,
@@ -20,9 +22,15 @@ from .chat_protocol import (
     TextPart,
 )
 from .client_body import ClientBody
+from .sampling_requests import token_blocks
+from .thinking_requests import Reasoning
 from .unserved_fields import RESPONSES, TEXT_OPTIONS
 
 __all__ = ["ResponsesRequest", "message_item", "output_items", "response_object", "text_part"]
+
+
+LOGPROBS = "message.output_text.logprobs"
+"""What `include` says of them."""
 
 
 class InputMessage(ClientBody):
@@ -84,7 +92,11 @@ class ResponsesRequest(ClientBody):
     stream: bool | None = False
     max_output_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    include: list[Name] = []
+    """Log-probabilities come where they are included; thoughts always, and there is nothing else."""
+    reasoning: Reasoning | None = None
     text: TextOptions | None = None
     thinking: ThinkingProfile | None = None
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
@@ -108,6 +120,9 @@ class ResponsesRequest(ClientBody):
             max_completion_tokens=self.max_output_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
+            logprobs=True if LOGPROBS in self.include else None,
+            top_logprobs=self.top_logprobs,
+            reasoning=self.reasoning,
             response_format=self._format(),
             thinking=self.thinking,
             priority=self.priority,
@@ -122,21 +137,21 @@ class ResponsesRequest(ClientBody):
         return ResponseFormat(type=asked.type, json_schema=schema)
 
 
-def text_part(text: str) -> dict[str, Any]:
-    """The answer's text inside its message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def text_part(text: str, tokens: Sequence[WrittenToken] | None = None) -> dict[str, Any]:
+    """The answer's text inside its message, with its tokens where they are reported."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": token_blocks(tokens or ())}
 
 
-def message_item(id: str, text: str | None) -> dict[str, Any]:
+def message_item(id: str, text: str | None, tokens: Sequence[WrittenToken] | None = None) -> dict[str, Any]:
     """The message that an answer is; None has no text yet."""
     status = "in_progress" if text is None else "completed"
-    content = [] if text is None else [text_part(text)]
+    content = [] if text is None else [text_part(text, tokens)]
     return {"type": "message", "id": id, "role": "assistant", "status": status, "content": content}
 
 
 def output_items(id: str, done: Completed) -> list[dict[str, Any]]:
     """The answer, and after it what was thought."""
-    items = [message_item(f"msg_{id}", done.text)]
+    items = [message_item(f"msg_{id}", done.text, done.logprobs)]
     if done.thinking:
         thought = {"type": "reasoning_text", "text": done.thinking}
         item = {"type": "reasoning", "id": f"rs_{id}", "summary": [], "content": [thought], "status": "completed"}

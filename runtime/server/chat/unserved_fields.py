@@ -1,6 +1,6 @@
 """Fields that common clients send and that have no effect here: those that may be there, and those that may not.
 
-docs/serving.md has them too; a test holds it to these tables.
+docs/client-fields.md is written from these tables.
 """
 
 from __future__ import annotations
@@ -130,6 +130,9 @@ RESPONSES: Mapping[str, Unserved] = {
     "truncation": Unserved("what is too long is refused with the number of tokens", ("disabled", "auto")),
     "access_programs": _MARKS,
     "image": Unserved(_TEXT_ONLY),
+    "tools": Unserved("responses take none; send them to /v1/chat/completions", ([],)),
+    "tool_choice": Unserved("responses take no tools; send them to /v1/chat/completions", ("auto", "none")),
+    "parallel_tool_calls": Unserved("responses take no tools"),
     "max_output_tokens": Unserved("no limit of the client's", (-1, 0)),
 }
 """Of a response."""

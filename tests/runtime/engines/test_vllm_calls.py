@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from metier.agents.errors import AskRejectedError, EngineError
-from metier.agents.messages import Ask, Message
+from metier.agents.messages import Ask, Message, Reply
+from metier.agents.sampling import Sampling, TokenChance, WrittenToken
 from metier.agents.thinking import ThinkingProfile
 from metier.runtime.engines import thinking_asks
 from metier.runtime.engines.engine import EngineRequest
@@ -84,6 +85,45 @@ def test_an_answer_that_was_cut_off_ends_by_length_and_a_broken_one_is_an_error(
     assert call.finish_reason(output("nine", [7])) == "length"
     with pytest.raises(EngineError, match="with 'abort'"):
         call.finish_reason(output("nine", [7], finished="abort"))
+
+
+def test_sampling_is_vllms_own_but_for_texts_that_stop(asks: VllmAsks, make_ask: MakeAsk) -> None:
+    sampling = Sampling(stop=("x",), top_k=3, min_p=0.25, presence_penalty=0.5, frequency_penalty=-0.5, logprobs=2)
+    from vllm.sampling_params import RequestOutputKind
+
+    ask = make_ask(temperature=1.0, sampling=sampling.model_copy(update={"logit_bias": {7: 1.0}}))
+    params = asks.prepare(EngineRequest(ask), stream=False).params
+    assert (params.top_k, params.min_p, params.presence_penalty, params.frequency_penalty) == (3, 0.25, 0.5, -0.5)
+    assert params.logit_bias == {7: 1.0} and params.logprobs == 2 and params.repetition_penalty == 1.0
+    assert not params.stop, "thinking must not end there"
+    assert params.output_kind == RequestOutputKind.DELTA, "an answer is read as it is written, to be ended"
+    assert asks.prepare(EngineRequest(make_ask()), stream=False).params.logprobs is None
+    assert asks.prepare(EngineRequest(make_ask(confidence=True)), stream=False).params.logprobs == 0
+
+
+def test_tokens_are_reported_with_the_likeliest_and_without_what_ended_the_answer(
+    asks: VllmAsks, make_ask: MakeAsk
+) -> None:
+    from vllm.logprobs import Logprob
+
+    def said(text: str, id: int, *, finished: str | None = None) -> Any:
+        given = output(text, [id], finished=finished)
+        place = {id: Logprob(-2.0, 3, text), 90: Logprob(-0.5, 1, "no"), 91: Logprob(float("-inf"), 2, None)}
+        given.outputs[0].logprobs = [place]
+        return given
+
+    call = asks.prepare(EngineRequest(make_ask(sampling=Sampling(logprobs=2))), stream=True)
+    call.read(said("nine", 7))
+    last = said("", 9, finished="stop")
+    call.read(last)
+    reply = call.reply(last, call.finish_reason(last), submitted_s=10.0, cpu_s=0.0, engine="e")
+    top = (TokenChance(token="no", logprob=-0.5), TokenChance(token="", logprob=-9999.0))
+    assert reply.logprobs == (WrittenToken(token="nine", logprob=-2.0, top=top),)
+    assert Reply.model_validate_json(reply.model_dump_json()) == reply, "as a supervised engine sends it"
+
+    stopped = asks.prepare(EngineRequest(make_ask(sampling=Sampling(stop=("in",), logprobs=0))), stream=True)
+    first = said("nine", 7)
+    assert stopped.read(first) == "n" and stopped.reader.full and stopped.finish_reason(first) == "stop"
 
 
 def test_what_vllm_finds_wrong_with_an_ask_is_a_refusal(asks: VllmAsks, make_ask: MakeAsk) -> None:

@@ -27,6 +27,17 @@ ODD_HEADERS = [
     b": nothing", b"No colon", b"X: " + b"a" * 70_000, b"Content-Encoding: gzip", b"Accept: \x01", b" folded: 1",
 ]  # fmt: skip
 
+SAMPLED = {
+    "temperature": 0.5, "top_p": 0.9, "seed": 3, "n": 2, "stop": ["x", "y"], "logprobs": True, "top_logprobs": 2,
+    "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "min_p": 0.1,
+    "logit_bias": {"7": 1.5},
+    "reasoning_effort": "low",
+}  # fmt: skip
+SENT_BACK = {
+    "role": "assistant", "content": [{"type": "text", "text": "there", "annotations": []}], "refusal": None,
+    "annotations": [], "audio": None, "function_call": None, "tool_calls": [], "reasoning_content": "hm",
+}  # fmt: skip
+
 
 def whole_requests() -> list[tuple[str, str, Any]]:
     """(method, path, body or None) of requests that are answered with what they ask for, or with a 404."""
@@ -44,6 +55,12 @@ def whole_requests() -> list[tuple[str, str, Any]]:
         ("POST", chat, {"model": "planner", "messages": say, "temperature": 0.5, "thinking": {"max_tokens": 8}}),
         ("POST", chat, {"model": "base", "messages": say, "stream": True, "response_format": format}),
         ("POST", chat, {"model": "base", "messages": say, "priority": 2, "metier": {"round": 2, "task": "t"}}),
+        ("POST", chat, {"model": "base", "messages": say, **SAMPLED}),
+        ("POST", chat, {"model": "base", "messages": say, "stream": True, "n": 3, "stop": "x", "top_k": 3}),
+        ("POST", chat, {"model": "base", "messages": [*say, SENT_BACK, *say], "user": "u", "store": True}),
+        ("POST", responses, {"model": "base", "input": "hello", "include": ["message.output_text.logprobs"],
+                             "reasoning": {"effort": "high", "summary": "auto"}, "top_logprobs": 1}),
+        ("POST", "/v1/completions", {"model": "base", "prompt": "nobody"}),
         ("POST", responses, {"model": "base", "input": "hello", "max_output_tokens": 8, "metadata": {"a": "b"}}),
         ("POST", responses, {"model": "chain", "input": [{"role": "user", "content": "2"}], "stream": True}),
         ("POST", f"{runs}/nobody/resume", {"answers": {"ask[1]": {"text": "x"}}}),
@@ -57,7 +74,7 @@ def whole_requests() -> list[tuple[str, str, Any]]:
         ("GET", "/v1/state", None),
         ("GET", "/metrics", None),
         ("GET", "/ready", None),
-    ]
+    ]  # fmt: skip
 
 
 def written(method: str, path: str, body: bytes, *headers: bytes) -> bytes:

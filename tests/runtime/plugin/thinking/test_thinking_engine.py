@@ -138,9 +138,9 @@ async def written_ids(engine: InProcessEngine, ask: Ask, monkeypatch: pytest.Mon
     ids: list[int] = []
     read = ReplyReader.read
 
-    def noting(self: ReplyReader, text: str, token_ids: list[int], *, last: bool = False) -> str:
+    def noting(self: ReplyReader, text: str, token_ids: list[int], **more: Any) -> str:
         ids.extend(token_ids)
-        return read(self, text, token_ids, last=last)
+        return read(self, text, token_ids, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(ReplyReader, "read", noting)
