@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed-$(EXTRA)
 CLIENTS := .venv-clients
 ROOMS := agents specializers router runtime
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format faults soak models clients stock ray bench peers clean
+.PHONY: help install demo test check format faults soak models portable clients stock ray bench peers clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -37,6 +37,14 @@ faults: $(INSTALLED) ## Campaigns: kill -9 and -STOP, and mutated files, command
 
 models: $(INSTALLED) ## Every family of models on the engine, against transformers and peft (half an hour at most)
 	@$(BIN)/python -m pytest -q -m models
+
+# Graphs, scripted and remote backends, sessions, store, report, server: what needs no engine.
+CORE := tests/agents tests/router tests/runtime/remote tests/runtime/report tests/runtime/runs tests/runtime/server \
+	tests/runtime/simulator tests/runtime/store tests/runtime/tools tests/runtime/test_notebook.py
+
+portable: $(INSTALLED) ## The core's tests as on other systems: without fcntl, sched_getaffinity and /proc
+	@PYTHONPATH=tests/without_linux$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -q \
+		-m 'not engine and not faults and not clients and not stock and not ray and not models' $(CORE)
 
 soak: $(INSTALLED) ## A simulated day, then two hours on a tiny engine, 50 runs at a time: what grows
 	@$(BIN)/python benchmarks/soak.py

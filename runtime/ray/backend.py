@@ -18,6 +18,7 @@ from ...agents.messages import Ask, Reply
 from ...router.placement.placement import place
 from ...router.placement.replica_account import ReplicaAccount
 from ...router.placement.token_estimates import TokenEstimates
+from ...specializers.machine.threads import usable_cores
 from ..closing import AsyncClosing, BackgroundTasks
 from ..engines.engine import OnAbandoned
 from ..engines.engine_totals import added_up
@@ -60,7 +61,7 @@ class RayBackend(AsyncClosing):
     ) -> None:
         self._settings = settings or RaySettings()
         given = engine_settings or EngineSettings()
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         threads = given.threads or max(cores // self._settings.replicas, 1)
         self._cores = cores
         # Which run uses what next is known here, but not which replica will get it: slots go by use.

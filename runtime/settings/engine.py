@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from typing import Literal, Self, get_args
@@ -12,6 +11,7 @@ from pydantic import Field, JsonValue, model_validator
 from ...agents.chat.chat_template import TemplateSettings
 from ...agents.frozen_model import FrozenModel
 from ...agents.thinking import ThinkingTags
+from ...specializers.machine.threads import usable_cores
 from ...specializers.shelf.fier_settings import FierSettings
 
 __all__ = ["EngineSettings", "SlotRank"]
@@ -158,4 +158,4 @@ class EngineSettings(FrozenModel):
     @property
     def thread_count(self) -> int:
         """CPU threads an engine computes with."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or usable_cores()

@@ -35,7 +35,14 @@ class ThreadCount:
 
 def usable_cores() -> int:
     """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(_our_cores())
+
+
+def _our_cores() -> set[int]:
+    """Their numbers; all there are where the system does not say which (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def training_threads(asked: int | None) -> ThreadCount:
@@ -94,7 +101,7 @@ def _busy_s() -> float:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return 0.0
-    ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ours = {f"cpu{number}" for number in _our_cores()}
     # user, nice and system; what a guest takes is in user already.
     ticks = sum(sum(map(int, line.split()[1:4])) for line in lines if line.split()[:1] and line.split()[0] in ours)
     return ticks / os.sysconf("SC_CLK_TCK")
