@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,6 +11,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     PlainSerializer,
+    RootModel,
     Secret,
     SecretBytes,
     SecretStr,
@@ -24,7 +25,7 @@ from pydantic_core import to_json
 from .errors import GraphError
 from .roles import type_name
 
-__all__ = ["as_json", "check_recordable", "dump", "load", "type_adapter"]
+__all__ = ["as_json", "check_recordable", "dump", "in_one_order", "load", "type_adapter"]
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 _ANY_BYTES: TypeAdapter[Any] = TypeAdapter(Any, config=ConfigDict(ser_json_bytes="base64"))
@@ -38,11 +39,20 @@ def type_adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def as_json(value: Any) -> str:
-    """A value of any type as JSON to be read by people and models; bytes that are no text are written in base64."""
+    """A value of any type as JSON for people and models: sets in one order, bytes that are no text in base64."""
     try:
-        return _ANYTHING.dump_json(value).decode()
+        return _one_text(value, _ANYTHING)
     except ValueError:
-        return _ANY_BYTES.dump_json(value).decode()
+        return _one_text(value, _ANY_BYTES)
+
+
+def _one_text(value: Any, kind: TypeAdapter[Any]) -> str:
+    text = kind.dump_json(value).decode()
+    if "[" not in text:
+        return text
+    plain = kind.dump_python(value, mode="json")
+    ordered = in_one_order(value, plain)
+    return text if ordered == plain else to_json(ordered, inf_nan_mode="null").decode()
 
 
 def dump(value: Any, kind: Any) -> tuple[Any, str]:
@@ -78,9 +88,7 @@ def dump(value: Any, kind: Any) -> tuple[Any, str]:
 def _as_json(value: Any, kind: Any, round_trip: bool) -> str:
     adapter = type_adapter(kind)
     plain = adapter.dump_python(value, mode="json", by_alias=False, round_trip=round_trip, warnings=False)
-    if _holds_sets(kind):
-        shown = adapter.dump_python(value, mode="python", by_alias=False, round_trip=round_trip, warnings=False)
-        plain = _in_order(shown, plain)
+    plain = in_one_order(value, plain) if _holds_sets(kind) else plain
     return to_json(plain, inf_nan_mode="constants").decode()
 
 
@@ -97,15 +105,31 @@ def _schema(kind: Any) -> dict[str, Any]:
         return {}
 
 
-def _in_order(shown: Any, plain: Any) -> Any:
-    """`plain` (a value as JSON's types) with what is a set in `shown` (the same as Python's types) in one order."""
-    if isinstance(shown, set | frozenset) and isinstance(plain, list):
-        return sorted(plain, key=lambda item: to_json(item, inf_nan_mode="constants"))
-    if isinstance(shown, Mapping) and isinstance(plain, dict) and len(shown) == len(plain):
-        return {name: _in_order(s, p) for s, (name, p) in zip(shown.values(), plain.items(), strict=True)}
-    if isinstance(shown, list | tuple) and isinstance(plain, list) and len(shown) == len(plain):
-        return [_in_order(s, p) for s, p in zip(shown, plain, strict=True)]
+def in_one_order(value: Any, plain: Any) -> Any:
+    """`plain` (a value as JSON's types) with what is a set in `value` in one order, the same in every process."""
+    if isinstance(value, RootModel):
+        return in_one_order(value.root, plain)
+    if isinstance(value, BaseModel) and isinstance(plain, dict):
+        return {name: in_one_order(_field_of(value, name), part) for name, part in plain.items()}
+    if dataclasses.is_dataclass(value) and isinstance(plain, dict):
+        return {name: in_one_order(getattr(value, name, None), part) for name, part in plain.items()}
+    if isinstance(value, Mapping) and isinstance(plain, dict) and len(value) == len(plain):
+        return {name: in_one_order(v, p) for v, (name, p) in zip(value.values(), plain.items(), strict=True)}
+    if isinstance(value, Set | Sequence) and isinstance(plain, list) and len(value) == len(plain):
+        parts = [in_one_order(v, p) for v, p in zip(value, plain, strict=True)]
+        return sorted(parts, key=_plain_text) if isinstance(value, Set) else parts
     return plain
+
+
+def _field_of(model: BaseModel, name: str) -> Any:
+    """The value that was written under a name: a field's own, or its alias."""
+    fields = type(model).model_fields
+    own = name if name in fields else next((n for n, f in fields.items() if name == f.serialization_alias), name)
+    return getattr(model, own, None)
+
+
+def _plain_text(plain: Any) -> bytes:
+    return to_json(plain, inf_nan_mode="constants")
 
 
 def load(text: str, kind: Any) -> Any:

@@ -16,7 +16,7 @@ from ...agents.content_hash import content_hash
 from ...agents.errors import MetierError, StepError
 from ...agents.graphs.nodes import BuiltNode
 from ...agents.messages import Message
-from ...agents.recorded_values import as_json, dump, type_adapter
+from ...agents.recorded_values import as_json, dump, in_one_order, type_adapter
 from ..worker_threads import run_in_thread
 
 __all__ = ["call_function", "content_key", "gives_each", "typed_output"]
@@ -43,7 +43,7 @@ def content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) ->
     if messages is not None:
         prompt = "".join(f"{message.role}\0{message.content}\0" for message in messages)
         return hashlib.sha256(prompt.encode()).hexdigest()[:16]
-    plain = {name: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for name, v in inputs.items()}
+    plain = {name: _as_plain(v) if isinstance(v, BaseModel) else v for name, v in inputs.items()}
     try:
         return content_hash(plain, as_json=_as_plain)
     except TypeError:  # a dict with names that are no text, such as members of an enum
@@ -52,7 +52,8 @@ def content_key(messages: tuple[Message, ...] | None, inputs: dict[str, Any]) ->
 
 def _as_plain(value: Any) -> Any:
     try:
-        return _ANYTHING.dump_python(value, mode="json")
+        own = isinstance(value, BaseModel)
+        return in_one_order(value, value.model_dump(mode="json") if own else _ANYTHING.dump_python(value, mode="json"))
     except ValueError:  # bytes that are no text
         return json.loads(as_json(value))
 

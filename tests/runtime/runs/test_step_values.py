@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime
 import enum
+import os
+import subprocess
+import sys
 
 import pytest
 from pydantic import BaseModel
@@ -37,3 +40,38 @@ def test_any_input_has_a_content_key(value: object) -> None:
     assert content_key(None, {"value": value}) == content_key(None, {"value": value})
     assert content_key(None, {"value": value}) != content_key(None, {"value": "other"})
     assert render_value(value)
+
+
+class Tagged(BaseModel):
+    tags: set[str]
+    seen: list[frozenset[str]] = []
+    parts: set[Part] = set()
+
+
+class Part(BaseModel, frozen=True):
+    name: str
+
+
+IN_ANY_PROCESS = """
+from metier.agents.prompts import render_value
+from metier.runtime.runs.step_values import content_key
+from tests.runtime.runs.test_step_values import Part, Tagged
+words = {"one", "two", "three", "four"}
+tagged = Tagged(tags=words, seen=[frozenset(words)], parts={Part(name=word) for word in words})
+values = [tagged, [words], {"deep": (tagged, words)}]
+print([content_key(None, {"value": value}) for value in values], [render_value(value) for value in values])
+"""
+
+
+def test_sets_have_one_key_and_one_text_in_every_process() -> None:
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", IN_ANY_PROCESS],
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1 and "two" in said.pop()
