@@ -33,4 +33,5 @@ class ToolSettings(FrozenModel):
     """Tools that an MCP server may list, after it was narrowed by name."""
 
     mcp_max_message_mib: int = Field(default=16, ge=1)
-    """MiB of one message of an MCP server. One that sends a larger message is disconnected."""
+    """MiB of one message of an MCP server. A larger one disconnects a server behind pipes; over HTTP it is an error of
+    what was asked."""

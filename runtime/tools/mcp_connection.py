@@ -152,13 +152,14 @@ class _Connection:
                 expected="the mcp package",
                 remedy="Install the extra: pip install 'metier[tools]'.",
             ) from error
-        command = self._server.command
-        bytes_limit = self._settings.mcp_max_message_mib << 20
-        at: Any = (
-            self._server.address
-            if command is None
-            else open_stdio(command, self._server.pass_env, process, bytes_limit)
-        )
+        command, most = self._server.command, self._settings.mcp_max_message_mib << 20
+        at: Any
+        if command is None:
+            from .mcp_http import open_http
+
+            at = open_http(self._server.address, most)
+        else:
+            at = open_stdio(command, self._server.pass_env, process, most)
         async with Client(at) as client:
             yield client
 

@@ -28,7 +28,11 @@ server = MCPServer("real")
 def add(one: int, other: int) -> int:
     "Adds."
     return one + other
-app = server.streamable_http_app()
+@server.tool()
+def fill(mib: int) -> str:
+    "Fills."
+    return mib * 2**20 * "x"
+app = server.streamable_http_app(json_response="json" in sys.argv)
 config = uvicorn.Config(app, port=0, log_level="error")
 class Server(uvicorn.Server):
     async def startup(self, sockets=None):
@@ -139,9 +143,9 @@ async def test_a_server_gets_no_secrets_but_those_it_is_given(tmp_path: Path, mo
     assert "secret-a" in seen and "secret-b" not in seen and os.environ["PATH"] in seen
 
 
-@pytest.fixture
-def real_server() -> Iterator[str]:
-    process = subprocess.Popen([sys.executable, "-c", REAL_SERVER], stdout=subprocess.PIPE, text=True)
+@pytest.fixture(params=["json", "events"])
+def real_server(request: pytest.FixtureRequest) -> Iterator[str]:
+    process = subprocess.Popen([sys.executable, "-c", REAL_SERVER, request.param], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield f"http://127.0.0.1:{int(process.stdout.readline())}/mcp"
@@ -152,8 +156,11 @@ def real_server() -> Iterator[str]:
 
 
 async def test_a_server_over_http(real_server: str) -> None:
-    async with ToolCaller(ToolSettings()) as caller:
+    async with ToolCaller(ToolSettings(mcp_max_message_mib=1)) as caller:
         found = await tools(caller, mcp_tools(real_server))
         assert found["add"].description == "Adds."
         assert await caller.call(found["add"], {"one": 2, "other": 3}) == CallResult("5")
         assert (await caller.call(found["add"], {"one": "x"})).failed
+        flooded = await caller.call(found["fill"], {"mib": 20})
+        assert flooded.failed and "no result within" not in flooded.text
+        assert await caller.call(found["add"], {"one": 2, "other": 4}) == CallResult("6")
