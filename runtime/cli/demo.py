@@ -21,7 +21,7 @@ from ..store.store import RunStore
 from .ending import when_stopped
 from .live import LiveView
 
-__all__ = ["demo_folder", "run_demo"]
+__all__ = ["PACKAGE", "demo_folder", "run_demo"]
 
 PACKAGE = "metier.examples"
 

@@ -20,6 +20,7 @@ from .assign import add_router_commands
 from .bench import add_bench_command
 from .chat import add_chat_command
 from .ending import end_with
+from .new import add_new_command
 from .options import (
     Base,
     Engine,
@@ -53,6 +54,7 @@ app = typer.Typer(
 )
 
 
+add_new_command(app)
 add_run_command(app)
 add_resume_commands(app)
 add_chat_command(app)
