@@ -26,6 +26,7 @@ EventKind = Literal[
     "ask_finished",
     "ask_retried",
     "text",
+    "partial_answer",
     "adapter_loaded",
     "adapter_evicted",
     "preparing",

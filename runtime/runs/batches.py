@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...agents.answers.answers import parse_answer
 from ...agents.errors import AnswerError, ResumeError, RunError, RunInterrupted
+from ...agents.graphs.graph import TaskGraph
 from ...agents.graphs.nodes import BuiltGraph
 from ...agents.graphs.pictures import to_mermaid
 from ...agents.graphs.step_paths import StepPath
@@ -27,6 +28,7 @@ from ..store.records import CONVERSATION, WITH_BASE, BatchRecord, RunRecord
 from ..store.store import RunStore
 
 __all__ = [
+    "built_graph",
     "check_resumable",
     "new_batch",
     "once_mended",
@@ -38,6 +40,11 @@ __all__ = [
 
 EXPECTED_CHARACTERS = 10_000
 """Characters of what a task's scorer judges by that are kept to be shown."""
+
+
+def built_graph(graph: TaskGraph | BuiltGraph) -> BuiltGraph:
+    """The workflow, built if it was not. Raises: GraphError."""
+    return graph.build() if isinstance(graph, TaskGraph) else graph
 
 
 def new_batch(

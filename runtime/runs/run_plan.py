@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -11,10 +12,11 @@ from pydantic import BaseModel
 
 from ...agents.errors import MetierError
 from ...agents.graphs.nodes import BuiltGraph
+from ...agents.tasksets import Task, TaskSet
 from ..settings.limits import RunLimits
 from ..store.records import RunRecord
 
-__all__ = ["RunPlan", "RunResult"]
+__all__ = ["RunPlan", "RunResult", "scored_by"]
 
 MOST_SHOWN = 4_000
 """Characters of an output or an error that a notebook shows."""
@@ -74,3 +76,8 @@ class RunResult:
             if value is not None
         )
         return f"<table>{''.join(rows)}</table>"
+
+
+def scored_by(tasks: TaskSet | None, task: Task) -> Callable[[Any], float] | None:
+    """How a run of this task is scored; None where nothing scores it."""
+    return None if tasks is None else partial(tasks.score, task)

@@ -6,7 +6,6 @@ import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -30,10 +29,10 @@ from ..settings.session import Settings
 from ..store.records import CONVERSATION, RunRecord
 from ..store.store import RunStore
 from ..tools.calling import ToolCaller
-from .batches import check_resumable, new_batch, recorded_input, take_answers
+from .batches import built_graph, check_resumable, new_batch, recorded_input, take_answers
 from .conversation import Conversation, find_conversation
 from .run_driver import RunDriver
-from .run_plan import RunPlan, RunResult
+from .run_plan import RunPlan, RunResult, scored_by
 from .watched_run import watched
 
 __all__ = ["Session"]
@@ -120,7 +119,7 @@ class Session:
         Raises: RunError, EngineError or StoreError when it fails; RunInterrupted when it waits for a person.
         """
         (run,), (value,) = self._add_batch(graph, [Task("0", value)], seed, label, {})
-        return await self._output(RunPlan(_built(graph), run, value, self._limits(limits)))
+        return await self._output(RunPlan(built_graph(graph), run, value, self._limits(limits)))
 
     async def map(
         self,
@@ -138,12 +137,12 @@ class Session:
         A run that fails leaves its error in its result; the others go on. With a TaskSet, outputs are scored.
         `options` is kept with the batch for `metier resume`.
         """
-        built = _built(graph)
+        built = built_graph(graph)
         tasks = list(inputs) if isinstance(inputs, TaskSet) else [Task(str(i), v) for i, v in enumerate(inputs)]
         runs, values = self._add_batch(graph, tasks, seed, label, options or {})
         task_set, limits = inputs if isinstance(inputs, TaskSet) else None, self._limits(limits)
         plans = [
-            RunPlan(built, run, value, limits, _scored(task_set, task))
+            RunPlan(built, run, value, limits, scored_by(task_set, task))
             for run, value, task in zip(runs, values, tasks, strict=True)
         ]
         return await self._results(plans, concurrency)
@@ -189,7 +188,7 @@ class Session:
         Raises: ResumeError when the run is finished, is another workflow's, is under way in another process, or an
         answer does not fit.
         """
-        built = _built(graph)
+        built = built_graph(graph)
         run = self.take_answers(built, run_id, answers or {})
         value = recorded_input(built, run)
         self._begin(run.batch)
@@ -212,7 +211,7 @@ class Session:
         limits: RunLimits | None = None,
     ) -> list[RunResult]:
         """Go on with every run of a batch that is not finished, also those that never started."""
-        built = _built(graph)
+        built = built_graph(graph)
         open_runs = [run for run in self.store.runs(batch) if run.state != "finished"]
         for run in open_runs:
             check_resumable(self.store, built, run)
@@ -225,24 +224,31 @@ class Session:
             except ResumeError as error:
                 unreadable[run.id] = RunResult(run.id, error=error)
                 continue
-            score = _scored(inputs, task)
+            score = scored_by(inputs, task)
             plans.append(RunPlan(built, run, task.input, self._limits(limits), score, resumed=True))
         results = {result.run_id: result for result in await self._results(plans, concurrency)} | unreadable
         return [results[run.id] for run in open_runs]
 
     @asynccontextmanager
     async def stream(
-        self, graph: TaskGraph | BuiltGraph, value: BaseModel, *, seed: int = 0, limits: RunLimits | None = None
+        self,
+        graph: TaskGraph | BuiltGraph,
+        value: BaseModel,
+        *,
+        seed: int = 0,
+        limits: RunLimits | None = None,
+        answers: bool = False,
     ) -> AsyncGenerator[AsyncIterator[Event]]:
         """Run a workflow and watch it: `async with session.stream(graph, x) as events: async for event in events`.
 
-        Events carry text as it is generated (`text`) and end with `run_finished`, `run_failed` or
-        `run_interrupted`. Leaving the block early cancels the run.
+        Events carry text as it is generated (`text`) and end with `run_finished`, `run_failed` or `run_interrupted`.
+        With `answers` the answers of roles come as they grow too (`partial_answer`, see `GrowingAnswer`), and whole.
+        Leaving the block early cancels the run.
         """
-        built = _built(graph)
-        (run,), (value,) = self._add_batch(graph, [Task("0", value)], seed, "", {})
+        built = built_graph(graph)
+        (run,), (value,) = self._add_batch(built, [Task("0", value)], seed, "", {})
         plan = RunPlan(built, run, value, self._limits(limits), stream=True)
-        async with watched(run.id, lambda: self._result(plan), self._listeners) as events:
+        async with watched(run.id, lambda: self._result(plan), self._listeners, built if answers else None) as events:
             yield events
 
     @asynccontextmanager
@@ -310,7 +316,7 @@ class Session:
     def _add_batch(
         self, graph: TaskGraph | BuiltGraph, tasks: list[Task], seed: int, label: str, options: dict[str, Any]
     ) -> tuple[list[RunRecord], list[BaseModel]]:
-        batch, runs, values = new_batch(_built(graph), tasks, seed, label, self._batch_options(graph, options))
+        batch, runs, values = new_batch(built_graph(graph), tasks, seed, label, self._batch_options(graph, options))
         self.store.add_batch(batch, runs)
         self._begin(batch.id)
         return runs, values
@@ -318,7 +324,7 @@ class Session:
     def _batch_options(self, graph: TaskGraph | BuiltGraph, options: dict[str, Any]) -> dict[str, Any]:
         """What the command line needs to go on with a batch, also with one that Python starts."""
         assignment = self._router.assignment
-        assignment.check_roles({*_built(graph).roles(), *self._other_roles})
+        assignment.check_roles({*built_graph(graph).roles(), *self._other_roles})
         known = {"workflow": graph.reference() if isinstance(graph, TaskGraph) else "", **self._opened_with}
         return {**known, "assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
 
@@ -338,11 +344,3 @@ class Session:
         if self._totals is not None:
             for engine, totals in self._totals().items():
                 self.store.record_engine_totals(batch, f"{engine}@{self._id}", totals)
-
-
-def _built(graph: TaskGraph | BuiltGraph) -> BuiltGraph:
-    return graph.build() if isinstance(graph, TaskGraph) else graph
-
-
-def _scored(tasks: TaskSet | None, task: Task) -> Callable[[Any], float] | None:
-    return None if tasks is None else partial(tasks.score, task)
