@@ -2,7 +2,8 @@
 
 With TEST_HANG set to the number of a pipe, the solver writes to it and then waits for ever: the test kills it in
 the middle of a run; with TEST_GO set to another pipe, it waits until a byte comes out of that. With TEST_DIE_AT set to
-n, the process kills itself (-9) at its n-th ask; with TEST_STOP_EVERY it stops itself (SIGSTOP) at every n-th one.
+n, the process kills itself (-9) at its n-th ask; with TEST_STOP_EVERY it stops itself (SIGSTOP) at every n-th one. With
+TEST_RELEASE_AT set to n and TEST_RELEASE to a pipe, it writes a byte to that at its n-th ask.
 """
 
 from __future__ import annotations
@@ -60,10 +61,13 @@ def scripted() -> ScriptedBackend:
 
     die_at = int(os.environ.get("TEST_DIE_AT", 0))
     stop_every = int(os.environ.get("TEST_STOP_EVERY", 0))
+    release_at = int(os.environ.get("TEST_RELEASE_AT", 0))
     asked = itertools.count(1)
 
     def count() -> None:
         number = next(asked)
+        if number == release_at:
+            os.write(int(os.environ["TEST_RELEASE"]), b"1")
         if number == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if stop_every and number % stop_every == 0:

@@ -209,27 +209,35 @@ OTHERS = 2
 def three_drivers(folder: Path, seed: int, *, hangs: bool = False) -> int:
     """`metier run` held at its fourth run while two `metier resume` share the rest; any of them may be killed (-9).
 
-    When it `hangs` it is stopped meanwhile (SIGSTOP) and none is killed. Returns how many were killed.
+    It is let go by an ask of one of the others, or when both have ended. When it `hangs` it is stopped meanwhile
+    (SIGSTOP) and none is killed. Returns how many were killed.
     """
     chance = random.Random(seed)
     store = folder / "runs.db"
     here, hang = os.pipe()
     go, release = os.pipe()
-    words = ["run", WORKFLOW, "--tasks", f"test:{TASKS}", "--engine", "scripted", "--concurrency", "2"]
-    holding = os.environ | {"TEST_HANG": str(hang), "TEST_GO": str(go)}
+
+    def dies(first: int, last: int) -> dict[str, str]:
+        return {"TEST_DIE_AT": str(chance.randint(first, last))} if not hangs and chance.random() < 0.5 else {}
+
+    words = ["run", WORKFLOW, "--tasks", f"test:{TASKS}", "--engine", "scripted", "--concurrency", "1"]
+    holding = os.environ | {"TEST_HANG": str(hang), "TEST_GO": str(go)} | dies(9, 20)
     first = start([*words, "--store", str(store)], holding, (hang, go))
     drivers = [first]
     try:
         assert os.read(here, 4) == b"here"
         if hangs:
             first.send_signal(signal.SIGSTOP)
-        for _ in range(OTHERS):
-            dies = {"TEST_DIE_AT": "0" if hangs else str(chance.choice((0, chance.randint(1, 30))))}
-            drivers.append(start(["resume", "--store", str(store)], os.environ | dies))
+        early = not hangs and chance.random() < 0.5
+        for number in range(OTHERS):
+            lets_go = {"TEST_RELEASE": str(release), "TEST_RELEASE_AT": str(chance.randint(1, 30))}
+            changed = dies(1, 30) | (lets_go if early and not number else {})
+            drivers.append(start(["resume", "--store", str(store)], os.environ | changed, (release,)))
         said = [process.communicate(timeout=120)[1] for process in drivers[1:]]
+        shared = finished_by_others(store)
         if hangs:
             first.send_signal(signal.SIGCONT)
-        elif chance.random() < 0.5:
+        elif not early and chance.random() < 0.5:
             first.kill()
         os.write(release, b"1")
         said.append(first.communicate(timeout=120)[1])
@@ -242,8 +250,16 @@ def three_drivers(folder: Path, seed: int, *, hangs: bool = False) -> int:
     last = start(["resume", "--store", str(store)], dict(os.environ))
     said.append(last.communicate(timeout=120)[1])
     assert not any("Traceback" in text or "failed" in text for text in said), said
+    assert shared, "the others had nothing to do: this tried nothing"
     check_nothing_lost(store)
     return sum(process.returncode == -signal.SIGKILL for process in drivers)
+
+
+def finished_by_others(store: Path) -> int:
+    """Steps that are done beyond those of the first driver, which is held at its eighth."""
+    with sqlite3.connect(store) as db:
+        done: int = db.execute("SELECT count(*) FROM steps WHERE state = 'done'").fetchone()[0]
+    return done - 7
 
 
 def start(words: list[str], environment: dict[str, str], pipes: tuple[int, ...] = ()) -> subprocess.Popen[str]:
