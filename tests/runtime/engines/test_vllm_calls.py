@@ -156,6 +156,8 @@ def test_thoughts_never_come_back_as_the_answer(make_ask: MakeAsk) -> None:
     assert opened.rules is not None and opened.rules.profile.max_tokens == 20
     assert opened.params.max_tokens == 20 + 20 + len(opened.rules.close_ids)
     assert read_all(asks_of("qwq"), make_ask(), "2 and 2", "</thi", "nk>\n\n", "4") == ("4", "2 and 2", "4")
+    stopped = make_ask(max_tokens=20, sampling=Sampling(stop=("2",)))
+    assert read_all(asks_of("qwq"), stopped, "2 and 2", "</think>", "\n\n", "4 ", "2 and") == ("4 ", "2 and 2", "4 ")
     for family in ("qwen3", "magistral", "smollm3"):
         asks = asks_of(family)
         tags = asks.template.thinking.tags
