@@ -124,7 +124,7 @@ async def open_session(
             opened_with=_opened_with(base, backend, engine, shelf, settings),
         )  # fmt: skip
         if settings.tracing:
-            session.listen(stack.enter_context(open_tracer()).on_event)
+            session.listen(stack.enter_context(open_tracer(store if settings.tracing_texts else None)).on_event)
         yield session
 
 

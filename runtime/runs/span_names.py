@@ -1,5 +1,8 @@
 """Every name that our spans use, in one file, since OpenTelemetry's GenAI conventions still change.
 
+Beside them stand the names of OpenInference (`openinference-semantic-conventions` 0.1.42), which Phoenix and others
+read.
+
 Follows the conventions of `opentelemetry-semantic-conventions` 0.66b2, whose own module of these names is marked
 as incubating and may be moved. What has no name there stands under `metier.`
 """
@@ -13,21 +16,38 @@ __all__ = [
     "ASK_ATTRIBUTES",
     "CONVERSATION_ID",
     "ERROR_TYPE",
+    "INPUT_MESSAGES",
+    "INPUT_VALUE",
+    "KIND",
+    "KIND_ASK",
+    "KIND_STEP",
+    "KIND_TOOL",
+    "KIND_WORKFLOW",
+    "MESSAGE_CONTENT",
+    "MESSAGE_ROLE",
+    "MODEL_NAME",
+    "NODE_ID",
+    "OI_AGENT_NAME",
+    "OI_TOOL_NAME",
     "OPERATION",
     "OPERATION_ASK",
     "OPERATION_STEP",
     "OPERATION_TOOL",
     "OPERATION_WORKFLOW",
+    "OUTPUT_MESSAGES",
+    "OUTPUT_VALUE",
     "PROVIDER",
     "PROVIDER_NAME",
     "REQUEST_MODEL",
     "RESPONSE_MODEL",
     "ROUTE_REASON",
     "RUN_RESUMED",
+    "SESSION_ID",
     "STEP_PATH",
     "SWAP_ADAPTER",
     "SWAP_ENGINE",
     "SWAP_KIND",
+    "TOKEN_COUNTS",
     "TOOL_NAME",
     "TOOL_TYPE",
     "WORKFLOW_NAME",
@@ -49,6 +69,23 @@ REQUEST_MODEL: Final = "gen_ai.request.model"
 RESPONSE_MODEL: Final = "gen_ai.response.model"
 ERROR_TYPE: Final = "error.type"
 
+KIND: Final = "openinference.span.kind"
+KIND_WORKFLOW: Final = "CHAIN"
+KIND_STEP: Final = "AGENT"
+KIND_ASK: Final = "LLM"
+KIND_TOOL: Final = "TOOL"
+SESSION_ID: Final = "session.id"
+OI_AGENT_NAME: Final = "agent.name"
+OI_TOOL_NAME: Final = "tool.name"
+NODE_ID: Final = "graph.node.id"
+MODEL_NAME: Final = "llm.model_name"
+INPUT_VALUE: Final = "input.value"
+OUTPUT_VALUE: Final = "output.value"
+INPUT_MESSAGES: Final = "llm.input_messages"
+OUTPUT_MESSAGES: Final = "llm.output_messages"
+MESSAGE_ROLE: Final = "message.role"
+MESSAGE_CONTENT: Final = "message.content"
+
 STEP_PATH: Final = "metier.step.path"
 RUN_RESUMED: Final = "metier.run.resumed"
 ROUTE_REASON: Final = "metier.route.reason"
@@ -69,3 +106,12 @@ ASK_ATTRIBUTES: Final = {
     "swap_s": "metier.ask.swap_s",
 }
 """Field of an ask's usage → attribute; `output_tokens` are thinking and answer together."""
+
+TOKEN_COUNTS: Final = {
+    "prompt_tokens": "llm.token_count.prompt",
+    "cached_tokens": "llm.token_count.prompt_details.cache_read",
+    "output_tokens": "llm.token_count.completion",
+    "thinking_tokens": "llm.token_count.completion_details.reasoning",
+    "total_tokens": "llm.token_count.total",
+}
+"""The same counts by their names in OpenInference."""

@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     tracing: bool = False
     """Whether spans are sent. OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, …) say where."""
 
+    tracing_texts: bool = False
+    """Whether spans have the texts of prompts and answers too, bounded; with `tracing`."""
+
 
 def load_settings(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read settings: the file (YAML), over it the environment, over it `overrides` (`{"engine.threads": 1}`).

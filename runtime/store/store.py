@@ -194,13 +194,11 @@ class RunStore(StoreFile):
         """Paths of the calls that were begun, must not be made twice, and have no result."""
         return {row["path"] for row in self.query("SELECT path FROM steps WHERE run = ? AND state = 'begun'", run_id)}
 
-    def replies(self, run_id: str, path: str) -> list[tuple[tuple[Message, ...], str]]:
-        """What a step has asked and was answered in earlier runs of it, the last first; without what went wrong."""
-        rows = self.query(
-            "SELECT messages, reply FROM asks WHERE run = ? AND path = ? AND error IS NULL ORDER BY attempt DESC",
-            run_id,
-            path,
-        )
+    def replies(self, run_id: str, path: str, *, failed: bool = False) -> list[tuple[tuple[Message, ...], str]]:
+        """What a step has asked and was answered, the last first; what did not parse only with `failed`."""
+        wanted = "finish_reason != ''" if failed else "error IS NULL"
+        sql = f"SELECT messages, reply FROM asks WHERE run = ? AND path = ? AND {wanted} ORDER BY attempt DESC"
+        rows = self.query(sql, run_id, path)
         with self.decoding():
             return [(_messages(row["messages"]), row["reply"]) for row in rows]
 

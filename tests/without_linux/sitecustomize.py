@@ -23,8 +23,13 @@ def take_away() -> None:
 
 
 def _no_proc(event: str, args: tuple[Any, ...]) -> None:
-    if event in LISTED and str(args[0]).startswith("/proc"):
+    if event in LISTED and str(args[0]).startswith("/proc") and not _of_psutil():
         raise FileNotFoundError(2, "No such file or directory", str(args[0]))
+
+
+def _of_psutil() -> bool:
+    """Whether psutil reads it, by which tests measure memory: on other systems it asks elsewhere."""
+    return "psutil" in sys._getframe(2).f_code.co_filename
 
 
 take_away()

@@ -15,9 +15,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from metier.agents import AnswerError, Role, ScriptedBackend, SettingsError, TaskGraph, ToolCall, ToolCalls
-from metier.runtime import Session, open_session
+from metier.runtime import RunStore, Session, open_session
 from metier.runtime.events import Event
-from metier.runtime.runs.tracing import RunTracer
+from metier.runtime.runs.tracing import MOST_TEXT_CHARACTERS, RunTracer
 from metier.runtime.settings.session import load_settings
 from tests.agents.workflow import Answer, Puzzle
 from tests.runtime.served import graph, scripted
@@ -59,6 +59,51 @@ async def test_workflow_steps_asks_and_swaps_are_spans_with_genai_names() -> Non
     assert swapped.end_time - swapped.start_time == 500_000_000
     # Nothing of what was asked or answered.
     assert "cows" not in "".join(str(dict(span.attributes or {})) for span in spans.values())
+
+
+async def test_openinferences_names_stand_beside_them() -> None:
+    spans = {span.name: dict(span.attributes or {}) for span in await spans_of(scripted())}
+    kinds = {name: attributes.get("openinference.span.kind") for name, attributes in spans.items()}
+    assert kinds["invoke_workflow chain"] == "CHAIN" and kinds["invoke_agent planner"] == "AGENT"
+    assert kinds["chat base"] == "LLM"
+    ask = spans["chat base"]
+    assert ask["llm.model_name"] == "base" and ask["llm.token_count.prompt"] == ask["gen_ai.usage.input_tokens"]
+    counts = [ask[f"llm.token_count.{name}"] for name in ("prompt", "completion", "total")]
+    assert counts[0] + counts[1] == counts[2]
+    assert spans["invoke_agent planner"]["session.id"] == ask["session.id"] and ask["session.id"].startswith("chain-")
+    assert spans["invoke_agent planner"]["agent.name"] == "planner"
+
+
+async def spans_with_texts(backend: ScriptedBackend) -> list[tuple[str, Attributes]]:
+    memory, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    with RunStore(":memory:") as store:
+        tracer = RunTracer(provider, store)
+        async with open_session(backend=backend, store=store, on_event=tracer.on_event) as session:
+            await session.run(graph, Puzzle(text="2 cows" + "!" * 50_000))
+        tracer.close()
+    return [(span.name, dict(span.attributes or {})) for span in memory.get_finished_spans()]
+
+
+async def test_texts_are_there_when_asked_for_and_bounded() -> None:
+    spans = await spans_with_texts(scripted())
+    asks = [attributes for name, attributes in spans if name == "chat base"]
+    planner = next(ask for ask in asks if ask["gen_ai.agent.name"] == "planner")
+    content = planner["llm.input_messages.0.message.content"]
+    assert planner["llm.input_messages.0.message.role"] in ("system", "user")
+    assert max(len(value) for value in planner.values() if isinstance(value, str)) == MOST_TEXT_CHARACTERS
+    assert any("2 cows" in str(value) for name, value in planner.items() if "input_messages" in name), content
+    assert planner["llm.output_messages.0.message.content"] == planner["output.value"] != ""
+    step = next(attributes for name, attributes in spans if name == "invoke_agent planner")
+    assert step["output.value"] == planner["output.value"]
+
+
+async def test_the_texts_of_a_correction_are_each_its_asks() -> None:
+    replies = iter(["no json", '{"expression": "8"}'])
+    backend = ScriptedBackend({"planner": lambda ask: next(replies)}, default=lambda ask: {"value": 8})
+    asks = [attributes for name, attributes in await spans_with_texts(backend) if name == "chat base"]
+    told = [ask["output.value"] for ask in asks if ask["gen_ai.agent.name"] == "planner"]
+    assert set(told) == {"no json", '{"expression": "8"}'}
 
 
 async def test_what_fails_is_marked_and_everything_that_began_ends() -> None:
