@@ -19,7 +19,7 @@ from .recorded_values import as_json
 from .roles import Role
 from .tools.calls import describe_tools
 from .tools.tool import Tool
-from .turns import holds_turns, turn_messages, turns_field, turns_in
+from .turns import Turn, holds_turns, turn_messages, turns_field, turns_in
 
 __all__ = [
     "PROMPT_LAYOUT", "TASK_TEXT_RULE", "layout_of", "prompt_layout", "render_prompt", "render_value", "task_text",
@@ -37,13 +37,16 @@ PLAIN_HINT = "Reply as JSON: "
 SHAPE_HINT = "Reply as JSON of this shape: "
 
 
-def render_prompt(role: Role, inputs: Mapping[str, Any], tools: Iterable[Tool] = ()) -> tuple[Message, ...]:
+def render_prompt(
+    role: Role, inputs: Mapping[str, Any], tools: Iterable[Tool] = (), remembered: Iterable[Turn] = ()
+) -> tuple[Message, ...]:
     """Turn a role and its inputs into the messages of one ask.
 
     Inputs are written in the order given (callers put the task's own input first); those that are None are
     left out. The role's name, instructions and answer format come last. The role's examples are turns before that,
     the same in every ask, so that the prefix cache has them. Turns among the inputs are messages too, behind the
-    examples. `tools` are those the role may call, where it has some.
+    examples, and so are those that the role has `remembered`, behind them. `tools` are those the role may call, where
+    it has some.
     """
     shown = {name: value for name, value in inputs.items() if not _is_turns(role, name)}
     parts = [f"# {name}\n{render_value(value)}" for name, value in shown.items() if value is not None]
@@ -53,7 +56,8 @@ def render_prompt(role: Role, inputs: Mapping[str, Any], tools: Iterable[Tool] =
         hint = "Reply as a JSON string."
     parts.append("\n".join(line for line in (f"# Your step: {role.name}", task, told, hint) if line))
     ask = Message(role="user", content="\n\n".join(parts))
-    return (Message(role="system", content=SYSTEM), *role.examples, *turn_messages(turns_in(inputs)), ask)
+    turns = turn_messages([*turns_in(inputs), *remembered])
+    return (Message(role="system", content=SYSTEM), *role.examples, *turns, ask)
 
 
 def render_value(value: Any) -> str:

@@ -42,7 +42,8 @@ class Role:
     in snake case: `{{ puzzle.text }}`. `thinking` is how long the role thinks before it answers (`max_tokens` then
     bounds the answer alone); an assignment may say otherwise. `examples` are asks of the user and replies of the
     assistant in turns, shown before each ask of the role. `tools` are typed functions, tools and MCP servers that it
-    may call, at most `max_calls` times in a step, before it answers; they are kept as `Tool` and `McpServer`. Raises
+    may call, at most `max_calls` times in a step, before it answers; they are kept as `Tool` and `McpServer`. With
+    `memory` it is shown its own earlier turns of the same run, the newest of them up to `memory_tokens`. Raises
     GraphError when any of this cannot work.
 
     >>> from pydantic import BaseModel
@@ -66,6 +67,8 @@ class Role:
     examples: tuple[Message, ...] = field(default=(), kw_only=True)
     tools: Sequence[DeclaredTool] = field(default=(), kw_only=True)
     max_calls: int = field(default=8, kw_only=True)
+    memory: bool = field(default=False, kw_only=True)
+    memory_tokens: int = field(default=1024, kw_only=True)
     inputs: Mapping[str, InputType] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -106,8 +109,19 @@ class Role:
                 f"role {self.name!r} has examples of {', '.join(message.role for message in self.examples)}",
                 expected="messages of user and assistant in turns, ending with the assistant's",
             )
+        self._check_memory()
         self._check_tools()
         self._check_template()
+
+    def _check_memory(self) -> None:
+        if not isinstance(self.memory, bool):
+            raise GraphError(
+                f"role {self.name!r} has memory={self.memory!r}",
+                expected="True or False",
+                remedy="Write memory=True, and memory_tokens=… for how much is shown.",
+            )
+        if self.memory_tokens < 1:
+            raise GraphError(f"role {self.name!r} has memory_tokens={self.memory_tokens}", expected="at least 1")
 
     def _check_tools(self) -> None:
         object.__setattr__(self, "tools", declared_tools(self.tools, f"role {self.name!r}"))

@@ -18,6 +18,7 @@ from .roles import Role
 from .tools.calls import ToolCall, ToolCalls, results_text
 from .tools.tool import MOST_RESULT_CHARACTERS, Tool, result_text
 from .traffic import TrafficRow
+from .turns import Turn
 
 __all__ = ["taught_rows"]
 
@@ -30,12 +31,13 @@ def taught_rows(
     *,
     score: float = 1.0,
     task: str = "",
+    remembered: Iterable[Turn] = (),
 ) -> list[TrafficRow]:
     """Rows of one step: a row for each reply that calls, and one for the answer behind the last results.
 
     Each of `turns` are the calls of one reply. They are made here, so that a row tells only what the tool really gives.
     Without turns there is one row, the answer at once; so it is for a role without tools. `score` and `task` are those
-    of the rows.
+    of the rows. `remembered` are the earlier turns that a role with memory is shown.
 
     Raises: TaskSetError for a call that no run would make (a tool that the role does not have, arguments that do not
     fit, more calls than `max_calls`) or that no teacher can make (a tool that is async, raises, must not be repeated,
@@ -58,7 +60,7 @@ def taught_rows(
     1. double: 42
     """
     tools = _own_tools(role)
-    messages = render_prompt(role, inputs, tools.values())
+    messages = render_prompt(role, inputs, tools.values(), remembered)
     rows: list[TrafficRow] = []
     left = role.max_calls
 

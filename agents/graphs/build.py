@@ -8,8 +8,8 @@ from pydantic import ValidationError
 from ..answers.answer_schema import check_answer_type
 from ..errors import GraphError
 from ..recorded_values import check_recordable, type_adapter
-from ..roles import InputType, Role, name_inputs, type_name
-from .drafts import Draft, GraphDraft, LoopDraft, PersonDraft, Reference, function_types, gives_of, item_type
+from ..roles import InputType, Role, type_name
+from .drafts import Draft, GraphDraft, LoopDraft, PersonDraft, Reference, gives_of, inputs_of, item_type
 from .nodes import (
     BuiltBody,
     BuiltGraph,
@@ -23,7 +23,8 @@ from .nodes import (
     StepOutput,
     Work,
 )
-from .sources import Level, candidates, find, fits, is_previous_round, locate, pin, source_of
+from .references import Level, locate, source_of
+from .sources import candidates, find, fits, pin, reads_earlier
 from .svg import graph_html
 
 __all__ = ["build_graph"]
@@ -47,10 +48,10 @@ def _level(graph: GraphDraft, drafts: list[Draft], prefix: tuple[str, ...], oute
         waits_for = (*draft.after, *((draft.over,) if draft.over is not None else ()))
         for reference in waits_for:
             _add_edge(level, draft, reference)
-    for draft in drafts:  # pinned inputs come second: in a loop they may point at the previous round
-        for references in draft.inputs.values():
+    for draft in drafts:  # pinned inputs come second: in a loop they may point at earlier rounds
+        for name, references in draft.inputs.items():
             for reference in references if isinstance(references, tuple) else (references,):
-                if not is_previous_round(level, draft, reference):
+                if not reads_earlier(level, draft, name, reference):
                     _add_edge(level, draft, reference)
     if not nx.is_directed_acyclic_graph(edges):
         cycle = [start for start, _ in nx.find_cycle(edges)]
@@ -80,7 +81,7 @@ def _build_body(level: Level) -> BuiltBody:
 
 
 def _build_node(level: Level, draft: Draft) -> BuiltNode:
-    work, inputs = _build_work(level, draft)
+    work, inputs = _build_work(level, draft), inputs_of(draft)
     unknown = sorted(set(draft.inputs) - set(inputs))
     if unknown:
         raise GraphError(
@@ -123,20 +124,20 @@ def _check_stand_in(draft: Draft) -> None:
         ) from error
 
 
-def _build_work(level: Level, draft: Draft) -> tuple[Work, dict[str, InputType]]:
+def _build_work(level: Level, draft: Draft) -> Work:
     work = draft.work
     if isinstance(work, Role):
-        return RoleWork(work), dict(work.inputs)
+        return RoleWork(work)
     if isinstance(work, PersonDraft):
-        return PersonWork(work.question), name_inputs(work.takes, f"question {draft.name!r}")
+        return PersonWork(work.question)
     if isinstance(work, GraphDraft):
-        return GraphWork(build_graph(work)), name_inputs(work.takes, f"graph {work.name!r}")
+        return GraphWork(build_graph(work))
     if isinstance(work, LoopDraft):
         if not work.body:
             raise GraphError(f"loop {draft.name!r} has no steps", remedy="Write them inside its `with` block.")
         inner = _level(level.graph, work.body, (*level.prefix, draft.name), level)
-        return LoopWork(_build_body(inner), work.max_rounds, work.until, work.on_limit), {}
-    return FunctionWork(work), function_types(work)[0]
+        return LoopWork(_build_body(inner), work.max_rounds, work.until, work.on_limit)
+    return FunctionWork(work)
 
 
 def _fan_out(level: Level, draft: Draft, inputs: dict[str, InputType]) -> tuple[str, dict[str, Source]]:

@@ -25,6 +25,7 @@ __all__ = [
     "field_type",
     "function_types",
     "gives_of",
+    "inputs_of",
     "item_type",
 ]
 
@@ -141,6 +142,22 @@ def gives_of(draft: Draft) -> Any:
     else:
         gives = function_types(work)[1]
     return list[gives] if draft.over is not None else gives  # type: ignore[valid-type]
+
+
+def inputs_of(draft: Draft) -> dict[str, InputType]:
+    """Inputs of a declared step; a loop has none of its own."""
+    work = draft.work
+    match work:
+        case Role():
+            return dict(work.inputs)
+        case PersonDraft():
+            return name_inputs(work.takes, f"question {draft.name!r}")
+        case GraphDraft():
+            return name_inputs(work.takes, f"graph {work.name!r}")
+        case LoopDraft():
+            return {}
+        case _:
+            return function_types(work)[0]
 
 
 def item_type(declared: Any) -> Any | None:

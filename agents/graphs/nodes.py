@@ -29,6 +29,7 @@ __all__ = [
     "BuiltGraph",
     "BuiltNode",
     "Condition",
+    "EarlierRounds",
     "FunctionWork",
     "GraphInput",
     "GraphInputField",
@@ -79,13 +80,25 @@ class PreviousRound:
 
 
 @dataclass(frozen=True)
+class EarlierRounds:
+    """Outputs of a step in all earlier rounds of the loop `hops` bodies out, as a list: empty in round 1.
+
+    Rounds in which the step was skipped are left out.
+    """
+
+    hops: int
+    path: tuple[str, ...]
+    field: str | None = None
+
+
+@dataclass(frozen=True)
 class Alternatives:
     """The first of several sources that ran (steps with conditions)."""
 
     sources: tuple[Source, ...]
 
 
-Source = GraphInput | GraphInputField | StepOutput | PreviousRound | Alternatives
+Source = GraphInput | GraphInputField | StepOutput | PreviousRound | EarlierRounds | Alternatives
 
 
 @dataclass(frozen=True)
@@ -183,6 +196,24 @@ class BuiltNode:
             return self.work.body
         return self.work.graph.body if isinstance(self.work, GraphWork) else None
 
+    @property
+    def reads_earlier(self) -> dict[str, bool]:
+        """Steps of the same body whose earlier rounds it reads: False for the last round, True for all of them."""
+
+        def walk(source: Source) -> Iterator[tuple[str, bool]]:
+            match source:
+                case Alternatives():
+                    for inner in source.sources:
+                        yield from walk(inner)
+                case PreviousRound(hops=0) | EarlierRounds(hops=0):
+                    yield source.path[0], isinstance(source, EarlierRounds)
+
+        found: dict[str, bool] = {}
+        for source in self.sources.values():
+            for name, all_rounds in walk(source):
+                found[name] = all_rounds or found.get(name, False)
+        return found
+
 
 @dataclass(frozen=True)
 class BuiltBody:
@@ -195,6 +226,16 @@ class BuiltBody:
     def followers(self) -> Mapping[str, tuple[BuiltNode, ...]]:
         """The steps that wait for each step."""
         return {n.name: tuple(after for after in self.nodes if n.name in after.after) for n in self.nodes}
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Where each step stands in the order of the steps."""
+        return {node.name: place for place, node in enumerate(self.nodes)}
+
+    @cached_property
+    def over(self) -> Mapping[str, frozenset[str]]:
+        """The steps that are over for certain when each step begins."""
+        return {node.name: frozenset(nx.ancestors(self.digraph, node.name)) for node in self.nodes}
 
     def __getitem__(self, name: str) -> BuiltNode:
         for node in self.nodes:
@@ -282,6 +323,7 @@ def _describe(path: str, node: BuiltNode, place: Callable[[Callable[..., Any]], 
             kind = f"role {role.name}: {role.instructions} ({role.max_tokens}, {role.temperature}, {role.top_p})"
             kind += f" thinks {role.thinking!r}" if role.thinking else ""
             kind += f" shown {[message.content for message in role.examples]}" if role.examples else ""
+            kind += f" remembers {role.memory_tokens}" if role.memory else ""
             kind += f" calls {describe_declared(declared_tools(role.tools, role.name))}" if role.tools else ""
         case FunctionWork(function):
             kind = f"function {place(function)}"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from ..roles import type_name
 from .nodes import (
-    Alternatives,
     BuiltBody,
     BuiltGraph,
     BuiltNode,
@@ -16,9 +15,7 @@ from .nodes import (
     GraphWork,
     LoopWork,
     PersonWork,
-    PreviousRound,
     RoleWork,
-    Source,
 )
 
 __all__ = ["to_dot", "to_mermaid", "write_picture"]
@@ -79,8 +76,8 @@ def _mermaid_body(body: BuiltBody, prefix: str, entry: str, lines: list[str], pa
         for before in node.after or ((entry,) if entry else ()):
             start = before if before == entry else _id(prefix, body[before])
             lines.append(f"{pad}{start} {arrow} {_id(prefix, node)}")
-        for path in _previous(node):
-            lines.append(f"{pad}{_id(prefix, body[path])} -.->|next round| {_id(prefix, node)}")
+        for path, all_rounds in node.reads_earlier.items():
+            lines.append(f"{pad}{_id(prefix, body[path])} -.->|{_rounds(all_rounds)}| {_id(prefix, node)}")
 
 
 def _dot_body(body: BuiltBody, prefix: str, entry: str, lines: list[str], pad: str) -> None:
@@ -99,11 +96,9 @@ def _dot_body(body: BuiltBody, prefix: str, entry: str, lines: list[str], pad: s
             start = before if before == entry else _anchor(prefix, body[before], last=True)
             style = ' [style=dashed label="if"]' if node.when else ""
             lines.append(f"{pad}{start} -> {_anchor(prefix, node)}{style};")
-        for path in _previous(node):
-            end = _anchor(prefix, node)
-            lines.append(
-                f'{pad}{_anchor(prefix, body[path])} -> {end} [style=dotted label="next round" constraint=false];'
-            )
+        for path, all_rounds in node.reads_earlier.items():
+            line = f"{_anchor(prefix, body[path])} -> {_anchor(prefix, node)}"
+            lines.append(f'{pad}{line} [style=dotted label="{_rounds(all_rounds)}" constraint=false];')
 
 
 def _anchor(prefix: str, node: BuiltNode, last: bool = False) -> str:
@@ -126,18 +121,12 @@ def _label(node: BuiltNode) -> str:
         return f"{node.name}: at most {work.max_rounds} rounds"
     many = "each: " if node.each else ""
     who = f" ({work.role.name})" if isinstance(work, RoleWork) and work.role.name != node.name else ""
-    return f"{many}{node.name}{who} → {type_name(node.gives)}"
+    remembers = ", remembers" if isinstance(work, RoleWork) and work.role.memory else ""
+    return f"{many}{node.name}{who} → {type_name(node.gives)}{remembers}"
 
 
-def _previous(node: BuiltNode) -> list[str]:
-    """Steps of the same body whose previous round this node reads."""
-
-    def walk(source: Source) -> list[str]:
-        if isinstance(source, Alternatives):
-            return [name for inner in source.sources for name in walk(inner)]
-        return [source.path[0]] if isinstance(source, PreviousRound) and source.hops == 0 else []
-
-    return [name for source in node.sources.values() for name in walk(source)]
+def _rounds(all_rounds: bool) -> str:
+    return "all later rounds" if all_rounds else "next round"
 
 
 def _id(prefix: str, node: BuiltNode) -> str:

@@ -1,112 +1,49 @@
-"""Where a step's inputs come from: references, candidates by type, and the previous round of a loop."""
+"""Where a step's inputs come from: named steps, candidates by type, and earlier rounds of a loop."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import networkx as nx
 
 from ..errors import GraphError
 from ..roles import InputType, type_name
-from .drafts import Draft, FieldRef, GraphDraft, InputRef, LoopDraft, Reference, StepRef, field_type, gives_of
-from .nodes import Alternatives, GraphInput, GraphInputField, PreviousRound, Source, StepOutput
+from .drafts import Draft, FieldRef, LoopDraft, Reference, gives_of, inputs_of, item_type
+from .nodes import Alternatives, EarlierRounds, GraphInput, PreviousRound, Source, StepOutput
+from .references import Level, is_previous_round, outwards, source_of
 
-__all__ = ["Level", "candidates", "find", "fits", "is_previous_round", "locate", "pin", "source_of"]
-
-
-@dataclass
-class Level:
-    """One body while it is checked: its steps, its edges, and the body around it."""
-
-    graph: GraphDraft
-    drafts: dict[str, Draft]
-    prefix: tuple[str, ...]
-    edges: nx.DiGraph
-    outer: Level | None
-
-    @property
-    def around(self) -> str:
-        """Name of the outer node that holds this body."""
-        return self.prefix[-1]
+__all__ = ["candidates", "find", "fits", "pin", "reads_earlier"]
 
 
-def is_previous_round(level: Level, draft: Draft, reference: Reference) -> bool:
-    """In a loop, a pinned step that runs later, or is only declared later, means that step in the previous round."""
-    at = locate(level, draft, reference)
-    if at is None or at[0] or level.outer is None:
-        return False
-    path = at[1]
-    if _reaches(level, draft.name, path[0]):
-        return True
-    order = list(level.drafts)
-    return order.index(path[0]) > order.index(draft.name) and not _reaches(level, path[0], draft.name)
-
-
-def _reaches(level: Level, start: str, end: str) -> bool:
-    return start == end or bool(nx.has_path(level.edges, start, end))
-
-
-def locate(level: Level, draft: Draft, reference: Reference) -> tuple[int, tuple[str, ...]] | None:
-    """How many bodies further out a reference points, and its path from there; None for the graph's input."""
-    step = _apart(level, reference)[0]
-    if isinstance(step, InputRef) and step.graph == level.graph.name:
-        return None
-    hops, at = 0, level
-    while True:
-        if isinstance(step, InputRef):
-            pass
-        elif isinstance(step, str):
-            if step in at.drafts:
-                return hops, (step,)
-        elif (
-            step.graph == at.graph.name
-            and step.path[: len(at.prefix)] == at.prefix
-            and step.path[len(at.prefix)] in at.drafts
-        ):
-            return hops, step.path[len(at.prefix) :]
-        if at.outer is None:
-            break
-        hops, at = hops + 1, at.outer
-    shown = step if isinstance(step, str) else f"{step.graph}:{'/'.join(getattr(step, 'path', ('input',)))}"
-    raise GraphError(
-        f"step {draft.name!r} names the unknown step {shown!r}",
-        expected=f"one of {', '.join(sorted(level.drafts))}, or a step of an enclosing level",
-        remedy="Correct the name, or use a step of this graph.",
-    )
-
-
-def source_of(level: Level, draft: Draft, reference: Reference) -> tuple[Source, Any]:
-    """A reference as a source, and the type it gives; raises GraphError when it names no step."""
-    found = locate(level, draft, reference)
-    field = _apart(level, reference)[1]
-    if found is None:
-        if field is None:
-            return GraphInput(), level.graph.takes
-        return GraphInputField(field), field_type(level.graph.takes, field, f"graph {level.graph.name!r} takes")
-    hops, path = found
-    at = level
-    for _ in range(hops):
-        assert at.outer is not None
-        at = at.outer
-    target = at.drafts[path[0]]
-    for name in path[1:]:
-        assert isinstance(target.work, LoopDraft)
-        target = next(inner for inner in target.work.body if inner.name == name)
-    given = reference.gives if isinstance(reference, FieldRef | StepRef) else gives_of(target)
-    if isinstance(reference, str) and field is not None:
-        given = field_type(given, field, f"step {target.name!r} gives")
+def reads_earlier(level: Level, draft: Draft, name: str, reference: Reference) -> bool:
+    """Whether a pinned input is read from earlier rounds alone, so that its step need not come before."""
     if is_previous_round(level, draft, reference):
-        return PreviousRound(0, path, field), given
-    return StepOutput(hops, path, field), given
+        return True
+    wanted = inputs_of(draft).get(name)
+    source, given = source_of(level, draft, reference)
+    return wanted is not None and _earlier_rounds(level, source, given, wanted) is not None
+
+
+def _earlier_rounds(level: Level, source: Source, given: Any, wanted: InputType) -> EarlierRounds | None:
+    """What a step of a loop gave in all earlier rounds, where a list of what it gives is wanted."""
+    if not isinstance(source, StepOutput | PreviousRound) or fits(given, wanted.type):
+        return None
+    if outwards(level, source.hops).outer is None or not fits(given, item_type(wanted.type)):
+        return None
+    return EarlierRounds(source.hops, source.path, source.field)
 
 
 def pin(level: Level, draft: Draft, name: str, wanted: InputType, pinned: Reference | tuple[Reference, ...]) -> Source:
     """The source of an input that names its step (several: the first that ran); raises GraphError on a wrong type."""
-    sources = []
+    sources: list[Source] = []
     for reference in pinned if isinstance(pinned, tuple) else (pinned,):
         source, given = source_of(level, draft, reference)
+        all_rounds = _earlier_rounds(level, source, given, wanted)
+        if all_rounds is not None:
+            sources.append(all_rounds)
+            continue
         if not fits(given, wanted.type):
             raise GraphError(
                 f"input {name!r} of step {draft.name!r} takes {type_name(wanted.type)}, "
@@ -133,9 +70,24 @@ def find(level: Level, draft: Draft, name: str, wanted: InputType) -> Source | N
             source = _only(previous, draft, name, wanted)
             assert isinstance(source, StepOutput)
             return PreviousRound(0, source.path, source.field, fallback)
-    if fallback is None and not wanted.optional:
+    found = fallback or _find_all_rounds(level, draft, name, wanted)
+    if found is None and not wanted.optional:
         raise _nothing_fits(level, draft, name, wanted)
-    return fallback
+    return found
+
+
+def _find_all_rounds(level: Level, draft: Draft, name: str, wanted: InputType) -> Source | None:
+    """For a list: the step of the nearest loop around that gives its items, this step itself among them."""
+    item = item_type(wanted.type)
+    hops, at, holder = 0, level, ""
+    while item is not None and at.outer is not None:
+        found = candidates(at, [step for step in at.drafts if step != holder], hops, item)
+        if found:
+            source = _only(found, draft, name, wanted)
+            assert isinstance(source, StepOutput)
+            return EarlierRounds(hops, source.path, source.field)
+        hops, holder, at = hops + 1, at.around, at.outer
+    return None
 
 
 def _find_outside(level: Level, draft: Draft, name: str, wanted: InputType) -> Source | None:
@@ -197,7 +149,7 @@ def _only(found: list[tuple[str, Source]], draft: Draft, name: str, wanted: Inpu
         raise GraphError(
             f"{len(found)} steps could be the input {name!r} of step {draft.name!r}: "
             f"{', '.join(label for label, _ in found)}",
-            expected=f"one step that gives {type_name(wanted.type)}",
+            expected=f"one step that gives {type_name(wanted.type)}, or its items in the rounds of a loop",
             remedy=f"Name it: graph.step(…, inputs={{{name!r}: step}}); graph.input is the graph's input.",
         )
     return found[0][1]
@@ -227,27 +179,6 @@ def fits(given: Any, wanted: Any) -> bool:
         return isinstance(given, type) and isinstance(wanted, type) and issubclass(given, wanted)
     except TypeError:  # a TypedDict is a class and has no subclasses
         return False
-
-
-def _apart(level: Level, reference: Reference) -> tuple[StepRef | InputRef | str, str | None]:
-    """A reference as (what has the value, field of it); `plan.parts` names a field unless a step is called that."""
-    if isinstance(reference, FieldRef):
-        return reference.step, reference.field
-    if not isinstance(reference, str) or _is_step(level, reference):
-        return reference, None
-    name, _, field = reference.partition(".")
-    if name == "input" and not _is_step(level, name):
-        return InputRef(level.graph.takes, level.graph.name), field or None
-    return (name, field) if field and _is_step(level, name) else (reference, None)
-
-
-def _is_step(level: Level, name: str) -> bool:
-    at: Level | None = level
-    while at is not None:
-        if name in at.drafts:
-            return True
-        at = at.outer
-    return False
 
 
 def _without_notes(kind: Any) -> Any:

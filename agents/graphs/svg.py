@@ -102,7 +102,8 @@ def _plain_lines(step: StepShape) -> list[str]:
     if step.body:
         return [title]
     who = {"role": step.role, "person": "a person answers"}.get(step.kind, "function")
-    return [title, f"{who} → {step.gives}" if who != step.name else f"→ {step.gives}"]
+    gives = f"{step.gives}, remembers" if step.memory else step.gives
+    return [title, f"{who} → {gives}" if who != step.name else f"→ {gives}"]
 
 
 def _pill_width(text: str) -> float:

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..roles import type_name
 from .nodes import (
-    Alternatives,
     BuiltBody,
     BuiltGraph,
     BuiltNode,
@@ -17,9 +16,7 @@ from .nodes import (
     GraphWork,
     LoopWork,
     PersonWork,
-    PreviousRound,
     RoleWork,
-    Source,
 )
 from .step_paths import ROOT, PathStep, StepPath
 
@@ -39,12 +36,14 @@ class StepShape(BaseModel):
     """What does the step's work."""
     role: str = ""
     """The role's name, "" where no model is asked."""
+    memory: bool = False
+    """Whether the role is shown its own earlier turns."""
     gives: str = ""
     """Name of the type that it returns."""
     after: tuple[str, ...] = ()
     """Names of the steps of the same body that it waits for."""
     previous: tuple[str, ...] = ()
-    """Names of the steps of the same body whose last round it reads."""
+    """Names of the steps of the same body whose earlier rounds it reads."""
     conditional: bool = False
     """Whether a condition decides if it runs."""
     each: bool = False
@@ -120,11 +119,11 @@ def _body(body: BuiltBody) -> tuple[StepShape, ...]:
 
 def _step(node: BuiltNode) -> StepShape:
     kind: StepKind = "function"
-    role, rounds = "", 0
+    role, memory, rounds = "", False, 0
     inner: tuple[StepShape, ...] = ()
     match node.work:
         case RoleWork():
-            kind, role = "role", node.work.role.name
+            kind, role, memory = "role", node.work.role.name, node.work.role.memory
         case LoopWork():
             kind, rounds, inner = "loop", node.work.max_rounds, _body(node.work.body)
         case GraphWork():
@@ -137,17 +136,12 @@ def _step(node: BuiltNode) -> StepShape:
         name=node.name,
         kind=kind,
         role=role,
+        memory=memory,
         gives="" if kind == "loop" else type_name(node.gives),
         after=node.after,
-        previous=tuple(dict.fromkeys(name for source in node.sources.values() for name in _previous(source))),
+        previous=tuple(node.reads_earlier),
         conditional=node.when is not None,
         each=node.each is not None,
         rounds=rounds,
         body=inner,
     )
-
-
-def _previous(source: Source) -> list[str]:
-    if isinstance(source, Alternatives):
-        return [name for inner in source.sources for name in _previous(inner)]
-    return [source.path[0]] if isinstance(source, PreviousRound) and source.hops == 0 else []

@@ -216,7 +216,8 @@ def prompt_token_ids(template: ChatTemplate, ask: Ask, *, context_tokens: int) -
         raise AskRejectedError(
             f"the prompt of role {ask.role!r} at step {ask.step_path!r} has {len(ids)} tokens",
             expected=f"fewer than {context_tokens}, the engine's context",
-            remedy="Shorten the inputs, or raise max_model_tokens if the model has the context for it.",
+            remedy="Shorten the inputs, lower memory_tokens or conversation_tokens, or raise max_model_tokens if the "
+            "model has the context for it.",
         )
     return ids
 

@@ -25,6 +25,7 @@ from ...agents.graphs.nodes import (
     BuiltGraph,
     BuiltNode,
     Condition,
+    EarlierRounds,
     GraphInput,
     GraphInputField,
     GraphWork,
@@ -54,7 +55,8 @@ class Scope:
     """The outputs of one body while it runs (of one round, in a loop), and the scope around it.
 
     `names` is what `StepRef` calls the body, `path` where it is in the run. A step that was
-    skipped has output None; a loop's output is the dict of its last round. `failures` counts the rounds of the loop
+    skipped has output None; a loop's output is the dict of its last round. `earlier` are the outputs of the loop's
+    earlier rounds. `failures` counts the rounds of the loop
     that its condition did not accept; a sub-graph has those of its step.
     """
 
@@ -64,7 +66,7 @@ class Scope:
     path: StepPath = ROOT
     round: int = 1
     outer: Scope | None = None
-    previous: dict[str, Any] | None = None
+    earlier: list[dict[str, Any]] = field(default_factory=list)
     outputs: dict[str, Any] = field(default_factory=dict)
     blocked: bool = False
     failures: Failures = NO_FAILURES
@@ -231,23 +233,23 @@ class Executor:
         return GIVEN_UP if rules.skip else rules.on_error
 
     async def _run_loop(self, node: BuiltNode, loop: LoopWork, scope: Scope, path: StepPath) -> Any:
-        previous: dict[str, Any] | None = None
+        earlier: list[dict[str, Any]] = []
         failures = NO_FAILURES
         for number in range(1, loop.max_rounds + 1):
             round_path = path.in_round(number)
             self._steps.begin_round(str(round_path), loop.max_rounds)
             inner = Scope(
-                scope.graph, scope.value, (*scope.names, node.name), round_path, number, scope, previous,
+                scope.graph, scope.value, (*scope.names, node.name), round_path, number, scope, earlier,
                 failures=failures,
             )  # fmt: skip
             await self._run_body(loop.body, inner)
             if inner.blocked:
                 return BLOCKED
-            previous = inner.outputs
+            earlier.append(inner.outputs)
             if loop.until is not None:
                 outputs = Outputs(inner)
                 if _holds(loop.until, outputs, node.name):
-                    return previous
+                    return inner.outputs
                 failures = Failures(rejected=number, rejected_by=", ".join(outputs.read))
         if loop.until is not None and loop.on_limit == "fail":
             raise LoopLimitError(
@@ -255,7 +257,7 @@ class Executor:
                 expected="its `until` condition to hold",
                 remedy="Raise max_rounds, or use on_limit='continue' to go on with the last round.",
             )
-        return previous
+        return earlier[-1]
 
 
 def _holds(condition: Condition, outputs: Outputs, name: str) -> bool:
@@ -282,9 +284,13 @@ def _read(source: Source, scope: Scope) -> Any:
             return _field(_descend(at.outputs, source.path), source.field)
         case PreviousRound():
             at = _outwards(scope, source.hops)
-            if at.previous is not None:
-                return _field(_descend(at.previous, source.path), source.field)
+            if at.earlier:
+                return _field(_descend(at.earlier[-1], source.path), source.field)
             return None if source.fallback is None else _read(source.fallback, scope)
+        case EarlierRounds():
+            rounds = _outwards(scope, source.hops).earlier
+            given = (_field(_descend(outputs, source.path), source.field) for outputs in rounds)
+            return [value for value in given if value is not None]
         case Alternatives():
             values = (_read(inner, scope) for inner in source.sources)
             return next((value for value in values if value is not None), None)

@@ -31,6 +31,7 @@ from ..store.store import RunStore
 from ..tools.calling import ToolCaller
 from .batches import built_graph, check_resumable, new_batch, recorded_input, take_answers
 from .conversation import Conversation, find_conversation
+from .memory import check_memory
 from .run_driver import RunDriver
 from .run_plan import RunPlan, RunResult, scored_by
 from .watched_run import watched
@@ -325,6 +326,8 @@ class Session:
         """What the command line needs to go on with a batch, also with one that Python starts."""
         assignment = self._router.assignment
         assignment.check_roles({*built_graph(graph).roles(), *self._other_roles})
+        if self.base:  # of a server's engine the context is not known here: the ask says so
+            check_memory(built_graph(graph), self.settings.engine.max_model_tokens)
         known = {"workflow": graph.reference() if isinstance(graph, TaskGraph) else "", **self._opened_with}
         return {**known, "assignment": assignment.model_dump(mode="json", exclude_defaults=True), **options}
 

@@ -12,9 +12,12 @@ from pydantic import ValidationError
 from ...agents.answers.answer_shape import answer_shape
 from ...agents.errors import AnswerError, EngineDeadError, MetierError, ResumeError, StepError, StepTimeoutError
 from ...agents.graphs.nodes import BuiltNode, FunctionWork, PersonWork, RoleWork
+from ...agents.graphs.step_paths import StepPath
+from ...agents.messages import Message
 from ...agents.prompts import render_prompt
 from ...agents.recorded_values import load
 from ...agents.roles import Role
+from ...agents.turns import Turn
 from ...router.escalation import NO_FAILURES, Failures
 from ..events import RunEvents
 from ..meters.stamps import stamp_s
@@ -23,6 +26,7 @@ from ..store.store import RunStore
 from ..tools.calling import ToolCaller
 from .asking import Asker, StepAsk
 from .batches import once_mended
+from .memory import RunMemory
 from .run_plan import RunPlan
 from .step_values import call_function, content_key, gives_each, typed_output
 from .tool_loop import BLOCKED, CallingStep, ToolLoop
@@ -45,6 +49,7 @@ class StepRunner:
         self._recorded = store.finished_steps(self.run_id) if plan.resumed else {}
         self._first_attempt = store.next_attempts(self.run_id) if plan.resumed else {}
         self._tools = ToolLoop(self.run_id, store, asker, tools, events, self._recorded, plan.resumed)
+        self._memory = RunMemory(plan.graph)
         self._given_up = store.skipped_steps(self.run_id) if plan.resumed else frozenset()
 
     # --- what the executor calls --------------------------------------------------------------------------
@@ -70,13 +75,16 @@ class StepRunner:
         step = StepRecord(path, work.role.name if isinstance(work, RoleWork) else "", "failed", None, "", stamp_s())
         try:
             with self._naming(path):
-                messages = render_prompt(work.role, inputs) if isinstance(work, RoleWork) else None
+                turns = self._earlier_turns(work, path)
+                messages = render_prompt(work.role, inputs, (), turns) if isinstance(work, RoleWork) else None
                 step.content_key = content_key(messages, inputs)
         except MetierError as error:
             self._fail(step, error)
             raise
         if path in self._recorded:
-            return self._read_back(path, step.content_key, gives)
+            output = self._read_back(path, step.content_key, gives)
+            self._remember(work, path, messages)
+            return output
 
         talk: CallingStep | None = None
 
@@ -95,7 +103,7 @@ class StepRunner:
                 if isinstance(work, RoleWork) and work.role.tools:
                     assert messages is not None
                     ask = StepAsk(work.role, messages, round_number, step, self._first_attempt.get(path, 0))
-                    talk = await self._tools.begin(ask, inputs)
+                    talk = await self._tools.begin(ask, inputs, turns)
                 given = await self._try(node, step, once, failures)
                 if given is BLOCKED:
                     return BLOCKED
@@ -105,6 +113,7 @@ class StepRunner:
             self._fail(step, error)
             raise
         self._record(step)
+        self._remember(work, path, messages)
         seconds = step.finished_at - step.started_at
         self._events.emit("step_finished", path, step.role, output=step.output, seconds=seconds)
         return output
@@ -181,6 +190,23 @@ class StepRunner:
                 expected="the answer types the run was started with",
                 remedy="Start a new run.",
             ) from error
+
+    def _earlier_turns(self, work: RoleWork | FunctionWork, path: str) -> tuple[Turn, ...]:
+        if isinstance(work, FunctionWork) or not work.role.memory:
+            return ()
+        return self._memory.earlier(work.role, StepPath.parse(path))
+
+    def _remember(self, work: RoleWork | FunctionWork, path: str, prompt: tuple[Message, ...] | None) -> None:
+        """Keep the turn of a finished step, of a role with memory: its own prompt, and the reply that was accepted.
+
+        It is read from the store in any case, so that a resumed run remembers the same to the letter. The message has
+        its place in the prompt also where the ask says more than `prompt` does: of tools, calls and corrections.
+        """
+        if prompt is None or isinstance(work, FunctionWork) or not work.role.memory:
+            return
+        messages, reply = self._store.replies(self.run_id, path)[0]
+        turn = Turn(asked=messages[len(prompt) - 1].content, replied=reply)
+        self._memory.keep(work.role, StepPath.parse(path), turn)
 
     def _naming(self, path: str) -> AbstractContextManager[None]:
         return named(StepError, f"step {path!r}", lambda: once_mended(self._store, self.run_id))

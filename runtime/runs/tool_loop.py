@@ -8,7 +8,7 @@ appended to, so that each ask's prompt begins with the whole last one.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from ...agents.messages import Message
 from ...agents.prompts import render_prompt
 from ...agents.tools.calls import CallAnswer, ToolCall, ToolCalls, read_calls, results_text, turn_schema
 from ...agents.tools.tool import Tool
+from ...agents.turns import Turn
 from ...router.escalation import Failures
 from ..events import RunEvents
 from ..meters.stamps import stamp_s
@@ -86,10 +87,10 @@ class ToolLoop:
         self._recorded = recorded
         self._begun = store.begun_calls(run_id) if resumed else set[str]()
 
-    async def begin(self, ask: StepAsk, inputs: Mapping[str, Any]) -> CallingStep:
+    async def begin(self, ask: StepAsk, inputs: Mapping[str, Any], remembered: Sequence[Turn] = ()) -> CallingStep:
         """Where a step begins, or was when its run ended. Raises: what `ToolCaller.tools_of` raises."""
         tools = await self._caller.tools_of(ask.role)
-        prompt = render_prompt(ask.role, inputs, tools)
+        prompt = render_prompt(ask.role, inputs, tools, remembered)
         talk = CallingStep(replace(ask, messages=prompt), {each.name: each for each in tools})
         for messages, reply in self._store.replies(self._run_id, ask.record.path) if ask.first_attempt else ():
             calls = read_calls(reply)
