@@ -19,7 +19,17 @@ from .thinking_requests import Effort, Reasoning, TemplateOptions
 from .tool_requests import ClientTool, MessageCall, ToolChoice, call_message, results_message
 from .unserved_fields import CHAT, MESSAGE, PART
 
-__all__ = ["AskOrigin", "ChatRequest", "Completed", "chunk", "completion", "to_messages", "usage_block"]
+__all__ = [
+    "AskOrigin",
+    "ChatRequest",
+    "Completed",
+    "chunk",
+    "completion",
+    "text_of",
+    "text_of",
+    "to_messages",
+    "usage_block",
+]
 
 MAX_PRIORITY = 2**31 - 1
 MAX_NAME = 200
@@ -249,10 +259,15 @@ def chunk(
     }
 
 
+def text_of(content: str | list[TextPart]) -> str:
+    """A content's text, of all its pieces."""
+    return content if isinstance(content, str) else "".join(part.text or part.refusal for part in content)
+
+
 def _text(message: ChatMessage) -> str:
     content = message.content if message.content is not None else message.refusal
     if content is None:
         raise RequestRefused(
             f"a message of {message.role!r} without content", param="messages", expected="text, or tool_calls"
         )
-    return content if isinstance(content, str) else "".join(part.text or part.refusal for part in content)
+    return text_of(content)

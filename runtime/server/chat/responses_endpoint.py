@@ -17,8 +17,10 @@ from ..announced_errors import errors
 from ..error_replies import RequestRefused
 from ..watched_response import EventStream, JsonWork, Write, sse
 from .chat import Answer, Chat
+from .chat_protocol import Completed
 from .gathered_answer import gather
 from .responses_protocol import ResponsesRequest, message_item, output_items, response_object, text_part
+from .responses_tools import call_items
 from .sampling_requests import token_blocks
 
 __all__ = ["add_responses_endpoint"]
@@ -81,27 +83,51 @@ class _Stream:
             await write(begin + self._event("output_text.delta", **where, delta=text, logprobs=[]))
 
         done = await gather(self._answer, self._admission, self._settings, on_piece)
-        last = self._begin(where) if not self._number else b""
-        last += self._event("output_text.done", **where, text=done.text, logprobs=token_blocks(done.logprobs or ()))
-        last += self._event("content_part.done", **where, part=text_part(done.text, done.logprobs))
-        message, *thoughts = output_items(self._id, done)
-        last += self._event("output_item.done", output_index=0, item=message)
-        for index, item in enumerate(thoughts, 1):
-            last += self._event("output_item.added", output_index=index, item=item)
-            last += self._event("output_item.done", output_index=index, item=item)
+        if done.calls:
+            last = self._started() + self._calls(done)
+        else:
+            last = (self._begin(where) if not self._number else b"") + self._message(where, done)
+        outputs = output_items(self._id, done)
+        for index, item in enumerate(outputs):
+            if item["type"] == "reasoning":
+                last += self._event("output_item.added", output_index=index, item=item)
+                last += self._event("output_item.done", output_index=index, item=item)
         whole = response_object(self._id, self._created, self._request, done)
         await write(last + self._event(whole["status"], response=whole))
 
-    def _begin(self, where: dict[str, Any]) -> bytes:
+    def _message(self, where: dict[str, Any], done: Completed) -> bytes:
+        """The end of an answer's text."""
+        last = self._event("output_text.done", **where, text=done.text, logprobs=token_blocks(done.logprobs or ()))
+        last += self._event("content_part.done", **where, part=text_part(done.text, done.logprobs))
+        return last + self._event("output_item.done", output_index=0, item=output_items(self._id, done)[0])
+
+    def _calls(self, done: Completed) -> bytes:
+        """Calls, each whole as soon as it is announced."""
+        written = b""
+        pairs = zip(call_items(done.calls, begun=True), call_items(done.calls), strict=True)
+        for index, (begun, item) in enumerate(pairs):
+            where = {"item_id": item["id"], "output_index": index}
+            arguments = item["arguments"]
+            written += (
+                self._event("output_item.added", output_index=index, item=begun)
+                + self._event("function_call_arguments.delta", **where, delta=arguments)
+                + self._event("function_call_arguments.done", **where, name=item["name"], arguments=arguments)
+                + self._event("output_item.done", output_index=index, item=item)
+            )
+        return written
+
+    def _started(self) -> bytes:
         started = response_object(self._id, self._created, self._request, None)
+        return self._event("created", response=started) + self._event("in_progress", response=started)
+
+    def _begin(self, where: dict[str, Any]) -> bytes:
         return (
-            self._event("created", response=started)
-            + self._event("in_progress", response=started)
+            self._started()
             + self._event("output_item.added", output_index=0, item=message_item(where["item_id"], None))
             + self._event("content_part.added", **where, part=text_part(""))
         )
 
-    def _event(self, name: str, **data: Any) -> bytes:
+    def _event(self, name: str, /, **data: Any) -> bytes:
         kind, number = f"response.{name}", self._number
         self._number += 1
         return sse({"type": kind, "sequence_number": number, **data}, event=kind)

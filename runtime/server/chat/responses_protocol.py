@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -20,8 +21,21 @@ from .chat_protocol import (
     Name,
     ResponseFormat,
     TextPart,
+    text_of,
 )
 from .client_body import ClientBody
+from .responses_tools import (
+    FunctionCall,
+    FunctionChoice,
+    FunctionOutput,
+    FunctionTool,
+    call_items,
+    chat_choice,
+    chat_tools,
+    message_of_calls,
+    message_of_output,
+    tool_block,
+)
 from .sampling_requests import token_blocks
 from .thinking_requests import Reasoning
 from .unserved_fields import RESPONSES, TEXT_OPTIONS
@@ -58,7 +72,11 @@ def _kind(item: Any) -> Any:
 
 
 InputItem = Annotated[
-    Annotated[InputMessage, Tag("message")] | Annotated[ReasoningItem, Tag("reasoning")], Discriminator(_kind)
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[FunctionCall, Tag("function_call")]
+    | Annotated[FunctionOutput, Tag("function_call_output")],
+    Discriminator(_kind),
 ]
 """What was said before."""
 
@@ -82,7 +100,7 @@ class TextOptions(ClientBody):
 
 
 class ResponsesRequest(ClientBody):
-    """A response, without tools or memory: what was said before is sent along. Ours are those of a chat request."""
+    """A response, without memory: what was said before is sent along. Ours are those of a chat request."""
 
     unserved = RESPONSES
 
@@ -101,16 +119,32 @@ class ResponsesRequest(ClientBody):
     thinking: ThinkingProfile | None = None
     priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     metier: AskOrigin | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     """Comes back with the response."""
     store: bool | None = None
 
+    def said(self) -> list[ChatMessage]:
+        """The messages of the input; calls that follow each other are one message."""
+        if isinstance(self.input, str):
+            return [ChatMessage(role="user", content=self.input)]
+        messages: list[ChatMessage] = []
+        for kind, items in groupby(self.input, type):
+            if kind is FunctionCall:
+                messages.append(message_of_calls([item for item in items if isinstance(item, FunctionCall)]))
+                continue
+            for item in items:
+                if isinstance(item, FunctionOutput):
+                    messages.append(message_of_output(item))
+                elif isinstance(item, InputMessage):
+                    messages.append(ChatMessage(role=item.role, content=text_of(item.content)))
+        return messages
+
     def as_chat(self) -> ChatRequest:
         """The same as a chat request; instructions are its system message."""
-        given = [InputMessage(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        messages = [
-            ChatMessage(role=item.role, content=_text(item.content)) for item in given if isinstance(item, InputMessage)
-        ]
+        messages = self.said()
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))
         return ChatRequest(
@@ -127,6 +161,9 @@ class ResponsesRequest(ClientBody):
             thinking=self.thinking,
             priority=self.priority,
             metier=self.metier,
+            tools=chat_tools(self.tools or ()) or None,
+            tool_choice=chat_choice(self.tool_choice),
+            parallel_tool_calls=self.parallel_tool_calls,
         )
 
     def _format(self) -> ResponseFormat | None:
@@ -150,8 +187,8 @@ def message_item(id: str, text: str | None, tokens: Sequence[WrittenToken] | Non
 
 
 def output_items(id: str, done: Completed) -> list[dict[str, Any]]:
-    """The answer, and after it what was thought."""
-    items = [message_item(f"msg_{id}", done.text, done.logprobs)]
+    """The answer or the calls, and after it what was thought."""
+    items = call_items(done.calls) if done.calls else [message_item(f"msg_{id}", done.text, done.logprobs)]
     if done.thinking:
         thought = {"type": "reasoning_text", "text": done.thinking}
         item = {"type": "reasoning", "id": f"rs_{id}", "summary": [], "content": [thought], "status": "completed"}
@@ -163,6 +200,7 @@ def response_object(id: str, created: int, request: ResponsesRequest, done: Comp
     """A whole response; without `done` as it begins."""
     cut = done is not None and done.finish_reason == "length"
     status = "in_progress" if done is None else "incomplete" if cut else "completed"
+    choice = request.tool_choice or ("auto" if request.tools else "none")
     format = request.text.format if request.text and request.text.format else TextFormat(type="text")
     return {
         "id": f"resp_{id}",
@@ -180,11 +218,11 @@ def response_object(id: str, created: int, request: ResponsesRequest, done: Comp
         "top_p": request.top_p,
         "text": {"format": format.model_dump(by_alias=True, exclude_none=True)},
         "metadata": request.metadata or {},
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": bool(request.tools) and request.parallel_tool_calls is not False,
         "previous_response_id": None,
         "store": False,
-        "tool_choice": "none",
-        "tools": [],
+        "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice,
+        "tools": [tool_block(tool) for tool in request.tools or ()],
         "truncation": "disabled",
         "metier": {} if done is None else done.origin,
     }
@@ -200,7 +238,3 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.total_tokens,
         "metier": usage.model_dump(),
     }
-
-
-def _text(content: str | list[TextPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text or part.refusal for part in content)

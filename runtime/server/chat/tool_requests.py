@@ -32,7 +32,10 @@ from ..error_replies import RequestRefused
 from .client_body import ClientBody
 from .unserved_fields import CALL
 
-__all__ = ["AskedTools", "ClientTool", "MessageCall", "ToolChoice", "asked_tools", "call_message", "results_message"]
+__all__ = [
+    "AskedTools", "CalledFunction", "ClientFunction", "ClientTool", "MessageCall", "NamedFunction", "NamedTool",
+    "ToolChoice", "asked_tools", "call_message", "results_message",
+]  # fmt: skip
 
 Text = Annotated[str, Field(max_length=200)]
 

@@ -130,9 +130,7 @@ RESPONSES: Mapping[str, Unserved] = {
     "truncation": Unserved("what is too long is refused with the number of tokens", ("disabled", "auto")),
     "access_programs": _MARKS,
     "image": Unserved(_TEXT_ONLY),
-    "tools": Unserved("responses take none; send them to /v1/chat/completions", ([],)),
-    "tool_choice": Unserved("responses take no tools; send them to /v1/chat/completions", ("auto", "none")),
-    "parallel_tool_calls": Unserved("responses take no tools"),
+    "tools": Unserved("there are none", ([],)),
     "max_output_tokens": Unserved("no limit of the client's", (-1, 0)),
 }
 """Of a response."""

@@ -88,6 +88,76 @@ def test_streams_bring_calls_in_one_piece_and_never_their_json(client: openai.Op
     assert pieces[-1].choices[0].finish_reason == "tool_calls"
 
 
+FLAT: Any = [{"type": "function", **LOOK["function"]}, {"type": "function", "name": "now"}]
+
+
+@pytest.mark.parametrize(
+    "model, asked, content", [("base", "What is a cow?", 'an "animal"'), ("solver", "2 + 2", '{"value":2}')]
+)
+def test_responses_return_calls_as_items_and_take_their_results(
+    client: openai.OpenAI, backend: ScriptedBackend, model: str, asked: str, content: str
+) -> None:
+    first = client.responses.create(model=model, input=asked, tools=FLAT)
+    made: Any = first.output
+    assert [(c.type, c.name, json.loads(c.arguments)) for c in made] == [
+        ("function_call", "look", {"word": "cow"}),
+        ("function_call", "look", {"word": "bull"}),
+    ]
+    assert first.status == "completed" and first.output_text == "" and first.tool_choice == "auto"
+    results = [{"type": "function_call_output", "call_id": c.call_id, "output": c.arguments} for c in reversed(made)]
+    again: Any = [{"role": "user", "content": asked}, *(c.model_dump() for c in made), *results]
+    second = client.responses.create(model=model, input=again, tools=FLAT)
+    assert second.output_text == content
+    by_responses = backend.asks[-1]
+    messages: list[Any] = [
+        {"role": "user", "content": asked},
+        {
+            "role": "assistant",
+            "tool_calls": [
+                {"id": c.call_id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+                for c in made
+            ],
+        },
+        *({"role": "tool", "tool_call_id": r["call_id"], "content": r["output"]} for r in results),
+    ]
+    client.chat.completions.create(model=model, messages=messages, tools=[LOOK, NOW])
+    by_chat = backend.asks[-1]
+    assert by_responses.messages == by_chat.messages and by_responses.answer_schema == by_chat.answer_schema
+
+
+def test_streams_of_responses_bring_each_call_whole(client: openai.OpenAI) -> None:
+    with client.responses.stream(model="base", input="What is a cow?", tools=FLAT, tool_choice="required") as stream:
+        events = list(stream)
+        final: Any = stream.get_final_response()
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert not [event for event in events if "output_text" in event.type]
+    done: Any = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert [json.loads(event.arguments)["word"] for event in done] == ["cow", "bull"]
+    assert [(item.type, item.call_id != item.id) for item in final.output] == [("function_call", True)] * 2
+    assert final.tool_choice == "required" and [tool.name for tool in final.tools] == ["look", "now"]
+
+
+def test_responses_choose_a_tool_as_chats_do(client: openai.OpenAI, backend: ScriptedBackend) -> None:
+    client.responses.create(
+        model="base", input="hi", tools=FLAT, tool_choice={"type": "function", "name": "now"}, parallel_tool_calls=False
+    )
+    by_responses = backend.asks[-1].answer_schema
+    named: Any = {"type": "function", "function": {"name": "now"}}
+    client.chat.completions.create(
+        model="base",
+        messages=[{"role": "user", "content": "hi"}],
+        tools=[LOOK, NOW],
+        tool_choice=named,
+        parallel_tool_calls=False,
+    )
+    assert by_responses == backend.asks[-1].answer_schema
+    output = {"type": "function_call_output", "call_id": "c9", "output": "x"}
+    with pytest.raises(openai.BadRequestError, match="results of the calls c9"):
+        client.responses.create(model="base", input=[output], tools=FLAT)  # type: ignore[list-item]
+    with pytest.raises(openai.BadRequestError, match="tools.0.type"):
+        client.responses.create(model="base", input="hi", tools=[{"type": "web_search"}])
+
+
 def test_a_client_chooses_whether_and_what_is_called(client: openai.OpenAI, backend: ScriptedBackend) -> None:
     def schema(**choice: Any) -> dict[str, Any] | None:
         client.chat.completions.create(model="base", messages=HELLO, tools=[LOOK, NOW], **choice)
