@@ -20,6 +20,7 @@ from anyio.lowlevel import current_token
 
 from ...agents.errors import SessionError
 from ..notebook import in_notebook
+from .conversation import Conversation, SpokenTurn
 from .session import Session
 
 if TYPE_CHECKING:
@@ -30,29 +31,39 @@ if TYPE_CHECKING:
     from ...router.assignment import Assignment
     from ..settings.session import Settings
 
-__all__ = ["SyncSession", "check_no_loop"]
+__all__ = ["SyncConversation", "SyncSession", "check_no_loop"]
 
 P = ParamSpec("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
+class _Plain(Generic[S]):
+    """Stands for an object of the session's loop, in code that waits."""
+
+    _inside: S
+
+    def _wait(self, work: Callable[[], Awaitable[T]]) -> T:
+        raise NotImplementedError
+
+
 def _waiting(
-    method: Callable[Concatenate[Session, P], Awaitable[T]],
-) -> Callable[Concatenate[SyncSession, P], T]:
-    """The method of a Session as one that waits for its result."""
+    method: Callable[Concatenate[S, P], Awaitable[T]],
+) -> Callable[Concatenate[_Plain[S], P], T]:
+    """A method as one that waits for its result."""
 
     @wraps(method)
-    def wait(self: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wait(self: _Plain[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._wait(partial(method, self._inside, *args, **kwargs))
 
     return wait
 
 
-def _calling(method: Callable[Concatenate[Session, P], T]) -> Callable[Concatenate[SyncSession, P], T]:
-    """A method of a Session that does not wait, called on the session's own thread."""
+def _calling(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[_Plain[S], P], T]:
+    """A method that does not wait, called on the session's own thread."""
 
     @wraps(method)
-    def call(self: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: _Plain[S], /, *args: P.args, **kwargs: P.kwargs) -> T:
         async def work() -> T:
             return method(self._inside, *args, **kwargs)
 
@@ -81,7 +92,55 @@ def _watching(
     return watch
 
 
-class SyncSession:
+def _talking(
+    method: Callable[Concatenate[Session, P], AbstractAsyncContextManager[Conversation]],
+) -> Callable[Concatenate[SyncSession, P], AbstractContextManager[SyncConversation]]:
+    """A method of a Session that opens a conversation, as a plain `with`."""
+
+    @wraps(method)
+    @contextmanager
+    def talk(self: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[SyncConversation]:
+        self._check_usable()
+        talking = self._portal.wrap_async_context_manager(method(self._inside, *args, **kwargs))
+        conversation = talking.__enter__()
+        try:
+            yield SyncConversation(conversation, self)
+        finally:
+            talking.__exit__(None, None, None)
+
+    return talk
+
+
+class SyncConversation(_Plain[Conversation]):
+    """A conversation of a plain session, `with session.chat(role) as chat`: `chat.say("…")` waits for the reply."""
+
+    say = _waiting(Conversation.say)
+    go_on = _waiting(Conversation.go_on)
+
+    def __init__(self, conversation: Conversation, session: SyncSession) -> None:
+        self._inside = conversation
+        self._session = session
+
+    def _wait(self, work: Callable[[], Awaitable[T]]) -> T:
+        return self._session._wait(work)
+
+    @property
+    def id(self) -> str:
+        """Names the conversation in its store: `chat(…, resume=id)` goes on with it."""
+        return self._inside.id
+
+    @property
+    def turns(self) -> list[SpokenTurn]:
+        """Every turn from the first on, also those whose run is not finished."""
+        return self._inside.turns
+
+    @property
+    def unfinished(self) -> SpokenTurn | None:
+        """The last turn, when its run is not finished."""
+        return self._inside.unfinished
+
+
+class SyncSession(_Plain[Session]):
     """What `with open_session(…) as session` gives: a Session whose methods wait, for code that is not `async`.
 
     Ctrl-C stops what is under way and leaves the session usable. Raises SessionError when it is closed, and when it is
@@ -102,7 +161,6 @@ class SyncSession:
     """
 
     _portal: BlockingPortal
-    _inside: Session
 
     run = _waiting(Session.run)
     map = _waiting(Session.map)
@@ -112,6 +170,7 @@ class SyncSession:
     prepare = _calling(Session.prepare)
     report = _calling(Session.report)
     stream = _watching(Session.stream)
+    chat = _talking(Session.chat)
 
     def __init__(self, opening: AbstractAsyncContextManager[Session]) -> None:
         self._opening = opening

@@ -77,6 +77,17 @@ def test_errors_come_as_they_are_and_leave_the_session_usable() -> None:
         raise AssertionError
 
 
+def test_it_holds_conversations() -> None:
+    helper = Role("helper", takes={"message": str}, gives=str, instructions="Answer the message.")
+    backend = ScriptedBackend({"helper": lambda ask: f"that was message {len(ask.messages) // 2}"})
+    with open_session(backend=backend, store=":memory:") as session:
+        with session.chat(helper) as chat:
+            assert [chat.say("Hello."), chat.say("And now?")] == ["that was message 1", "that was message 2"]
+            assert [turn.said for turn in chat.turns] == ["Hello.", "And now?"] and chat.unfinished is None
+        with session.chat(helper, resume=chat.id) as again:
+            assert again.say("Still there?") == "that was message 3"
+
+
 def test_threads_share_it() -> None:
     together = threading.Barrier(4, timeout=30)
 
