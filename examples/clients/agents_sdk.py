@@ -53,6 +53,7 @@ async def main(base_url: str) -> None:
         "tools": await Runner.run(Agent(name="a", model=chats, tools=[weather]), QUESTION),
         "typed": await Runner.run(Agent(name="a", model=chats, output_type=Report), QUESTION),
         "response": await Runner.run(Agent(name="a", instructions="Be brief.", model=responses), QUESTION),
+        "response_tools": await Runner.run(Agent(name="a", model=responses, tools=[weather]), QUESTION),
         "response_typed": await Runner.run(Agent(name="a", model=responses, output_type=Report), QUESTION),
     }
     printed = {name: answer.final_output for name, answer in answers.items()} | {"response_stream": "".join(pieces)}

@@ -46,6 +46,7 @@ def main(base_url: str) -> None:
                 "typed": typed.choices[0].message.parsed.model_dump(),
                 "tools": with_tools(client),
                 "response": said.output_text,
+                "response_tools": response_with_tools(client),
                 "response_stream": streamed,
                 "response_typed": parsed.output_parsed.model_dump(),
             }
@@ -63,6 +64,20 @@ def with_tools(client: OpenAI) -> str:
         result = f"sunny in {call.function.parsed_arguments.city}"
         messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
     return client.chat.completions.create(model=MODEL, messages=messages, tools=tools).choices[0].message.content or ""
+
+
+def response_with_tools(client: OpenAI) -> str:
+    """The same by responses: their items are sent back as they came."""
+    parameters = Weather.model_json_schema()
+    tools: Any = [{"type": "function", "name": "weather", "parameters": parameters}]
+    items: Any = [{"role": "user", "content": QUESTION}]
+    reply = client.responses.create(model=MODEL, input=items, tools=tools)
+    items += reply.output
+    for item in reply.output:
+        if item.type == "function_call":
+            result = f"sunny in {json.loads(item.arguments)['city']}"
+            items.append({"type": "function_call_output", "call_id": item.call_id, "output": result})
+    return client.responses.create(model=MODEL, input=items, tools=tools).output_text
 
 
 if __name__ == "__main__":

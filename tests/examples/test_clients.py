@@ -85,11 +85,21 @@ def weather(ask: Ask) -> Any:
 
 
 PROGRAMS = {
-    "openai_sdk.py": {"tools": "sunny in a", "typed": {"sunny": True}, "response_typed": {"sunny": True}},
+    "openai_sdk.py": {
+        "tools": "sunny in a",
+        "typed": {"sunny": True},
+        "response_tools": "sunny in a",
+        "response_typed": {"sunny": True},
+    },
     "langchain_chat.py": {"tools": "sunny in a", "typed": {"sunny": True}, "by_call": {"sunny": True}},
     "pydantic_ai_tools.py": {"typed": {"sunny": True}, "again": "It is sunny."},
     "litellm_chat.py": {"tools": "sunny in a", "typed": {"sunny": True}},
-    "agents_sdk.py": {"tools": "sunny in a", "typed": {"sunny": True}, "response_typed": {"sunny": True}},
+    "agents_sdk.py": {
+        "tools": "sunny in a",
+        "typed": {"sunny": True},
+        "response_tools": "sunny in a",
+        "response_typed": {"sunny": True},
+    },
 }
 """What they print beside the words of chats, streams and responses."""
 

@@ -222,7 +222,28 @@ THOUGHT = {
 }  # fmt: skip
 FORMAT = {"format": {"type": "json_schema", "strict": True, "name": "P", "schema": PERSON}}
 
+FUNCTION = {"type": "function", **WEATHER}
+CLOSED_FUNCTION = {"type": "function", **WEATHER, "parameters": CLOSED, "strict": True}
+CALLED = {
+    "id": "fc_1", "type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city": "Bern"}',
+    "status": "completed",
+}  # fmt: skip
+RESULT = {"type": "function_call_output", "call_id": "call_1", "output": "sunny"}
+
 RESPONSES_BODIES = [
+    Sent("openai: tools", {"input": "hi", "tools": [FUNCTION], "tool_choice": "auto", "parallel_tool_calls": True}),
+    Sent("openai: no tools", {"input": "hi", "tools": [], "tool_choice": "none", "parallel_tool_calls": False}),
+    Sent("openai: calls and results back", {"input": [MESSAGE, THOUGHT, CALLED, RESULT], "tools": [FUNCTION]}),
+    Sent("langchain: bind_tools", {"stream": False, "input": [{**MESSAGE, "type": "message"}], "tools": [FUNCTION]}),
+    Sent("pydantic-ai: output_type", {"stream": False, "input": [MESSAGE], "tool_choice": "required", "tools": [
+        CLOSED_FUNCTION, {"name": "final_result", "parameters": PERSON, "type": "function", "strict": False,
+                          "description": "The final response"}]}),
+    Sent("agents sdk: tools", {"include": [], "input": [MESSAGE], "instructions": "brief", "tools": [CLOSED_FUNCTION]}),
+    Sent("codex: a turn with results", {"instructions": "s", "input": [
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}, CALLED, RESULT],
+        "tools": [{**FUNCTION, "strict": False}], "tool_choice": "auto", "parallel_tool_calls": False, "store": False,
+        "stream": True, "include": ["reasoning.encrypted_content"], "reasoning": {"effort": "low", "summary": "auto"}}),
+    Sent("openai: web search", {"input": "hi", "tools": [{"type": "web_search"}]}, ("tools.0.type", "function")),
     # OpenAI's SDK: types/responses/response_create_params.py
     Sent("openai: create", {"input": "hi"}),
     Sent("openai: every optional field null", {
