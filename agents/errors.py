@@ -25,7 +25,8 @@ MetierError
 │   └── RunInterrupted     a run waits for a person's answer
 ├── EngineError            an engine cannot do what it was asked
 │   ├── AskRejectedError   this ask only (prompt too long, bad schema)
-│   │   └── NotServedError a server has no model of that name
+│   │   ├── NotServedError a server has no model of that name
+│   │   └── ContextError   the prompt leaves no room in the model's context
 │   ├── NotFiniteError     what this ask computes is not finite, so that it has no answer
 │   ├── EngineDeadError    the engine is gone; the pool restarts it
 │   └── PluginError        vLLM is not the version the plugin was written for
@@ -48,6 +49,7 @@ __all__ = [
     "AssignmentError",
     "BaseModelError",
     "ChatTemplateError",
+    "ContextError",
     "EngineDeadError",
     "EngineError",
     "GraphError",
@@ -221,6 +223,10 @@ class AskRejectedError(EngineError):
 
 class NotServedError(AskRejectedError):
     """The server has no model of the name the ask was sent to."""
+
+
+class ContextError(AskRejectedError):
+    """The prompt leaves no room for an answer in the model's context."""
 
 
 class NotFiniteError(EngineError):

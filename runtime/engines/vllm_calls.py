@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...agents.chat.chat_template import ChatTemplate
-from ...agents.errors import AskRejectedError, ChatTemplateError, EngineError
+from ...agents.errors import AskRejectedError, ChatTemplateError, ContextError, EngineError
 from ...agents.messages import Ask, Reply, Usage
 from ...agents.sampling import TokenChance, WrittenToken
 from ..plugin.thinking.budget_forcing import ThinkingRules
@@ -213,7 +213,7 @@ def prompt_token_ids(template: ChatTemplate, ask: Ask, *, context_tokens: int) -
             remedy=error.remedy,
         ) from error
     if len(ids) >= context_tokens:
-        raise AskRejectedError(
+        raise ContextError(
             f"the prompt of role {ask.role!r} at step {ask.step_path!r} has {len(ids)} tokens",
             expected=f"fewer than {context_tokens}, the engine's context",
             remedy="Shorten the inputs, lower memory_tokens or conversation_tokens, or raise max_model_tokens if the "

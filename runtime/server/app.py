@@ -21,6 +21,7 @@ from .announced_errors import errors
 from .chat.chat import Chat
 from .chat.chat_endpoints import add_chat_endpoints
 from .chat.responses_endpoint import add_responses_endpoint
+from .chat.stored_responses import StoredResponses
 from .error_replies import RequestRefused, error_response, refuse_validation
 from .event_hub import EventHub
 from .live_runs import LiveRuns
@@ -101,7 +102,7 @@ def make_app(
         redoc_url=None,
     )
     add_chat_endpoints(api, chat, models, admission, settings, session.base)
-    add_responses_endpoint(api, chat, admission, settings)
+    add_responses_endpoint(api, chat, StoredResponses(session.store, settings, key), admission, settings)
     add_run_endpoints(api, RunEndpoints(session, models, runs, hub, admission, run_options))
     add_unserved_endpoints(api)
     _add_health(api, admission, metrics)

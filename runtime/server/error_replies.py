@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 
 from ...agents.errors import (
     AskRejectedError,
+    ContextError,
     EngineDeadError,
     EngineError,
     MetierError,
@@ -54,6 +55,7 @@ class RequestRefused(ServerError):
 
 # The first that fits. What a model or a workflow did wrong is no 5xx: clients ask again on those by themselves.
 _STATUS: tuple[tuple[type[MetierError], int, str], ...] = (
+    (ContextError, 400, "context_length_exceeded"),
     (AskRejectedError, 400, "ask_rejected"),
     (UnknownVariantError, 404, "model_not_found"),
     (RunInterrupted, 422, "run_waits_for_person"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ...agents.graphs.nodes import BuiltGraph
 from ...agents.roles import InputType, Role, type_name
+from ...agents.said import json_object
+from ...agents.turns import turns_field
 from .error_replies import RequestRefused
 from .strict_json import check_json
 
@@ -38,7 +39,7 @@ def role_inputs(role: Role, text: str, max_depth: int, *, param: str = "messages
     text. Raises: RequestRefused that shows the inputs it has.
     """
     try:
-        data = _json_object(text)
+        data = json_object(text)
         if data is not None and data.keys() <= role.inputs.keys() and _needed(role.inputs) <= data.keys():
             check_json(text, max_depth)
             return {n: _read(t.type, data[n], max_depth) for n, t in role.inputs.items() if data.get(n) is not None}
@@ -69,7 +70,7 @@ def _read(kind: Any, given: Any, max_depth: int) -> Any:
         return _finite(adapter, adapter.validate_json(given))
     except ValueError:
         only = _only_text_field(kind)
-        if only is None or _json_object(given) is not None:
+        if only is None or json_object(given) is not None:
             raise
         return kind.model_validate({only: given})
 
@@ -88,18 +89,11 @@ def _finite(adapter: TypeAdapter[Any], value: Any) -> Any:
 
 
 def _only_text_field(kind: Any) -> str | None:
-    if isinstance(kind, type) and issubclass(kind, BaseModel) and len(kind.model_fields) == 1:
-        ((name, field),) = kind.model_fields.items()
-        return name if field.annotation is str else None
-    return None
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return None
-    return data if isinstance(data, dict) else None
+    turns = turns_field(kind)
+    fields = [(name, field) for name, field in kind.model_fields.items() if name != turns]
+    return fields[0][0] if len(fields) == 1 and fields[0][1].annotation is str else None
 
 
 def _shape(kind: Any) -> str:

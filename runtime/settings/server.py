@@ -115,5 +115,11 @@ class ServerSettings(FrozenModel):
     calls: int = Field(default=8, ge=1)
     """Most calls of a request's tools in one reply."""
 
+    responses_kept: int = Field(default=10_000, ge=0)
+    """Newest responses that are kept in the run store, for `previous_response_id`. 0 keeps none."""
+
+    responses_kept_days: float = Field(default=30.0, gt=0)
+    """Days that a response is kept."""
+
     answer_tokens: int = Field(default=256, ge=1)
     """Answer tokens of a request that does not say."""

@@ -174,5 +174,11 @@ MIGRATIONS = (
     ALTER TABLE questions ADD COLUMN asked_at REAL NOT NULL DEFAULT 0;
     ALTER TABLE runs ADD COLUMN expected TEXT;
     """,
+    """
+    CREATE TABLE responses (
+        id TEXT PRIMARY KEY, owner TEXT NOT NULL, created_at REAL NOT NULL, messages TEXT NOT NULL,
+        body TEXT NOT NULL);
+    CREATE INDEX responses_by_time ON responses (created_at);
+    """,
 )
 """Append only: a store written by an older version is brought up to date when it is opened."""

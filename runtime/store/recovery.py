@@ -23,7 +23,10 @@ RECOVERY_TIMEOUT_S = 3600.0
 """Seconds that the `sqlite3` program has for its own recovery."""
 
 # Tables in the order in which rows refer to each other.
-_TABLES = ("batches", "runs", "steps", "asks", "abandoned", "questions", "engine_events", "engine_totals", "energy")
+_TABLES = (
+    "batches", "runs", "steps", "asks", "abandoned", "questions", "engine_events", "engine_totals", "energy",
+    "responses",
+)  # fmt: skip
 _LAST_ROW = (1 << 63) - 1
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -86,6 +87,7 @@ def server(
     assignment: Assignment | None = None,
     key: str | None = None,
     workflows: list[ServedWorkflow] = WORKFLOWS,
+    store: Path | str = ":memory:",
     **options: Any,
 ) -> Iterator[Served]:
     """A server on a free port, stopped and drained at the end of the block."""
@@ -97,7 +99,7 @@ def server(
     async def main() -> None:
         if backend is not None:
             options["backend"] = backend
-        async with open_session(assignment=assignment, store=":memory:", settings=settings, **options) as session:
+        async with open_session(assignment=assignment, store=store, settings=settings, **options) as session:
             app = make_app(session, workflows, key=key, variants=options.get("variants", ()))
             async with anyio.create_task_group() as tasks:
                 kept.update(app=app, store=session.store)

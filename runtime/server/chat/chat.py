@@ -13,11 +13,13 @@ from pydantic import BaseModel
 from ....agents.answers.answer_schema import answer_schema
 from ....agents.backend import OnText
 from ....agents.errors import RunError, RunInterrupted
+from ....agents.graphs.nodes import BuiltGraph
 from ....agents.messages import Ask, Message, Usage
 from ....agents.prompts import prompt_layout, render_prompt, task_text
 from ....agents.recorded_values import type_adapter
 from ....agents.sampling import until_stop
 from ....agents.thinking import ThinkingProfile
+from ....agents.turns import Turn, kept_turns, turns_field
 from ...events import Event
 from ...runs.session import Session
 from ...settings.server import ServerSettings
@@ -232,20 +234,35 @@ class Chat:
                 remedy="Leave it out, or name a role.",
             )
         self._check_format(request, graph.gives, f"workflow {graph.name!r}")
-        messages = to_messages(request.messages)
-        if len(messages) != 1 or messages[0].role != "user":
-            raise RequestRefused(
-                f"{len(messages)} messages, the first of {messages[0].role}, to workflow {graph.name!r}",
-                code="one_message",
-                param="messages",
-                expected="one user message: the workflow's input",
-            )
-        value = workflow_input(graph, messages[0].content, self._settings.json_depth)
+        value = self._workflow_input(graph, to_messages(request.messages))
 
         async def run() -> Completed:
             return await self._run(served, value, request.seed or 0)
 
         return run
+
+    def _workflow_input(self, graph: BuiltGraph, messages: tuple[Message, ...]) -> BaseModel:
+        """The last message, and those before it as turns where the workflow takes any."""
+        turns = turns_field(graph.takes)
+        roles = [message.role for message in messages]
+        if roles != ["user", "assistant"] * (len(messages) // 2) + ["user"] or (len(messages) > 1 and turns is None):
+            raise RequestRefused(
+                f"{len(messages)} messages, the first of {messages[0].role}, to workflow {graph.name!r}",
+                code="one_message",
+                param="messages",
+                expected="one user message: the workflow's input"
+                if turns is None
+                else "messages of user and assistant in turns, the last of them the workflow's input",
+                remedy="A workflow goes on with a conversation where its input has a field of type list[Turn]."
+                if turns is None
+                else "",
+            )
+        value = workflow_input(graph, messages[-1].content, self._settings.json_depth)
+        if turns is None or len(messages) == 1:
+            return value
+        pairs = zip(messages[::2], messages[1::2], strict=False)
+        earlier = [Turn(asked=asked.content, replied=replied.content) for asked, replied in pairs]
+        return value.model_copy(update={turns: list(kept_turns(earlier, self._session.settings.conversation_tokens))})
 
     async def _run(self, served: ServedWorkflow, value: BaseModel, seed: int) -> Completed:
         session, graph = self._session, served.graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -22,12 +23,15 @@ from .gathered_answer import gather
 from .responses_protocol import ResponsesRequest, message_item, output_items, response_object, text_part
 from .responses_tools import call_items
 from .sampling_requests import token_blocks
+from .stored_responses import StoredResponses
 
 __all__ = ["add_responses_endpoint"]
 
 
-def add_responses_endpoint(api: FastAPI, chat: Chat, admission: Admission, settings: ServerSettings) -> None:
-    """Add /v1/responses. Nothing is kept: there is no response to be fetched later, or to go on from by its id."""
+def add_responses_endpoint(
+    api: FastAPI, chat: Chat, stored: StoredResponses, admission: Admission, settings: ServerSettings
+) -> None:
+    """Add /v1/responses, and what is done with one that is kept: fetch it, delete it."""
 
     @api.post(
         "/v1/responses",
@@ -36,22 +40,41 @@ def add_responses_endpoint(api: FastAPI, chat: Chat, admission: Admission, setti
     )
     async def responses(request: ResponsesRequest) -> Response:
         """One response of a workflow, a role or a variant; with `stream`, as server-sent events."""
+        earlier = stored.before(request)
         try:
-            answer = chat.plan(request.as_chat())
+            answer = chat.plan(request.as_chat(earlier))
         except ValidationError as error:
             raise RequestRefused(f"input: {error.errors()[0]['msg']}", param="input") from error
         admission.check()
         id, created = uuid.uuid4().hex, int(time.time())
+
+        def whole(done: Completed | None) -> dict[str, Any]:
+            response = response_object(id, created, request, done, stored.keeps(request))
+            if done is not None:
+                stored.keep(request, earlier, done, response)
+            return response
+
         if request.stream:
-            return EventStream(_Stream(request, id, created, answer, admission, settings), settings)
+            return EventStream(_Stream(id, whole, answer, admission, settings), settings)
 
         async def work() -> tuple[int, Any]:
             with anyio.fail_after(settings.request_timeout_s):
                 async with admission.enter():
                     done = await answer(None)
-            return 200, response_object(id, created, request, done)
+            return 200, whole(done)
 
         return JsonWork(work)
+
+    @api.get("/v1/responses/{id}", responses=errors(401, 403, 404))
+    async def get_response(id: str) -> dict[str, Any]:
+        """A response that is kept."""
+        return stored.get(id)
+
+    @api.delete("/v1/responses/{id}", responses=errors(401, 403, 404))
+    async def delete_response(id: str) -> dict[str, Any]:
+        """Keep a response no longer. Those that went on from it stay as they are."""
+        stored.delete(id)
+        return {"id": id, "object": "response", "deleted": True}
 
 
 class _Stream:
@@ -59,16 +82,14 @@ class _Stream:
 
     def __init__(
         self,
-        request: ResponsesRequest,
         id: str,
-        created: int,
+        whole: Callable[[Completed | None], dict[str, Any]],
         answer: Answer,
         admission: Admission,
         settings: ServerSettings,
     ) -> None:
-        self._request = request
         self._id = id
-        self._created = created
+        self._whole = whole
         self._answer = answer
         self._admission = admission
         self._settings = settings
@@ -92,7 +113,7 @@ class _Stream:
             if item["type"] == "reasoning":
                 last += self._event("output_item.added", output_index=index, item=item)
                 last += self._event("output_item.done", output_index=index, item=item)
-        whole = response_object(self._id, self._created, self._request, done)
+        whole = self._whole(done)
         await write(last + self._event(whole["status"], response=whole))
 
     def _message(self, where: dict[str, Any], done: Completed) -> bytes:
@@ -117,7 +138,7 @@ class _Stream:
         return written
 
     def _started(self) -> bytes:
-        started = response_object(self._id, self._created, self._request, None)
+        started = self._whole(None)
         return self._event("created", response=started) + self._event("in_progress", response=started)
 
     def _begin(self, where: dict[str, Any]) -> bytes:

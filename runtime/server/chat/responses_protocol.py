@@ -100,7 +100,7 @@ class TextOptions(ClientBody):
 
 
 class ResponsesRequest(ClientBody):
-    """A response, without memory: what was said before is sent along. Ours are those of a chat request."""
+    """A response. What was said before is sent along, or kept under `previous_response_id`."""
 
     unserved = RESPONSES
 
@@ -125,6 +125,9 @@ class ResponsesRequest(ClientBody):
     metadata: dict[str, str] | None = None
     """Comes back with the response."""
     store: bool | None = None
+    """Whether the response is kept; it is unless this says no."""
+    previous_response_id: Name | None = None
+    """A response that is kept, whose messages come before the input. Its instructions do not."""
 
     def said(self) -> list[ChatMessage]:
         """The messages of the input; calls that follow each other are one message."""
@@ -142,9 +145,9 @@ class ResponsesRequest(ClientBody):
                     messages.append(ChatMessage(role=item.role, content=text_of(item.content)))
         return messages
 
-    def as_chat(self) -> ChatRequest:
-        """The same as a chat request; instructions are its system message."""
-        messages = self.said()
+    def as_chat(self, earlier: Sequence[ChatMessage] = ()) -> ChatRequest:
+        """The same as a chat request behind `earlier` messages; instructions are its system message."""
+        messages = [*earlier, *self.said()]
         if self.instructions:
             messages.insert(0, ChatMessage(role="system", content=self.instructions))
         return ChatRequest(
@@ -196,8 +199,10 @@ def output_items(id: str, done: Completed) -> list[dict[str, Any]]:
     return items
 
 
-def response_object(id: str, created: int, request: ResponsesRequest, done: Completed | None) -> dict[str, Any]:
-    """A whole response; without `done` as it begins."""
+def response_object(
+    id: str, created: int, request: ResponsesRequest, done: Completed | None, kept: bool = False
+) -> dict[str, Any]:
+    """A whole response; without `done` as it begins. `kept` says whether it can be gone on from."""
     cut = done is not None and done.finish_reason == "length"
     status = "in_progress" if done is None else "incomplete" if cut else "completed"
     choice = request.tool_choice or ("auto" if request.tools else "none")
@@ -219,8 +224,8 @@ def response_object(id: str, created: int, request: ResponsesRequest, done: Comp
         "text": {"format": format.model_dump(by_alias=True, exclude_none=True)},
         "metadata": request.metadata or {},
         "parallel_tool_calls": bool(request.tools) and request.parallel_tool_calls is not False,
-        "previous_response_id": None,
-        "store": False,
+        "previous_response_id": request.previous_response_id,
+        "store": kept,
         "tool_choice": choice.model_dump() if isinstance(choice, FunctionChoice) else choice,
         "tools": [tool_block(tool) for tool in request.tools or ()],
         "truncation": "disabled",

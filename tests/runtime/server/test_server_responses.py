@@ -96,8 +96,8 @@ def test_answers_keep_to_a_schema_and_say_when_they_were_cut(client: openai.Open
         ({"model": "base", "input": []}, 400, "invalid_request", "input"),
         ({"model": "base", "input": [{"type": "reasoning", "id": "r"}]}, 400, "invalid_request", "input"),
         ({"model": "nobody", "input": "hi"}, 404, "model_not_found", "expected one of chain, planner"),
-        ({"model": "base", "input": "hi", "previous_response_id": "r"}, 400, "unknown_field", "previous_response_id"),
         ({"model": "base", "input": "hi", "tools": [{}]}, 400, "invalid_request", "tools.0.type"),
+        ({"model": "base", "input": "a", "previous_response_id": "r"}, 404, "previous_response_not_found", "'r'"),
         ({"model": "base", "input": "hi", "max_output_tokens": 10**9}, 400, "invalid_request", "at most 8192"),
         ({"model": "solver", "input": "hi", "instructions": "x"}, 400, "role_has_its_prompt", "name a variant"),
         (
