@@ -199,3 +199,25 @@ def test_the_oldest_are_deleted_where_they_are_too_many_or_too_old(tmp_path: Pat
     recover_store(tmp_path / "runs.db", tmp_path / "saved.db")
     with RunStore(tmp_path / "saved.db") as store:
         assert KeptResponses(store, most=3, days=2).get("r5", "") == KeptResponse("r5", "", 2.5 * DAY_S, "[]", "{}")
+
+
+def test_what_tools_give_goes_on_from_the_response_that_called_them() -> None:
+    tool: Any = {
+        "type": "function",
+        "name": "look",
+        "parameters": {"type": "object", "properties": {}},
+        "strict": False,
+    }
+    call = {"tool_calls": [{"name": "look", "arguments": {}}]}
+    replies = iter([call, "It rains."])
+    backend = ScriptedBackend(default=lambda ask: next(replies))
+    with server(backend) as running:
+        responses = openai_client(running).responses
+        first = responses.create(model="base", input="Weather?", tools=[tool])
+        (made,) = first.output
+        assert made.type == "function_call"
+        given: Any = [{"type": "function_call_output", "call_id": made.call_id, "output": "rain"}]
+        second = responses.create(model="base", input=given, previous_response_id=first.id)
+    assert second.output_text == "It rains."
+    assert [message.role for message in backend.asks[-1].messages] == ["user", "assistant", "user"]
+    assert "rain" in backend.asks[-1].messages[-1].content
