@@ -1,13 +1,7 @@
-"""Roles with memory: which turns a step is shown, what falls out, and that a resumed run remembers the same."""
+"""Roles with memory: which turns a step is shown, and what falls out."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,7 +21,8 @@ from metier.agents import (
 )
 from metier.agents.graphs.pictures import to_dot, to_mermaid
 from metier.agents.graphs.workflow_shape import workflow_shape
-from metier.runtime import RunStore, open_session
+from metier.router.route import Router
+from metier.runtime import RunStore, Session, load_settings, open_session
 from metier.runtime.runs.memory import check_memory
 from tests.agents.workflow import Answer, Puzzle, Verdict
 
@@ -40,10 +35,6 @@ class People(BaseModel):
 
 speaker = Role("speaker", takes=(Puzzle, Verdict | None), gives=str, instructions="Speak.", memory=True)
 judge = Role("judge", takes={"text": str}, gives=Verdict)
-
-
-class PowerCut(BaseException):
-    """Ends the process, and is no error of a run."""
 
 
 def debate(role: Role = speaker, rounds: int = 3) -> TaskGraph:
@@ -217,85 +208,6 @@ async def test_only_what_was_accepted_is_remembered() -> None:
     assert (row.messages, row.reply) == (rows[-1].messages, rows[-1].reply)
 
 
-async def test_a_resumed_run_remembers_the_same() -> None:
-    """Also where turns have fallen out."""
-    role = Role("speaker", takes=Puzzle, gives=str, memory=True, memory_tokens=60)
-    whole = numbered(speaker=lambda ask: f"turn {ask.step_path}")
-    await run(debate(role, rounds=6), whole)
-    power = True
-
-    def judge_dies(ask: Ask) -> Verdict:
-        nonlocal power
-        if ask.round == 4 and power:
-            power = False
-            raise PowerCut
-        return Verdict(correct=False)
-
-    backend = numbered(speaker=lambda ask: f"turn {ask.step_path}", judge=judge_dies)
-    graph = debate(role, rounds=6)
-    with RunStore(":memory:") as store:
-        async with open_session(backend=backend, store=store) as session:
-            with pytest.raises(PowerCut):
-                await session.run(graph, Puzzle(text="x"))
-        async with open_session(backend=backend, store=store) as session:
-            await session.resume(graph, store.runs(store.batches()[0].id)[0].id)
-    assert [said(ask) for ask in backend.asks if ask.role == "speaker"] == [
-        said(ask) for ask in whole.asks if ask.role == "speaker"
-    ]
-
-
-TALK = """
-import os, signal, sys
-import anyio
-from pydantic import BaseModel
-from metier.agents import Role, ScriptedBackend, TaskGraph, tool
-from metier.runtime import open_session
-
-class Puzzle(BaseModel):
-    text: str
-
-@tool
-def look_up(word: str) -> str:
-    return f"about {word}"
-
-speaker = Role("speaker", takes=Puzzle, gives=str, memory=True, memory_tokens=400, tools=[look_up])
-graph = TaskGraph("talk", takes=Puzzle, gives=str)
-with graph.loop("round", max_rounds=5):
-    graph.returns(graph.step(speaker))
-left = int(sys.argv[2])
-
-def reply(ask):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if ask.messages[-1].content.startswith("Results"):
-        return f'"round {ask.round} with {len(ask.messages)}"'
-    return {"tool_calls": [{"name": "look_up", "arguments": {"word": f"cow {ask.round}"}}]}
-
-async def main():
-    async with open_session(backend=ScriptedBackend(default=reply), store=sys.argv[1]) as session:
-        known = [run.id for batch in session.store.batches() for run in session.store.runs(batch.id)]
-        run = known[0] if known else session.prepare(graph, Puzzle(text="What is a cow?"))
-        print(await session.resume(graph, run))
-        for row in session.store.traffic():
-            print(row.step_path, [message.content for message in row.messages], row.reply)
-
-anyio.run(main)
-"""
-
-
-def test_a_killed_process_goes_on_with_what_it_remembered(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    talk = partial(subprocess.run, capture_output=True, text=True, timeout=120, env=environment)
-    words: list[Any] = [sys.executable, "-c", TALK, str(tmp_path / "killed.db")]
-    assert talk([*words, "3"]).returncode == -signal.SIGKILL  # behind the call of the second round
-    assert talk([*words, "4"]).returncode == -signal.SIGKILL  # in the fourth
-    killed, whole = talk([*words, "99"]), talk([*words[:-1], str(tmp_path / "whole.db"), "99"])
-    assert killed.returncode == 0, killed.stderr
-    assert killed.stdout == whole.stdout and killed.stdout.startswith("round 5 with ")
-
-
 async def test_a_conversation_shows_its_turns_before_those_of_the_run() -> None:
     role = Role("speaker", takes={"text": str, "earlier": list[Turn]}, gives=str, memory=True)
 
@@ -345,3 +257,12 @@ def test_a_memory_longer_than_the_context_is_refused() -> None:
     check_memory(graph, 2048)
     with pytest.raises(GraphError, match="remembers up to memory_tokens=1024 and writes up to 200 tokens, and the eng"):
         check_memory(graph, 1224)
+
+
+async def test_a_session_with_an_engine_checks_it_before_anything_is_recorded() -> None:
+    backend, settings = numbered(), load_settings(overrides={"engine.max_model_tokens": 1024})
+    with RunStore(":memory:") as store:
+        session = Session(backend, Router(), store, settings, base="0123456789abcdef")
+        with pytest.raises(GraphError, match="the engine's context has 1024"):
+            await session.run(debate(), Puzzle(text="x"))
+        assert not store.batches() and not backend.asks
