@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, get_type_hints
+from typing import Any, Optional, get_type_hints
 
 import networkx as nx
 
@@ -44,7 +44,7 @@ def pin(level: Level, draft: Draft, name: str, wanted: InputType, pinned: Refere
         if all_rounds is not None:
             sources.append(all_rounds)
             continue
-        if not fits(given, wanted.type):
+        if not fits(given, wanted.type) and not (wanted.optional and fits(given, _or_none(wanted))):
             raise GraphError(
                 f"input {name!r} of step {draft.name!r} takes {type_name(wanted.type)}, "
                 f"but {_shown(reference)!r} gives {type_name(given)}",
@@ -59,13 +59,13 @@ def pin(level: Level, draft: Draft, name: str, wanted: InputType, pinned: Refere
 def find(level: Level, draft: Draft, name: str, wanted: InputType) -> Source | None:
     """Find an input by type: nearest level first, the previous round before what lies outside the loop."""
     ancestors = nx.ancestors(level.edges, draft.name)
-    near = candidates(level, ancestors, 0, wanted.type)
+    near = _candidates(level, ancestors, 0, wanted)
     if near:
         return _only(near, draft, name, wanted)
     fallback = _find_outside(level, draft, name, wanted)
     if level.outer is not None:
         later = [n for n in level.drafts if n not in ancestors]
-        previous = candidates(level, later, 0, wanted.type)
+        previous = _candidates(level, later, 0, wanted)
         if previous and (wanted.optional or fallback is not None):
             source = _only(previous, draft, name, wanted)
             assert isinstance(source, StepOutput)
@@ -95,11 +95,11 @@ def _find_outside(level: Level, draft: Draft, name: str, wanted: InputType) -> S
     while at.outer is not None:
         hops, holder, at = hops + 1, at.around, at.outer
         ancestors = nx.ancestors(at.edges, holder)
-        found = candidates(at, ancestors, hops, wanted.type)
+        found = _candidates(at, ancestors, hops, wanted)
         fallback = _only(found, draft, name, wanted) if found else None
         if fallback is None and at.outer is not None and wanted.optional:
             later = [n for n in at.drafts if n not in ancestors and n != holder]
-            previous = candidates(at, later, hops, wanted.type)
+            previous = _candidates(at, later, hops, wanted)
             if previous:
                 source = _only(previous, draft, name, wanted)
                 assert isinstance(source, StepOutput)
@@ -135,6 +135,17 @@ def candidates(level: Level, names: Iterable[str], hops: int, wanted: Any) -> li
     return found
 
 
+def _candidates(level: Level, names: Iterable[str], hops: int, wanted: InputType) -> list[tuple[str, Source]]:
+    """The same for an input: where nothing gives it, and it may be missing, what gives it or nothing."""
+    names = set(names)
+    found = candidates(level, names, hops, wanted.type)
+    return found or (candidates(level, names, hops, _or_none(wanted)) if wanted.optional else [])
+
+
+def _or_none(wanted: InputType) -> Any:
+    return Optional[wanted.type]  # noqa: UP045  # a type that is known only now
+
+
 def _outputs(draft: Draft) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(draft.work, LoopDraft):
         for inner in draft.work.body:
@@ -158,6 +169,9 @@ def _only(found: list[tuple[str, Source]], draft: Draft, name: str, wanted: Inpu
 def _nothing_fits(level: Level, draft: Draft, name: str, wanted: InputType) -> GraphError:
     elsewhere = [n for n, d in level.drafts.items() if any(fits(g, wanted.type) for _, g in _outputs(d))]
     remedy = f"Add after={elsewhere[0]}." if elsewhere else "Add a step that gives it, or make it optional."
+    nullable = [n for n, d in level.drafts.items() if any(fits(g, _or_none(wanted)) for _, g in _outputs(d))]
+    if nullable and not elsewhere:
+        remedy = f"Write {type_name(wanted.type)} | None in `takes`: {nullable[0]} may give null."
     return GraphError(
         f"step {draft.name!r} takes {type_name(wanted.type)}, which nothing before it gives",
         expected=f"the graph's input ({type_name(level.graph.takes)}) or an earlier step",

@@ -300,3 +300,22 @@ def test_inputs_of_one_type_need_names() -> None:
 def test_roles_need_names_for_plain_types() -> None:
     with pytest.raises(GraphError, match="takes str without a name"):
         Role("reader", takes=str, gives=Parts)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_an_answer_that_may_be_null_is_an_input_that_may_be_missing(pinned: bool) -> None:
+    doubter = Role("doubter", takes=Puzzle, gives=Plan | None)
+    reader = Role("reader", takes=(Puzzle, Plan | None), gives=Answer)
+    graph = TaskGraph("g", takes=Puzzle, gives=Answer)
+    doubts = graph.step(doubter)
+    graph.step(reader, after=doubts, inputs={"plan": doubts} if pinned else {})
+    sources = graph.build().body["reader"].sources
+    assert sources == {"puzzle": GraphInput(), "plan": StepOutput(0, ("doubter",))}
+
+
+def test_an_answer_that_may_be_null_is_none_where_one_is_needed() -> None:
+    doubter = Role("doubter", takes=Puzzle, gives=Plan | None)
+    graph = TaskGraph("g", takes=Puzzle, gives=Answer)
+    graph.step(solver, after=graph.step(doubter))
+    with pytest.raises(GraphError, match=r"Write Plan \| None in `takes`: doubter may give null"):
+        graph.build()
