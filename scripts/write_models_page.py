@@ -1,6 +1,7 @@
-"""Write the table of docs/models.md from what is made and served here: python scripts/write_models_page.py.
+"""Write the table of docs/models.md from what is made and served here: python scripts/write_models_page.py [FAMILY …].
 
-About half an hour. Each family has a process of its own.
+About half an hour, or a minute or so for each family that is named; the rows of others stay. Each family has a process
+of its own.
 """
 
 from __future__ import annotations
@@ -63,18 +64,22 @@ def read_page() -> Table:
     }
 
 
-def main() -> None:
-    """Make every cell and write the page."""
-    table: Table = {}
+def main(chosen: list[str]) -> None:
+    """Make the cells of the chosen families, or of all, and write the page."""
+    unknown = sorted(set(chosen) - set(FAMILIES))
+    if unknown:
+        sys.exit(f"no family {unknown[0]!r}; expected some of {', '.join(FAMILIES)}")
+    made, families = read_page(), chosen or list(FAMILIES)
     began_s = time.monotonic()
-    for number, family in enumerate(FAMILIES, 1):
-        table[family] = in_own_process(family)
-        left_s = (time.monotonic() - began_s) / number * (len(FAMILIES) - number)
-        print(f"{number} of {len(FAMILIES)}: {family}, about {left_s / 60:.0f} min left", file=sys.stderr)
+    for number, family in enumerate(families, 1):
+        made[family] = in_own_process(family)
+        left_s = (time.monotonic() - began_s) / number * (len(families) - number)
+        print(f"{number} of {len(families)}: {family}, about {left_s / 60:.0f} min left", file=sys.stderr)
+    table = {family: made[family] for family in FAMILIES if family in made}
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{written(table)}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

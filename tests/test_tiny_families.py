@@ -13,16 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from metier.specializers.shelf.base_model import check_base
-from tests.tiny_families import FAMILIES, FAMILIES_THAT_DIFFER, write_tiny_family
+from tests.tiny_families import FAMILIES, FAMILIES_THAT_DIFFER, HYBRIDS, write_tiny_family
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *HYBRIDS])
 def test_a_tiny_family_is_a_whole_checkpoint(tmp_path: Path, tiny_family: Callable[[str], Path], name: str) -> None:
     folder = tiny_family(name)
     check_base(folder)
     model, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
-    assert model.config.model_type == FAMILIES[name]["model_type"]
+    assert model.config.model_type == {**FAMILIES, **HYBRIDS}[name]["model_type"]
     again = write_tiny_family(tmp_path / "again", name)
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     with torch.no_grad():

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.tiny_model import byte_level_bpe
 
-__all__ = ["FAMILIES", "FAMILIES_THAT_DIFFER", "write_tiny_family"]
+__all__ = ["FAMILIES", "FAMILIES_THAT_DIFFER", "HYBRIDS", "write_tiny_family"]
 
 _WINDOW = 16
 """Tokens of a sliding window: fewer than a test's prompts have, so that a window that is not kept is seen."""
@@ -27,6 +27,14 @@ _SIZES: dict[str, Any] = {
 _WIDE_HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_LINEAR = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+_DELTA_RULE = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", **_SIZES, **_WIDE_HEADS, "tie_word_embeddings": True},
@@ -154,6 +162,63 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Name → what its config is made of, `model_type` first."""
 
+HYBRIDS: dict[str, dict[str, Any]] = {
+    # Layers that keep a state: a gated delta rule in all but every second layer, a short convolution before it.
+    "qwen3_5": {
+        "model_type": "qwen3_5_text",
+        **_SIZES,
+        **_WIDE_HEADS,
+        **_DELTA_RULE,
+        "layer_types": _LINEAR,
+        "tie_word_embeddings": False,
+    },
+    # Gated short convolutions.
+    "lfm2": {
+        "model_type": "lfm2",
+        **_SIZES,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+        "tie_word_embeddings": True,
+    },
+    # Mamba 2 in every second layer, with Granite's multipliers.
+    "granitemoehybrid": {
+        "model_type": "granitemoehybrid",
+        **_SIZES,
+        **_MAMBA,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 128,
+        "layer_types": ["mamba", "attention", "mamba", "attention"],
+        "position_embedding_type": "rope",
+        "embedding_multiplier": 6.0,
+        "logits_scaling": 4.0,
+        "residual_multiplier": 0.3,
+        "attention_multiplier": 0.1,
+        "tie_word_embeddings": True,
+    },
+    # Attention and Mamba 2 beside each other in every layer.
+    "falcon_h1": {
+        "model_type": "falcon_h1",
+        **_SIZES,
+        **_WIDE_HEADS,
+        **_MAMBA,
+        "mamba_d_ssm": 128,
+        "tie_word_embeddings": False,
+    },
+    # Attention sinks, and experts in tensors of all of them together.
+    "gpt_oss": {
+        "model_type": "gpt_oss",
+        **_SIZES,
+        **_WIDE_HEADS,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": _WINDOW,
+        "layer_types": _MIXED,
+        "tie_word_embeddings": False,
+    },
+}
+"""Families with layers that keep a state, and GPT-OSS: docs/models.md says in words what works; as `FAMILIES`."""
+
 FAMILIES_THAT_DIFFER = (
     "llama3",
     "mistral",
@@ -180,7 +245,9 @@ def write_tiny_family(
     vocab: int = 512,
     **changes: Any,
 ) -> Path:
-    """Write a random checkpoint of a family of `FAMILIES`, with tokenizer and chat template, and return its folder.
+    """Write a random checkpoint of a family of `FAMILIES` or `HYBRIDS` and return its folder.
+
+    It has a tokenizer and a chat template.
 
     `changes` are fields of its config. All weights are random, norms and biases too, so that none of them can be
     left out unseen; `weight_std` is as in `write_tiny_llama`. The same arguments give the same bytes.
@@ -193,7 +260,7 @@ def write_tiny_family(
     tokenizer.save_pretrained(folder)
     config = AutoConfig.for_model(
         **{
-            **FAMILIES[name],
+            **{**FAMILIES, **HYBRIDS}[name],
             "vocab_size": len(tokenizer),
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
@@ -201,7 +268,9 @@ def write_tiny_family(
             **changes,
         }
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.random.fork_rng():  # some families draw what the others set
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for place, parameter in model.named_parameters():

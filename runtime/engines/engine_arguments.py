@@ -7,9 +7,10 @@ from typing import Any
 
 from ...agents.errors import EngineError
 from ...specializers.checkpoints.expert_layers import adaptable_names
-from ...specializers.checkpoints.output_head import stores_own_head
+from ...specializers.checkpoints.output_head import HEAD, stores_own_head
+from ...specializers.checkpoints.state_layers import keeps_state
 from ...specializers.checkpoints.tensor_files import base_tensors, read_json
-from ...specializers.machine.number_types import engine_number_type
+from ...specializers.machine.number_types import DELTA_RULE, engine_number_type
 from ..plugin.wire import FIER_KEY, LOGITS_PROCESSOR, REASONING_PARSER, plugin_wanted
 from ..settings.engine import EngineSettings
 from .few_bits_check import check_few_bits
@@ -18,6 +19,8 @@ __all__ = ["engine_arguments"]
 
 # Families whose logits vLLM always computes with the embedding.
 _ALWAYS_TIED = ("gemma2", "gemma3n", "cohere", "cohere2", "cohere2_moe")
+_NO_HEAD = ("gemma2",)
+"""Those of them whose loading fails at a stored head."""
 
 
 def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, adapters: bool) -> Any:
@@ -41,6 +44,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
     ours = plugin_wanted()
     dtype = engine_number_type(weights, settings.dtype if dtype == "auto" else dtype).dtype
     check_few_bits(weights, dtype)
+    _check_delta_rule(weights, dtype)
     context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)
     _check_retrieval(settings, context_tokens)
     return AsyncEngineArgs(
@@ -54,7 +58,8 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         max_num_batched_tokens=max(settings.max_batch_tokens, settings.max_running),
         kv_cache_memory_bytes=int((settings.kv_cache_mib << 20) / (1 + _beside_cache(weights, dtype, settings))),
         block_size=settings.block_tokens,
-        enable_prefix_caching=True,
+        # States are kept at the ends of blocks only, and the CPU's kernel of Mamba does not give those.
+        enable_prefix_caching=not (keeps_state(_text_config(weights)) and _on_cpu()),
         scheduling_policy="priority",
         # A step's rows are then those just scheduled, which is what the meter splits its cost over.
         async_scheduling=False,
@@ -75,16 +80,37 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
 
 def _overrides(weights: Path) -> dict[str, Any]:
     """What is to be changed in a config; raises EngineError for a head that the engine has no place for."""
+    config = _text_config(weights)
+    kind = config.get("model_type")
+    sizes = ("conv_dim", "block_dim") if kind in ("lfm2", "lfm2_moe") else ()
+    # vLLM wants them, and transformers, which takes hidden_size, no longer writes them.
+    overrides = {name: config["hidden_size"] for name in sizes if name not in config}
     if not stores_own_head(weights):
-        return {}
-    kind = _text_config(weights).get("model_type")
+        if kind in _NO_HEAD and HEAD in base_tensors(weights):
+            raise EngineError(
+                f"the checkpoint in {str(weights)!r} stores its embedding a second time, as {HEAD}",
+                expected=f"no output head: the engine has no place for one of {kind}",
+                remedy="Open it with transformers and save it again, which leaves the copy out.",
+            )
+        return overrides
     if kind in _ALWAYS_TIED:
         raise EngineError(
             f"the checkpoint in {str(weights)!r} has an output head that is not its embedding",
             expected=f"a tied head: the engine knows no other for {kind}",
             remedy="Use the base without that training, or one of another family.",
         )
-    return {"tie_word_embeddings": False}  # vLLM goes by the config alone, transformers by what is stored
+    return {**overrides, "tie_word_embeddings": False}  # vLLM goes by the config alone, transformers by what is stored
+
+
+def _check_delta_rule(weights: Path, dtype: str) -> None:
+    """Raise EngineError where a delta rule is to be computed in numbers that the CPU's kernel does not take."""
+    kind = _text_config(weights).get("model_type")
+    if kind in DELTA_RULE and dtype in ("float32", "float16") and _on_cpu():
+        raise EngineError(
+            f"the model in {str(weights)!r}, of type {kind!r}, is to be computed in {dtype}",
+            expected="bfloat16, which is all that the CPU's kernel of its delta rule takes",
+            remedy="Set engine.dtype to bfloat16, or leave it at auto.",
+        )
 
 
 def _beside_cache(weights: Path, dtype: str, settings: EngineSettings) -> float:
@@ -126,6 +152,12 @@ def _check_retrieval(settings: EngineSettings, context_tokens: int) -> None:
             expected="blocks of whole groups",
             remedy="Set block_tokens to 128, or make the variant with smaller groups.",
         )
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cpu())
 
 
 def _context_tokens(weights: Path) -> int | None:

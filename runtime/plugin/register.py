@@ -54,7 +54,7 @@ def register() -> None:
     check_signatures(CPU_LORA_METHODS | TREX_METHODS | QUANTISED_LORA_METHODS | COMPILE_CACHE_METHODS | FIER_METHODS)
     check_signatures(SEEDED_CHUNKS_METHODS)
     check_signatures(EXPERTS_METHODS | FINITE_VALUES_METHODS | EXACT_INT8_METHODS | MODEL_CLASS_METHODS)
-    from . import compile_cache, exact_int8, finite_values, model_classes, seeded_chunks
+    from . import compile_cache, exact_int8, finite_values, model_classes, seeded_chunks, without_torchvision
     from .adapters import experts_cpu, lora_cpu, quantised_lora
     from .fier import fier_attention
 
@@ -63,6 +63,7 @@ def register() -> None:
     STATUS["lora on int8"] = quantised_lora.install()
     STATUS["int8"] = exact_int8.install()
     STATUS["model classes"] = model_classes.install()
+    STATUS["torchvision"] = without_torchvision.install()
     STATUS["compile cache"] = compile_cache.install()
     STATUS["fier"] = fier_attention.install()
     STATUS["seeded chunks"] = seeded_chunks.install()

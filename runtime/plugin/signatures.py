@@ -268,6 +268,7 @@ MODEL_CLASS_METHODS: dict[str, tuple[str, ...]] = {
         "is_encoder",
     ),
     "vllm.config:get_current_vllm_config_or_none": (),
+    "vllm.model_executor.models.registry:_LazyRegisteredModel.load_model_cls": ("self",),
 }
 
 

@@ -15,7 +15,6 @@ from .attention import attention_of, model_of
 from .checkpoint_files import AddedWeights, CheckpointReader
 from .opened_by_transformers import opened_by_transformers
 from .stored_weights import dense_names, read_dense
-from .tensor_files import read_json
 
 __all__ = ["build_without_weights", "load_dense_model"]
 
@@ -80,7 +79,8 @@ def _without_weights() -> Iterator[None]:
 def _dense_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    content = read_json(folder, "config.json")
-    content.pop("quantization_config", None)
     with opened_by_transformers(folder, "config"):
-        return AutoConfig.for_model(**content)
+        config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config

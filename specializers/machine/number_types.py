@@ -11,7 +11,14 @@ from ..shelf.base_model import base_fingerprint
 from .machine import memory_bytes, processor_flags, vllm_version
 from .measured_speed import known_speed, read_speeds
 
-__all__ = ["NumberType", "engine_choices", "engine_number_type", "training_number_type", "usual_number_type"]
+__all__ = [
+    "DELTA_RULE",
+    "NumberType",
+    "engine_choices",
+    "engine_number_type",
+    "training_number_type",
+    "usual_number_type",
+]
 
 MOST_OF_MEMORY = 0.5
 """Weights are not widened to float32 when they would then take more than this share of the machine's memory."""
@@ -19,6 +26,10 @@ MOST_OF_MEMORY = 0.5
 
 NATIVE = {"bfloat16": {"avx512_bf16", "amx_bf16"}, "float16": {"avx512_fp16", "amx_fp16"}}
 """Instructions that multiply a type without widening it first; any of them will do."""
+
+
+DELTA_RULE = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+"""Model types with layers of a gated delta rule, which vLLM's CPU kernel computes in bfloat16 only."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,8 @@ def _choices(weights: Path) -> tuple[tuple[str, ...], str]:
     if quantised is not None and not _takes_float32(quantised):
         return (), "the kernels of its quantised weights take few types"
     config = {**config.get("text_config", {}), **config}
+    if config.get("model_type") in DELTA_RULE:
+        return ("bfloat16",), "the kernel of its delta rule takes nothing else"
     own = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     if own == "float16":  # exact in float32, and three bits less in bfloat16
         return ("float16", "float32"), ""

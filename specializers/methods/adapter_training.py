@@ -13,12 +13,19 @@ from ..checkpoints.tensor_files import read_json
 from ..training.loop import TrainingSettings
 from ..training.speed import hold_frozen_weights_in_bfloat16
 from .method import Job
-from .trained import LoadedBase, Targets, choose_device
+from .trained import LoadedBase, Targets, choose_device, linear_targets
 
 if TYPE_CHECKING:
     from ..adapters.lora_deltas import LoraDeltas
 
-__all__ = ["check_served_targets", "go_on_from_lora", "load_base", "load_parent", "parent_config"]
+__all__ = [
+    "check_served_targets",
+    "go_on_from_lora",
+    "load_base",
+    "load_parent",
+    "parent_config",
+    "served_targets",
+]
 
 
 def load_base(job: Job, settings: TrainingSettings) -> LoadedBase:
@@ -50,15 +57,21 @@ _FUSED_HERE_ALONE = {"glm": ("gate_up_proj",), "glm4": ("gate_up_proj",)}
 
 
 def check_served_targets(targets: Targets, job: Job) -> None:
-    """Raise RecipeError when the engine would refuse an adapter of these layers, after all the training."""
+    """Raise RecipeError when the engine would refuse an adapter of layers that are named, after all the training."""
     fused = _FUSED_HERE_ALONE.get(str(read_json(job.model, "config.json").get("model_type")), ())
-    wanted = fused if targets == "all-linear" else [name for name in targets if name in fused]
+    wanted = [name for name in targets if name in fused]
     if wanted:
         raise RecipeError(
             f"targets {targets!r} have {wanted[0]}, which the engine knows in parts on this family",
             expected="layers that are one in the engine too",
             remedy="Set targets: [q_proj, k_proj, v_proj, o_proj, down_proj].",
         )
+
+
+def served_targets(model: Any, targets: Targets) -> list[str]:
+    """Names of the linear layers to adapt, of those that the engine takes adapters for; see `linear_targets`."""
+    fused = _FUSED_HERE_ALONE.get(model.config.model_type, ())
+    return [name for name in linear_targets(model, targets) if name not in fused]
 
 
 def parent_config(job: Job, peft_type: str) -> dict[str, Any]:

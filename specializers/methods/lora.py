@@ -14,9 +14,9 @@ from ..adapters.adapter_writing import lora_config, write_adapter
 from ..shelf.variant import AskSpec
 from ..training.batches import encode_rows
 from ..training.loop import TrainingSettings
-from .adapter_training import check_served_targets, go_on_from_lora, load_base, parent_config
+from .adapter_training import check_served_targets, go_on_from_lora, load_base, parent_config, served_targets
 from .method import Job, Made, Method
-from .trained import Targets, add_lora, linear_targets, train_job
+from .trained import Targets, add_lora, train_job
 
 if TYPE_CHECKING:
     from ..adapters.lora_deltas import LoraDeltas
@@ -43,7 +43,8 @@ class LoraSettings(TrainingSettings):
     """Share of the update's inputs that are set to 0 in training."""
 
     targets: Targets = "all-linear"
-    """Names of the modules that get an update. `all-linear` is every linear layer but the output head."""
+    """Names of the modules that get an update. `all-linear` is every linear layer that the engine takes
+    adapters for, but the output head."""
 
 
 def make_lora(settings: LoraSettings, job: Job) -> Made:
@@ -58,7 +59,7 @@ def make_lora(settings: LoraSettings, job: Job) -> Made:
     parent = _parent(settings, job)
     base = load_base(job, settings)
     rows = encode_rows(job.rows, base.tokenizer, max_row_tokens=settings.max_row_tokens, template=job.template)
-    targets = linear_targets(base.model, settings.targets)
+    targets = served_targets(base.model, settings.targets)
     tuned = add_lora(
         base.model,
         rank=settings.rank,

@@ -58,18 +58,19 @@ def choose_device(settings: TrainingSettings) -> tuple[str, bool]:
 
 
 def linear_targets(model: Any, targets: Targets) -> list[str]:
-    """Names of the linear layers to adapt, sorted; `all-linear` is all but the output head.
+    """Names of the linear layers to adapt, sorted; `all-linear` is all that can be, but the output head.
 
-    Raises: RecipeError for a name that no linear layer has, or a model without any (GPT-2 stores them transposed).
+    Layers of experts and beside them in their mixture, layers named as experts are, and the way out of a Mamba layer
+    cannot be.
+    Raises: RecipeError for a name that no such layer has, or a model without any (GPT-2 stores them transposed).
     """
     import torch
 
     head = model.get_output_embeddings()
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
-    }
+    places = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+    linear = {name.rpartition(".")[2] for name in places} - _left_alone(model, places)
     if not linear:
         raise RecipeError(
             f"the model, of type {model.config.model_type!r}, has no linear layers that adapters are trained on",
@@ -86,6 +87,22 @@ def linear_targets(model: Any, targets: Targets) -> list[str]:
             remedy="Correct `targets` in the recipe.",
         )
     return sorted(targets)
+
+
+# What checkpoints call the matrices of experts. peft takes the names for those, whichever layer is meant.
+_EXPERT_NAMES = frozenset({"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
+
+
+def _left_alone(model: Any, places: Sequence[str]) -> set[str]:
+    """Names of linear layers at `places` that are not adapted."""
+    modules = dict(model.named_modules())
+    mixtures = tuple(name.removesuffix("experts") for name in modules if name.endswith(".experts"))
+    left = {name.rpartition(".")[2] for name in places if name.startswith(mixtures)} if mixtures else set()
+    if mixtures:
+        left |= _EXPERT_NAMES
+    # The kernels of Mamba read this layer's weight themselves, past any adapter. (It has D; a delta rule has none.)
+    mamba = [name for name, module in modules.items() if hasattr(module, "A_log") and hasattr(module, "D")]
+    return left | ({"out_proj"} if any(f"{name}.out_proj" in places for name in mamba) else set())
 
 
 def add_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> Any:

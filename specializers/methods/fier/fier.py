@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ....agents.errors import RecipeError
+from ...checkpoints.state_layers import keeps_state
 from ...checkpoints.tensor_files import read_json
 from ...shelf.fier_settings import HEAD_DIMS, MAX_SHARED_HEADS, FierSettings
 from ..asked_role import RoleSettings
@@ -111,6 +112,8 @@ def _stock_everywhere(config: dict[str, Any]) -> str:
         return "capped attention logits"
     if config.get("model_type") == "gpt_oss":
         return "learned attention sinks"
+    if keeps_state(config):
+        return "layers that keep a state"
     heads = config.get("num_attention_heads") or 1
     shared = heads // (config.get("num_key_value_heads") or heads)
     if shared > MAX_SHARED_HEADS:

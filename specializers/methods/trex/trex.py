@@ -19,9 +19,9 @@ from ...adapters.trex_shape import K_TASK, MOST_GAIN, R1, R2, SHARPNESS, TREX, T
 from ...shelf.variant import AskSpec
 from ...training.batches import encode_rows
 from ...training.loop import TrainingSettings
-from ..adapter_training import check_served_targets, load_base, load_parent, parent_config
+from ..adapter_training import check_served_targets, load_base, load_parent, parent_config, served_targets
 from ..method import Job, Made, Method
-from ..trained import Targets, linear_targets, train_job
+from ..trained import Targets, train_job
 
 if TYPE_CHECKING:
     from .tuner import TrexConfig
@@ -66,7 +66,8 @@ class TrexSettings(TrainingSettings):
     within tens of steps."""
 
     targets: Targets = "all-linear"
-    """Names of the modules that get an update. `all-linear` is every linear layer but the output head."""
+    """Names of the modules that get an update. `all-linear` is every linear layer that the engine takes
+    adapters for, but the output head."""
 
     @model_validator(mode="after")
     def _fits_a_slot(self) -> Self:
@@ -111,7 +112,7 @@ def make_trex(settings: TrexSettings, job: Job) -> Made:
         intuition=semantic_map.intuition if settings.intuition else None,
         template=job.template,
     )
-    targets = linear_targets(base.model, settings.targets)
+    targets = served_targets(base.model, settings.targets)
     config.target_modules = targets
     torch.manual_seed(job.seed)
     tuned = get_peft_model(base.model, config, autocast_adapter_dtype=True)

@@ -13,6 +13,7 @@ from metier.runtime.plugin.wire import INTUITION_KEY
 from metier.runtime.settings.engine import EngineSettings
 from metier.runtime.slots.adapter import LoadedAdapter
 from metier.specializers.adapters.semantic_map import SemanticMap
+from metier.specializers.methods.trained import linear_targets
 from tests.runtime.conftest import TINY
 from tests.tiny_model import write_random_lora
 from tests.tiny_trex import TASKS, write_random_trex
@@ -50,16 +51,15 @@ def served_differences(
 
 
 def adaptable_layers(base: Path) -> list[str]:
-    """Last names of the linear layers of a base, without the output head."""
+    """Last names of the linear layers of a base that adapters are made for."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    head = model.get_output_embeddings()
-    kinds = (torch.nn.Linear, Conv1D)
-    linear = (name for name, m in model.named_modules() if isinstance(m, kinds) and m is not head)
-    return sorted({name.rpartition(".")[2] for name in linear})
+    if any(isinstance(module, Conv1D) for module in model.modules()):
+        return ["c_attn", "c_fc", "c_proj"]
+    return linear_targets(model, "all-linear")
 
 
 async def _served(

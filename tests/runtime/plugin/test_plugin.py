@@ -96,6 +96,7 @@ def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
         "lora on int8",
         "int8",
         "model classes",
+        "torchvision",
         "compile cache",
         "fier",
         "seeded chunks",

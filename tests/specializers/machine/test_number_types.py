@@ -11,6 +11,7 @@ from metier.specializers.machine import machine, number_types
 from metier.specializers.machine.machine import Machine, processor_flags, this_machine
 from metier.specializers.machine.measured_speed import MeasuredSpeed, Timing, note_speed
 from metier.specializers.machine.number_types import engine_number_type, training_number_type
+from tests.tiny_families import write_tiny_family
 from tests.tiny_model import write_tiny_llama
 
 PROCESSORS = {
@@ -33,6 +34,13 @@ def on_a_cpu_without_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def become(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (machine, number_types):
         monkeypatch.setattr(place, "processor_flags", lambda: frozenset(PROCESSORS[processor]))
+
+
+def test_a_delta_rule_is_computed_in_bfloat16_wherever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_tiny_family(tmp_path / "base", "qwen3_5")
+    for processor in PROCESSORS:
+        become(processor, monkeypatch)
+        assert engine_number_type(base, "auto").dtype == "bfloat16"
 
 
 def checkpoint(folder: Path, **config: object) -> Path:

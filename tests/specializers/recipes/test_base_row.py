@@ -9,7 +9,7 @@ import pytest
 from metier.agents.errors import BaseModelError
 from metier.specializers.methods.method import METHODS
 from metier.specializers.recipes.base_row import base_row
-from tests.tiny_families import write_tiny_family
+from tests.tiny_families import HYBRIDS, write_tiny_family
 
 NOT_PRUNED = {"width_pruning", "depth_pruning", "pat"}
 
@@ -20,11 +20,12 @@ NOT_PRUNED = {"width_pruning", "depth_pruning", "pat"}
         ("llama", set()),
         ("phi3", set()),
         ("gemma3", set()),
-        ("glm4", {"lora", "trex"}),
+        ("glm4", set()),
         ("gemma2", {"fier"}),
         ("mistral", {"fier"}),
         ("qwen3_moe", NOT_PRUNED),
         ("gpt2", NOT_PRUNED | {"ptq", "msq", "fier"}),
+        *((hybrid, NOT_PRUNED | {"fier"}) for hybrid in HYBRIDS),
     ],
 )
 def test_methods_take_a_base_or_say_why_not(tmp_path: Path, family: str, refused: set[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from metier.specializers.training.batches import EncodedRow
 from metier.specializers.training.objective import answer_loss, can_share_start, scales_by_length
-from tests.tiny_families import write_tiny_family
+from tests.tiny_families import HYBRIDS, write_tiny_family
 
 FAMILIES = (
     "llama3",
@@ -83,21 +83,10 @@ def test_and_so_are_its_gradients(family: str, tiny_family: Callable[[str], Path
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_model_that_keeps_a_state_shares_no_start(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, Lfm2Config
-
-    torch.manual_seed(0)
-    config = Lfm2Config(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        layer_types=["conv", "full_attention", "conv"],
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
-    assert not can_share_start(model)
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_a_model_that_keeps_a_state_shares_no_start(family: str, tiny_family: Callable[[str], Path]) -> None:
+    model = opened(tiny_family(family))
+    assert can_share_start(model) == (family == "gpt_oss")
     rows = rows_after(20, 4, 9, 15)
     loss = answer_loss(model, rows, pad_token=2)
     assert loss.item() == pytest.approx(alone(model, rows).item(), rel=STEP)
