@@ -77,7 +77,7 @@ def engine_threads(asked: int | None) -> ThreadCount:
 def computing_on(threads: int) -> Iterator[None]:
     """Within, torch computes on so many threads in this thread."""
     # vLLM's CPU worker replaces torch.set_num_threads for the whole process by a function that does nothing.
-    from torch._C import get_num_threads, set_num_threads
+    from torch._C import get_num_threads, set_num_threads  # type: ignore[attr-defined]  # not in its stubs
 
     before = get_num_threads()
     set_num_threads(threads)
