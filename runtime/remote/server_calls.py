@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 
-from ...agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, ServerError
+from ...agents.errors import AskRejectedError, ContextError, EngineDeadError, EngineError, NotServedError, ServerError
 from ..settings.fleet import RemoteSettings
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ __all__ = ["GarbledAnswerError", "ServerBusyError", "ServerCalls", "ServerGoneEr
 
 RETRIED = frozenset({429, 502, 503, 504})
 SHOWN_CHARACTERS = 300
+VLLM_ON_CONTEXT = "maximum context length"
+"""What vLLM's own server says of a prompt that is too long; it has no code for it."""
 
 
 class ServerGoneError(EngineDeadError):
@@ -191,9 +193,11 @@ class ServerCalls:
 
     def refused(self, status: int, path: str, text: str) -> EngineError:
         """The error that an answer of this status is."""
+        code = None
         try:
             said = json.loads(text)
             reason = said["error"]["message"] if "error" in said else said.get("message") or said["detail"]
+            code = said["error"].get("code") if "error" in said else None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             reason = text
         problem = f"{self.url}{path} answered {status}: {shown(str(reason))}"
@@ -206,6 +210,8 @@ class ServerCalls:
             return kind(problem, expected="an answer", remedy="Look at the server's own log.")
         if status == 404:
             return NotServedError(problem, expected="a model that is served there")
+        if code == "context_length_exceeded" or VLLM_ON_CONTEXT in str(reason):
+            return ContextError(problem, expected="a prompt within the context of the model there")
         return AskRejectedError(problem, expected="what that server can serve")
 
 

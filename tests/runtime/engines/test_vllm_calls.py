@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from metier.agents.errors import AskRejectedError, EngineError
+from metier.agents.errors import AskRejectedError, ContextError, EngineError
 from metier.agents.messages import Ask, Message, Reply
 from metier.agents.sampling import Sampling, TokenChance, WrittenToken
 from metier.agents.thinking import ThinkingProfile
@@ -128,7 +128,7 @@ def test_tokens_are_reported_with_the_likeliest_and_without_what_ended_the_answe
 
 def test_what_vllm_finds_wrong_with_an_ask_is_a_refusal(asks: VllmAsks, make_ask: MakeAsk) -> None:
     ask = make_ask()
-    with pytest.raises(AskRejectedError, match="fewer than 200") as caught:
+    with pytest.raises(ContextError, match="fewer than 200") as caught:
         asks.prepare(EngineRequest(make_ask("seven " * 400)), stream=False)
     assert ask_error(ask, caught.value) is caught.value
     refusal = ask_error(ask, ValueError("bad grammar"))

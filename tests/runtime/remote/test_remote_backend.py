@@ -12,12 +12,13 @@ import httpx
 import pytest
 
 from metier.agents import Ask, Message, ScriptedBackend, ThinkingProfile, Usage
-from metier.agents.errors import AskRejectedError, EngineDeadError, EngineError, UnknownVariantError
+from metier.agents.errors import AskRejectedError, ContextError, EngineDeadError, EngineError, UnknownVariantError
 from metier.agents.messages import Reply
 from metier.router import Assignment, RoleAssignment
 from metier.runtime import RunStore, open_session
 from metier.runtime.cli.run import RunOptions, run_workflow
 from metier.runtime.remote.remote_backend import RemoteBackend
+from metier.runtime.remote.server_calls import ServerCalls
 from metier.runtime.settings.fleet import RemoteSettings
 from metier.runtime.settings.session import load_settings
 from metier.specializers.shelf.variant import AskSpec, EngineSpec, Variant
@@ -99,6 +100,19 @@ async def test_an_error_inside_the_other_server_is_one_here(stream: bool) -> Non
         async with RemoteBackend(served.url, settings=AT_ONCE) as remote:
             with pytest.raises(EngineDeadError, match="EngineDeadError: gone"):
                 await remote.reply(make(), on_text=print if stream else None)
+
+
+async def test_a_prompt_beyond_the_context_there_is_one_here() -> None:
+    def fail(ask: Ask) -> str:
+        raise ContextError("the prompt has 600 tokens", expected="fewer than 512")
+
+    with server(ScriptedBackend(default=fail)) as served:
+        async with RemoteBackend(served.url, settings=AT_ONCE) as remote:
+            with pytest.raises(ContextError, match="600 tokens"):
+                await remote.reply(make())
+    of_vllm = '{"error": {"message": "This model\'s maximum context length is 512 tokens.", "code": 400}}'
+    calls = ServerCalls("http://other", AT_ONCE, None)
+    assert isinstance(calls.refused(400, "/v1/chat/completions", of_vllm), ContextError)
 
 
 async def test_nobody_there_is_said_after_bounded_tries() -> None:
