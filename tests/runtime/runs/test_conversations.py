@@ -196,6 +196,22 @@ async def test_two_processes_do_not_talk_past_each_other(tmp_path: Path) -> None
             await chat.say("From here.")
 
 
+async def test_what_is_said_at_once_becomes_turns_one_after_the_other() -> None:
+    backend = counting()
+    async with open_session(backend=backend, store=":memory:") as session, session.chat(helper) as chat:
+        async with anyio.create_task_group() as tasks:
+            for text in ("a", "b", "c"):
+                tasks.start_soon(chat.say, text)
+        assert [turn.reply for turn in chat.turns] == ["2 messages", "4 messages", "6 messages"]
+
+
+async def test_text_that_no_file_can_hold_is_refused_and_nothing_is_left_of_it() -> None:
+    async with open_session(backend=counting(), store=":memory:") as session, session.chat(helper) as chat:
+        with pytest.raises(RunError, match="cannot be recorded"):
+            await chat.say("half a pair: \ud800")
+        assert not chat.begun and await chat.say("whole") == "2 messages"
+
+
 async def test_a_turn_that_failed_goes_on_or_is_left() -> None:
     down = [True]
 
