@@ -100,6 +100,7 @@ async def compare(options: argparse.Namespace, folder: Path) -> None:
             sessions[label] = await stack.enter_async_context(
                 open_session(base=options.base, assignment=assignment, store=store, settings=settings)
             )
+            await sessions[label].start_engines()
         samples: Samples[str, Batch] = Samples(list(sessions), options.journal)
         for number, label in paired_rounds(list(sessions), options.rounds):
             # New briefs each round: the prefix cache must not remember whole programs.

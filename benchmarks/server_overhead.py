@@ -128,6 +128,7 @@ async def open_served(engine: bool, folder: Path) -> AsyncGenerator[Session]:
     settings = load_settings(overrides=overrides | {f"engine.{name}": value for name, value in tiny.items()})
     base = write_tiny_llama(folder / "tiny")
     async with open_session(base=base, store=":memory:", settings=settings) as session:
+        await session.start_engines()
         yield session
 
 

@@ -182,6 +182,7 @@ async def real_hours(minutes: float, concurrency: int, folder: Path) -> None:
     async with open_session(
         base=base, assignment=Assignment(roles=roles), engine="supervised", store=store, settings=settings
     ) as session:
+        await session.start_engines()
         await _until(session, 60 * minutes, concurrency, Watch(store))
         states = session.store.query("SELECT state, count(*) AS n FROM runs GROUP BY state")
         lost = session.store.query("SELECT count(*) AS n, sum(cpu_s) AS cpu_s FROM abandoned")[0]

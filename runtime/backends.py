@@ -7,7 +7,7 @@ one row of `ENGINES`.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -82,7 +82,8 @@ class OpenBackend:
     as is known, so that replies of different bases are kept apart; `base_folder` is the base's checkpoint where this
     process or its children hold the engines, with each checkpoint loaded once: only then is their memory known.
     `settings` are those that engines were started with, `totals` and `checkpoint_totals` their counters, by engine and
-    by checkpoint.
+    by checkpoint. `start` starts the engines, None where there is nothing left to start: what is not started by it
+    starts when it is first asked.
     """
 
     backend: Backend
@@ -91,6 +92,7 @@ class OpenBackend:
     model: str = ""
     base_folder: Path | None = None
     totals: Totals | None = None
+    start: Callable[[], Awaitable[None]] | None = None
     checkpoint_totals: Totals = field(default=dict)
 
 
@@ -129,7 +131,7 @@ async def _open_pool(engine: str, request: BackendRequest) -> AsyncGenerator[Ope
         on_event=request.on_event,
         on_abandoned=request.on_abandoned,
     ) as pool:
-        await pool.warm(request.ready)
+        await pool.check(request.ready)
         yield OpenBackend(
             pool,
             settings,
@@ -137,6 +139,7 @@ async def _open_pool(engine: str, request: BackendRequest) -> AsyncGenerator[Ope
             local.base,
             local.base_folder,
             pool.totals,
+            partial(pool.warm, request.ready),
             pool.checkpoint_totals,
         )
 

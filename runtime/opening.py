@@ -17,7 +17,8 @@ from ..router.route import Router
 from ..specializers.shelf.bundled_model import DEFAULT_BASE
 from ..specializers.shelf.shelf import Shelf
 from .backends import DEFAULT_ENGINE, BackendRequest, OpenBackend, check_engine, open_backend
-from .events import Event, Listeners, OnEvent
+from .console import say_on_terminal
+from .events import STARTUP, Event, Listeners, OnEvent, in_words
 from .notebook import NotebookProgress, in_notebook
 from .runs.session import Session
 from .runs.session_opening import opened_either_way
@@ -64,6 +65,10 @@ async def open_session(
 
     `on_event` is called with every event; without one, a notebook shows progress below the cell.
 
+    Engines start at the first run that asks a role, or with `session.start_engines()`; what can be checked before is
+    checked here. `on_event` is called with what is waited for (`preparing`, `engine_starting`, `engine_ready`) and with
+    what runs do; without it, what is waited for is said on a terminal or below a notebook's cell.
+
     `variants` names variants that will be asked for beside the assignment's; `other_roles` names roles of later
     workflows, which the assignment may name too.
 
@@ -96,8 +101,8 @@ async def open_session(
             store = stack.enter_context(RunStore(store if store is not None else settings.store))
         session: Session | None = None
         listeners = Listeners([on_event] if on_event is not None else [])
-        if on_event is None and in_notebook():
-            listeners.append(NotebookProgress().on_event)
+        if on_event is None:
+            listeners.append(NotebookProgress().on_event if in_notebook() else _tell_on_terminal)
 
         def note(event: Event) -> None:
             if event.kind in ENGINE_EVENTS and session is not None and session.batch is not None:
@@ -121,7 +126,7 @@ async def open_session(
         tools = await stack.enter_async_context(ToolCaller(settings.tools))
         session = Session(
             opened.backend, router, store, settings, listeners, opened.totals, other_roles, opened.base, tools,
-            opened_with=_opened_with(base, backend, engine, shelf, settings),
+            opened_with=_opened_with(base, backend, engine, shelf, settings), start=opened.start,
         )  # fmt: skip
         if settings.tracing:
             session.listen(stack.enter_context(open_tracer(store if settings.tracing_texts else None)).on_event)
@@ -172,6 +177,11 @@ def run(
     )
     with opening as session:
         return session.run(graph, value, seed=seed, limits=limits, label=label)
+
+
+def _tell_on_terminal(event: Event) -> None:
+    if event.kind in STARTUP:
+        say_on_terminal(in_words(event))
 
 
 def _opened_with(

@@ -55,6 +55,7 @@ async def main(folder: Path, adapters: bool) -> None:
         async with open_session(
             base=str(parts.base), assignment=assignment, store=store, settings=settings_of(folder)
         ) as session:
+            await session.start_engines()
             while line := await anyio.to_thread.run_sync(sys.stdin.readline):
                 order = json.loads(line)
                 batch = await run_batch(session, store, order["texts"], order["at_once"])

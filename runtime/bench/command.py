@@ -183,6 +183,7 @@ async def _opened_backend(options: BenchOptions, conversations: Sequence[Convers
         settings=settings,
         variants=variants_of(conversations),
     ) as session:
+        await session.start_engines()  # before the first request is timed
         yield _Asking(session)
 
 

@@ -44,6 +44,8 @@ def make_variant(recipe: Path, base: str, settings: Settings, shelf: Sequence[Pa
         adapted = tuple(variant.id for variant in shelf.list() if variant.ask.adapter)
         request = BackendRequest(shelf, settings, base, names=(None, *adapted))
         async with open_backend(DEFAULT_ENGINE, request) as opened:
+            if opened.start is not None:
+                await opened.start()
             yield opened.backend
 
     say(f"making {loaded.name} on {base}: reading data")

@@ -130,6 +130,7 @@ async def _serve(
             def run_options(served: ServedWorkflow) -> dict[str, Any]:
                 return options.model_copy(update={"workflow": served.reference}).model_dump(mode="json")
 
+            await session.start_engines()
             app = make_app(
                 session,
                 [ServedWorkflow(file.graph, references[file.graph.name]) for file in files],

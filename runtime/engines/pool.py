@@ -122,6 +122,14 @@ class EnginePool(AsyncClosing):
                     if streamed is not None:
                         streamed.restart()
 
+    async def check(self, variants: Iterable[str | None] = (None,)) -> None:
+        """Check that these variants can be served, and start nothing.
+
+        Raises: UnknownVariantError, AdapterError and BaseModelError for one that cannot.
+        """
+        for name in variants:
+            await self._targets.find(name)
+
     async def warm(self, variants: Iterable[str | None] = (None,)) -> None:
         """Check these variants, then start their engines: no engine starts where one cannot be served."""
         targets = [await self._targets.find(name) for name in variants]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +20,6 @@ from ...agents.tasksets import Task, TaskSet
 from ...router.assignment import Assignment
 from ...router.route import Router
 from ..events import Event, Listeners, OnEvent
-from ..meters.energy import EnergyMeter
 from ..report import render_report
 from ..report.text import ReportText
 from ..settings.limits import RunLimits
@@ -34,6 +32,7 @@ from .conversation import Conversation, find_conversation
 from .memory import check_memory
 from .run_driver import RunDriver
 from .run_plan import RunPlan, RunResult, scored_by
+from .session_engines import SessionEngines
 from .watched_run import watched
 
 __all__ = ["Session"]
@@ -73,6 +72,7 @@ class Session:
         base: str = "",
         tools: ToolCaller | None = None,
         opened_with: Mapping[str, Any] | None = None,
+        start: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._backend = backend
         self._router = router
@@ -80,12 +80,10 @@ class Session:
         self.settings = settings
         self._listeners = Listeners() if listeners is None else listeners
         self._driver = RunDriver(backend, router, store, settings, self._listeners, tools or ToolCaller(settings.tools))
-        self._totals = totals
+        self._engines = SessionEngines(store, start, totals)
         self.base = base
         """Fingerprint of the base model of this session's engines, "" where it is not known."""
-        self._id = uuid.uuid4().hex[:6]
         self._batches: deque[str] = deque(maxlen=BATCHES_REMEMBERED)
-        self._energy: dict[str, EnergyMeter] = {}
         self._other_roles = frozenset(other_roles)
         self._opened_with = dict(opened_with or {})
 
@@ -101,7 +99,14 @@ class Session:
 
     def engine_totals(self) -> dict[str, dict[str, Any]]:
         """Engine name → its own counters (see `EnginePool.totals`); empty for other backends."""
-        return {} if self._totals is None else self._totals()
+        return self._engines.totals()
+
+    async def start_engines(self) -> None:
+        """Start the engines now: to have them warm, or to measure without it. Otherwise the first run with a role does.
+
+        Raises: EngineError and EngineDeadError when one does not start.
+        """
+        await self._engines.start()
 
     # --- running ------------------------------------------------------------------------------------------
 
@@ -158,6 +163,7 @@ class Session:
 
         Raises: what the backend raises (see `Backend.reply`).
         """
+        await self._engines.start()
         return await self._backend.reply(ask, on_text=on_text)
 
     def prepare(
@@ -290,8 +296,10 @@ class Session:
     # --- inside -------------------------------------------------------------------------------------------
 
     async def _result(self, plan: RunPlan) -> RunResult:
+        if plan.graph.roles():
+            await self._engines.start()
         result = await self._driver.run(plan)
-        self._record_totals(plan.record.batch)
+        self._engines.record(plan.record.batch)
         return result
 
     async def _output(self, plan: RunPlan) -> Any:
@@ -301,9 +309,11 @@ class Session:
         return result.output
 
     async def _results(self, plans: Sequence[RunPlan], concurrency: int | None) -> list[RunResult]:
+        if any(plan.graph.roles() for plan in plans):
+            await self._engines.start()
         results = await self._driver.run_many(plans, concurrency or self.settings.concurrency)
         if plans:
-            self._record_totals(plans[0].record.batch)
+            self._engines.record(plans[0].record.batch)
         return results
 
     def listen(self, on_event: OnEvent) -> None:
@@ -337,13 +347,4 @@ class Session:
 
     def _begin(self, batch: str) -> None:
         self._batches.append(batch)
-        self._energy[batch] = EnergyMeter()
-        self._energy[batch].start()
-
-    def _record_totals(self, batch: str) -> None:
-        energy = self._energy.pop(batch).take() if batch in self._energy else None
-        if energy is not None:
-            self.store.record_energy(batch, energy)
-        if self._totals is not None:
-            for engine, totals in self._totals().items():
-                self.store.record_engine_totals(batch, f"{engine}@{self._id}", totals)
+        self._engines.begin(batch)

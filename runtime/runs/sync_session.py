@@ -165,6 +165,7 @@ class SyncSession(_Plain[Session]):
     run = _waiting(Session.run)
     map = _waiting(Session.map)
     ask = _waiting(Session.ask)
+    start_engines = _waiting(Session.start_engines)
     resume = _waiting(Session.resume)
     resume_batch = _waiting(Session.resume_batch)
     prepare = _calling(Session.prepare)

@@ -169,6 +169,8 @@ async def open_trials(options: ProbeOptions, folder: Path) -> AsyncGenerator[Tri
             shelf, settings, options.base, names=everyone, ready=everyone, scripted=file.scripted, on_event=_tell
         )
         async with open_backend(options.engine, request) as opened, ReplayedCalls(settings.tools, calls) as tools:
+            if opened.start is not None:
+                await opened.start()  # all engines, before the first run is measured
             variants, needs = _candidates_on(opened, shelf, names)
             settings = settings.model_copy(update={"engine": opened.settings})
             replayed = ReplayedBackend(
