@@ -39,6 +39,7 @@ def make_app(opening: Callable[[], SessionOpening] = open_session) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with opening() as session:
+            await session.start_engines()  # or the first request waits for them
             app.state.session = session
             yield
 

@@ -100,6 +100,7 @@ def server(
         if backend is not None:
             options["backend"] = backend
         async with open_session(assignment=assignment, store=store, settings=settings, **options) as session:
+            await session.start_engines()  # as `metier serve` does
             app = make_app(session, workflows, key=key, variants=options.get("variants", ()))
             async with anyio.create_task_group() as tasks:
                 kept.update(app=app, store=session.store)
