@@ -30,7 +30,8 @@ def _earlier_rounds(level: Level, source: Source, given: Any, wanted: InputType)
     """What a step of a loop gave in all earlier rounds, where a list of what it gives is wanted."""
     if not isinstance(source, StepOutput | PreviousRound) or fits(given, wanted.type):
         return None
-    if outwards(level, source.hops).outer is None or not fits(given, item_type(wanted.type)):
+    item = InputType(item_type(wanted.type))
+    if outwards(level, source.hops).outer is None or not (fits(given, item.type) or fits(given, _or_none(item))):
         return None
     return EarlierRounds(source.hops, source.path, source.field)
 
@@ -81,7 +82,8 @@ def _find_all_rounds(level: Level, draft: Draft, name: str, wanted: InputType) -
     item = item_type(wanted.type)
     hops, at, holder = 0, level, ""
     while item is not None and at.outer is not None:
-        found = candidates(at, [step for step in at.drafts if step != holder], hops, item)
+        steps = [step for step in at.drafts if step != holder]
+        found = _candidates(at, steps, hops, InputType(item, optional=True))  # where it gave null, nothing is listed
         if found:
             source = _only(found, draft, name, wanted)
             assert isinstance(source, StepOutput)

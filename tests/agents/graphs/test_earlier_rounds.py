@@ -59,6 +59,27 @@ def test_a_field_and_its_own_outputs_can_be_meant() -> None:
     assert node(judged(own), "attempt", "reader").sources["mine"] == EarlierRounds(0, ("reader",))
 
 
+@pytest.mark.parametrize("inputs", [{}, {"verdicts": "critic"}])
+@pytest.mark.anyio
+async def test_rounds_without_an_output_are_left_out(inputs: dict[str, str]) -> None:
+    """The critic is skipped in round 2, and gives null in round 3."""
+    mild = Role("critic", takes=(Puzzle, Answer), gives=Verdict | None)
+    graph = TaskGraph("g", takes=Puzzle, gives=Answer)
+    with graph.loop("attempt", max_rounds=4):
+        answer = graph.step(reader, inputs=inputs)
+        graph.step(mild, after=answer, when=lambda s: s[answer].value != 2)
+    graph.returns(answer)
+    verdicts = {1: Verdict(correct=False, why="first"), 3: None, 4: None}
+    backend = ScriptedBackend(
+        {"reader": lambda ask: Answer(value=ask.round), "critic": lambda ask: verdicts[ask.round]}
+    )
+    async with open_session(backend=backend, store=":memory:") as session:
+        await session.run(graph, Puzzle(text="x"))
+    prompts = [ask.messages[-1].content for ask in backend.asks if ask.role == "reader"]
+    assert ["why: first" in prompt for prompt in prompts] == [False, True, True, True]
+    assert all(prompt.count("- correct") == (number > 0) for number, prompt in enumerate(prompts))
+
+
 def test_a_step_before_and_an_outer_loop_can_be_meant() -> None:
     graph = TaskGraph("g", takes=Puzzle, gives=Verdict)
     summary = Role("summary", takes={"puzzle": Puzzle, "answers": list[Answer], "verdicts": list[Verdict]}, gives=Plan)
