@@ -30,7 +30,9 @@ def add_report_command(app: typer.Typer) -> None:
 def report(
     batches: Annotated[
         list[str] | None,
-        typer.Argument(help="Batches, or runs of them; the newest by default. Several are compared with the first."),
+        typer.Argument(
+            help="Batches, their labels or runs; the newest by default. Several are compared with the first."
+        ),
     ] = None,
     store: Store = DEFAULT_STORE,
     html: Annotated[
@@ -77,13 +79,15 @@ def report(
 
 
 def _batches(store: RunStore, named: list[str]) -> list[str]:
-    """The batches that were named, or those of the runs that were; raises ResumeError where there are none."""
+    """The batches of these ids or labels, or of runs of these ids; raises ResumeError where there are none."""
     if not named:
         raise ResumeError(
             f"no batch in {store.path}", expected="one at least", remedy="Run a workflow first: metier run --help."
         )
-    known = {batch.id for batch in store.batches()}
-    return list(dict.fromkeys(name if name in known else store.run(name).batch for name in named))
+    batches = store.batches()
+    # Of several batches of one label the newest, and an id before a label.
+    known = {batch.label: batch.id for batch in batches} | {batch.id: batch.id for batch in batches}
+    return list(dict.fromkeys(known[name] if name in known else store.run(name).batch for name in named))
 
 
 def _list_batches(store: Path) -> None:

@@ -24,12 +24,14 @@ def metier(*words: str) -> str:
 
 def test_a_run_is_reported_as_a_page_and_as_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    metier("run", WORKFLOW, "--tasks", "test:2", "--engine", "scripted", "--label", "short")
     metier("run", WORKFLOW, "--tasks", "test:5", "--engine", "scripted")
+    assert "| short | 2 | 1 of 2 |" in metier("report", "short")
     metier("report", "--html", "r.html", "--markdown", "r.md")
     assert (tmp_path / "r.html").read_text().startswith("<!DOCTYPE html>")
     assert "| chain | 5 | 4 of 5 |" in (tmp_path / "r.md").read_text()
     with RunStore(Path("runs/runs.db")) as store:
-        run = store.runs(store.batches()[0].id)[0].id
+        run = store.runs(store.batches()[-1].id)[0].id
     assert "| chain | 5 | 4 of 5 |" in metier("report", run)  # a run stands for its batch
     with pytest.raises(SettingsError, match="none/r.md cannot be written"):
         metier("report", "--markdown", "none/r.md")
