@@ -108,10 +108,16 @@ class HostProcess:
                 return  # the reader finds out why
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
-            for line in lines:
-                self._on_line(line)
-        self._on_end(self._how_ended())
+        unreadable = ""
+        try:
+            with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+                for line in lines:
+                    if line.endswith(b"\n"):  # what a killed host was writing has no end
+                        self._on_line(line)
+        except Exception as error:  # whatever it is, those who wait for this host have to hear that it is over
+            self.kill()
+            unreadable = f"sent what cannot be read ({type(error).__name__}: {error})"
+        self._on_end(unreadable or self._how_ended())
 
     def _how_ended(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):

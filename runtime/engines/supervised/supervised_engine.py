@@ -91,9 +91,9 @@ class SupervisedEngine(WarnsWhenOpen):
         Raises: PluginError or EngineError with the reason, EngineError after `start_timeout_s`.
         """
         engine = cls(name, settings)
-        waiting = engine._wait_for(0)
-        engine._send(Begin(name=name, weights=weights, dtype=dtype, adapters=adapters, settings=settings))
         try:
+            waiting = engine._wait_for(0)
+            engine._send(Begin(name=name, weights=weights, dtype=dtype, adapters=adapters, settings=settings))
             with anyio.fail_after(settings.start_timeout_s):
                 await waiting.promise.wait()
         except BaseException as error:

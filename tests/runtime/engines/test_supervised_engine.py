@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -258,6 +259,37 @@ async def test_start_is_given_up_after_its_time_out(tiny_base: Path) -> None:
     settings = TINY.model_copy(update={"start_timeout_s": 0.01})
     with pytest.raises(EngineError, match=r"not ready after 0 s"):
         await SupervisedEngine.start(tiny_base, settings, adapters=False)
+
+
+def made_up_host(folder: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a few lines of Python stand for the host's program: `sock` is its end of the socket."""
+    program = folder / "host.py"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, signal, socket, sys\nsock = socket.socket(fileno=int(sys.argv[3]))\n"
+        f"sock.recv(1)\n{does}\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr("metier.runtime.engines.supervised.host_process.sys.executable", str(program))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_host_that_says_what_cannot_be_read_is_killed_and_its_askers_hear_of_it(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up_host(tmp_path, 'sock.sendall(b\'{"op": "unknown"}\\n\')\nsignal.pause()', monkeypatch)
+    with anyio.fail_after(60), pytest.raises(EngineError, match="its host process sent what cannot be read"):
+        await SupervisedEngine.start(tiny_base, TINY, adapters=False)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_line_that_a_killed_host_had_not_finished_is_no_message(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up_host(tmp_path, 'sock.sendall(b\'{"op": "rea\')\nos.kill(os.getpid(), signal.SIGKILL)', monkeypatch)
+    with anyio.fail_after(60), pytest.raises(EngineError, match="was killed"):
+        await SupervisedEngine.start(tiny_base, TINY, adapters=False)
 
 
 @pytest.mark.faults
