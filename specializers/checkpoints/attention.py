@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...agents.errors import BaseModelError
 from .opened_by_transformers import opened_by_transformers
 
 if TYPE_CHECKING:
@@ -49,15 +50,33 @@ def open_model(
     """Open a checkpoint of plain weights as a transformers model, with the attention that its family needs.
 
     `attention` may put another around it: it gets the name, and returns that of the one it has registered.
-    Raises: BaseModelError when transformers cannot open it.
+    Raises: BaseModelError when transformers cannot open it, would draw some of its weights at random because they are
+    not stored, or reads it in both directions.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM
 
     with opened_by_transformers(folder, "config"):
-        own = attention_of(AutoConfig.from_pretrained(folder))
+        config = AutoConfig.from_pretrained(folder)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise BaseModelError(
+            f"the model in {folder}, of type {config.model_type!r}, reads texts in both directions",
+            expected="a causal language model, which writes a token after another",
+            remedy="Use another base.",
+        )
+    own = attention_of(config)
     name = own if attention is None else attention(own)
     with opened_by_transformers(folder, "model"):
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=name)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=name, output_loading_info=True
+        )
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise BaseModelError(
+            f"the checkpoint in {folder} lacks {len(missing)} tensors of its model, {missing[0]} first",
+            expected=f"all that a model of type {config.model_type!r} has, since its config.json says it is one",
+            remedy="Copy or download the model again, with its own config.json.",
+        )
+    return model
 
 
 def model_of(config: Any, *, dtype: torch.dtype) -> Any:

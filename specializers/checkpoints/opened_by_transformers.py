@@ -26,7 +26,9 @@ def opened_by_transformers(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        # The first line of some is a heading, and the second says what is wrong.
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         raise BaseModelError(
             f"transformers cannot open the {what} in {folder}: {reason}",
             expected=f"a {what} that the transformers here knows, whole",
