@@ -1,4 +1,4 @@
-"""What `metier variants add`, `merge` and `export` do: adapters into and out of the shelf, with progress."""
+"""What `metier variants add`, `merge`, `export`, `push` and `pull` do: adapters into and out of the shelf."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from rich.table import Table
 from ...agents.errors import SettingsError, VariantError
 from ...agents.traffic import TrafficRow, read_traffic
 from ...specializers.adapters.adoption import adopt_adapter, merge_onto_shelf
+from ...specializers.adapters.hub import pull_variant, push_variant
 from ...specializers.recipes.recipe import load_recipe, read_rows
 from ...specializers.shelf.shelf import Shelf
 from ...specializers.shelf.variant import Variant
 from ..console import StepBar, say, show
 from .make import show_variants
 
-__all__ = ["add_variant", "export_variant", "merge_variant"]
+__all__ = ["add_variant", "export_variant", "merge_variant", "pull_from_hub", "push_to_hub"]
 
 
 def add_variant(folder: Path, name: str, base: str, shelf: Shelf, max_rank: int, accept_error: float) -> None:
@@ -57,6 +58,27 @@ def merge_variant(folder: Path, name: str, base: str, shelf: Shelf) -> None:
         f"{variant.recipe['methods'][0]['peft_type']} became weights: rounding to the base's format loses "
         f"{merge['share']:.1%} of what it changes (max |d logit| {merge['max_logit']:.2g}, KL {merge['kl_nats']:.2g} "
         "nats a token)"
+    )
+    say(f"variant {variant.name} ({variant.id}) is on the shelf: {shelf.path(variant)}")
+    show_variants([variant], shelf)
+
+
+def push_to_hub(name: str, repo: str, shelf: Shelf, public: bool) -> None:
+    """Send a variant to a repository and say where it is; see `metier variants push --help`."""
+    say(f"variant {name} is sent to {repo}")
+    show(push_variant(name, repo, shelf=shelf, public=public))
+
+
+def pull_from_hub(repo: str, name: str | None, base: str, shelf: Shelf, revision: str | None, max_gib: float) -> None:
+    """Fetch a variant or an adapter and put it on the shelf; see `metier variants pull --help`."""
+    variant = pull_variant(
+        repo,
+        name=name,
+        shelf=shelf,
+        base=base,
+        revision=revision,
+        max_gib=max_gib,
+        on_file=lambda file, size: say(f"fetching {file}, {size / 2**20:.1f} MiB"),
     )
     say(f"variant {variant.name} ({variant.id}) is on the shelf: {shelf.path(variant)}")
     show_variants([variant], shelf)

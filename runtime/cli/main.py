@@ -190,6 +190,38 @@ def variants_export(
     export_variant(name, out, as_kind, base, open_shelf(shelf, set), recipe, traffic)
 
 
+@variants_app.command("push", epilog="Example: `metier variants push solver ann/solver`")
+def variants_push(
+    name: Annotated[str, typer.Argument(help="Name or content id of a variant.")],
+    repo: Annotated[str, typer.Argument(help="Repository OWNER/NAME of the hub; made if it is not there.")],
+    public: Annotated[bool, typer.Option(help="A repository that is made is public.")] = False,
+    shelf: Shelf = None,
+    set: Sets = None,
+) -> None:
+    """Send a variant to a repository of Hugging Face's hub: its record and files, and nothing else."""
+    from .exchange import push_to_hub
+
+    push_to_hub(name, repo, open_shelf(shelf, set), public)
+
+
+@variants_app.command("pull", epilog="Example: `metier variants pull ann/solver --name solver-ann`")
+def variants_pull(
+    repo: Annotated[str, typer.Argument(help="Repository OWNER/NAME of the hub.")],
+    name: Annotated[str | None, typer.Option(help="Its name on the shelf, instead of its own.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    max_gib: Annotated[float, typer.Option(min=0.0, help="Most to fetch, in GiB.")] = 20.0,
+    base: Base = DEFAULT_BASE,
+    set: Sets = None,
+) -> None:
+    """Fetch a variant, or an adapter in the peft layout, from Hugging Face's hub, and put it on your own shelf.
+
+    It is checked whole like one that is added. Only records and safetensors are fetched, nothing that could be run.
+    """
+    from .exchange import pull_from_hub
+
+    pull_from_hub(repo, name, base, open_shelf(None, set), revision, max_gib)
+
+
 @variants_app.command("draw", epilog="Example: `metier variants draw ledger-accountant-thinking curves.svg`")
 def variants_draw(
     name: Annotated[str, typer.Argument(help="Name or content id of a variant that method `thinking` made.")],

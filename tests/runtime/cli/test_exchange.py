@@ -9,7 +9,9 @@ import pytest
 from metier.agents import AdapterError, Message, SettingsError, TaskSetError, TrafficRow, VariantError, write_traffic
 from metier.runtime.cli.exchange import add_variant, export_variant, merge_variant
 from metier.specializers import Shelf
+from metier.specializers.adapters.adoption import adopt_adapter
 from tests.runtime.cli.test_cli import metier
+from tests.specializers.adapters.loopback_hub import loopback_hub
 from tests.specializers.adapters.test_adapter_check import change_config, change_tensors
 from tests.specializers.adapters.test_adapter_conversion import write_adapter
 from tests.specializers.adapters.test_adapter_mending import rename
@@ -33,6 +35,26 @@ def test_a_lora_goes_onto_the_shelf_and_out_and_onto_another(tmp_path: Path, tin
     assert taken.returncode == 0, taken.stderr
     listed = metier("variants", "--set", "shelf=none", "--shelf", "theirs", cwd=tmp_path)
     assert Shelf(tmp_path / "mine").get("solver").id in listed.stdout
+
+
+def test_a_variant_goes_to_a_hub_and_comes_back(tmp_path: Path, tiny_base: Path) -> None:
+    lora = write_random_lora(tmp_path / "lora", tiny_base, rank=4)
+    made = adopt_adapter(lora, name="solver", shelf=Shelf(tmp_path / "mine"), base=tiny_base)
+    with loopback_hub() as hub:
+        of_hub = {
+            "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_nobody", "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "hub"),
+        }  # fmt: skip
+        sent = metier("variants", "push", "solver", "ann/solver", "--set", "shelf=mine", cwd=tmp_path, **of_hub)
+        assert sent.returncode == 0, sent.stderr
+        assert sent.stdout.strip() == f"{hub.url}/ann/solver/commit/{hub.sha('ann/solver')}"
+        words = ("variants", "pull", "ann/solver", "--base", str(tiny_base), "--set", "shelf=theirs")
+        taken = metier(*words, cwd=tmp_path, **of_hub)
+        assert taken.returncode == 0, taken.stderr
+        assert "fetching variant.json" in taken.stderr and "lora r4" in taken.stdout
+        assert Shelf(tmp_path / "theirs").get("solver").id == made.id
+        refused = metier(*words, "--max-gib", "0.0000001", cwd=tmp_path, **of_hub)
+    assert refused.returncode == 2 and "--max-gib" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_a_conversion_shows_progress_and_what_it_lost(
