@@ -162,6 +162,7 @@ class SyncSession(_Plain[Session]):
 
     _portal: BlockingPortal
 
+    start_engines = _waiting(Session.start_engines)
     run = _waiting(Session.run)
     map = _waiting(Session.map)
     ask = _waiting(Session.ask)
@@ -170,6 +171,8 @@ class SyncSession(_Plain[Session]):
     resume_batch = _waiting(Session.resume_batch)
     prepare = _calling(Session.prepare)
     report = _calling(Session.report)
+    engine_totals = _calling(Session.engine_totals)
+    listen = _calling(Session.listen)
     stream = _watching(Session.stream)
     chat = _talking(Session.chat)
 

@@ -180,6 +180,7 @@ async def test_asks_carry_the_priority_of_their_run(store: RunStore) -> None:
     assert asked["first_come"] == [0] * 6
 
 
+@pytest.mark.engine
 async def test_the_engine_takes_up_the_smallest_priority_first(tiny_engine: InProcessEngine) -> None:
     """Eight asks fill the engine (max_running), one of them short: those behind them go through its place in turn."""
     ended: list[int] = []

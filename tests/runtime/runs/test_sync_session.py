@@ -88,6 +88,21 @@ def test_it_holds_conversations() -> None:
             assert again.say("Still there?") == "that was message 3"
 
 
+OF_THE_LOOP = {"emit", "route", "store", "take_answers"}
+"""What a plain session has not: parts that the server is made of, and the store, which is used on the loop alone."""
+
+
+def test_it_has_what_a_session_has() -> None:
+    with opened() as session:
+        inside = {name for name in dir(session._inside) if not name.startswith("_")}
+        assert inside - {name for name in dir(session) if not name.startswith("_")} == OF_THE_LOOP
+        heard: list[str] = []
+        session.start_engines()
+        session.listen(lambda event: heard.append(event.kind))
+        session.run(graph, Puzzle(text="2 + 2"))
+        assert heard[-1] == "run_finished" and session.engine_totals() == {}
+
+
 def test_threads_share_it() -> None:
     together = threading.Barrier(4, timeout=30)
 
