@@ -97,13 +97,13 @@ def measure_missing(team: str, names: list[str], folders: list[str], results: Pa
                 subprocess.run([*command, *(f"--shelf={folder}" for folder in folders)], check=True)
 
 
-def whole_arms(team: str, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The arms of a team that were measured whole, their blocks added up: the last content of each."""
+def arms_of(team: str, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The arms of a team with the blocks measured so far, added up: the last content of each."""
     found = {}
     for name in ARMS:
         own = [row for row in rows if (row["team"], row["arm"]) == (team, name)]
         blocks = {row["block"]: row for row in own if row["content"] == own[-1]["content"]}
-        if len(blocks) == BLOCKS:
+        if blocks:
             found[name] = {
                 "runs": [run for number in sorted(blocks) for run in blocks[number]["runs"]],
                 **{field: sum(row[field] for row in blocks.values()) for field in ("cpu_s", "wall_s")},
@@ -121,8 +121,8 @@ def wilson(successes: float, number: int, z: float = 1.96) -> tuple[float, float
 
 
 def show(team: str, rows: list[dict[str, Any]]) -> None:
-    """Print a team's arms, and how much more the trained arm with the tool solves than each other."""
-    arms = whole_arms(team, rows)
+    """Print a team's arms, and how much more the trained arm with the tool solves of the tasks it shares with each."""
+    arms = arms_of(team, rows)
     scores = {name: {run["task"]: run["score"] for run in row["runs"]} for name, row in arms.items()}
     heads = ("arm", "tasks", "solved, % (95 %)", "calls a task", "asks a task", "tokens written", "CPU-s a task",
              "s a task", "others")  # fmt: skip
@@ -140,7 +140,8 @@ def show(team: str, rows: list[dict[str, Any]]) -> None:
     print_table(heads, table)
     first = next(iter(ARMS))
     for name in list(arms)[1:] if first in arms else ():
-        gains = np.array([scores[first][task] - scores[name][task] for task in scores[first]])
+        shared = [task for task in scores[first] if task in scores[name]]
+        gains = np.array([scores[first][task] - scores[name][task] for task in shared])
         low, high = interval(gains[resamples(len(gains))].mean(axis=1))
         print(f"{first} minus {name}: {100 * gains.mean():+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})")
 

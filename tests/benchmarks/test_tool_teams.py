@@ -42,4 +42,5 @@ def test_the_table_pairs_arms_task_by_task(capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().out
     assert "| tool, trained | 120 | 100.0 (96.9-100.0) | 1.00 | 3.00 | 9.0 | 0.833 | 0.42 | 50% |" in said
     assert "tool, trained minus no tool, trained: +50.0 points (+" in said
-    assert "untrained" not in said
+    assert "| tool, untrained | 60 | 0.0 (0.0-6.0) |" in said
+    assert "tool, trained minus tool, untrained: +100.0 points (+100.0 to +100.0)" in said
