@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import httpx
 import openai
 import pytest
 from pydantic import BaseModel
+from transformers import AutoTokenizer
 
 from metier.agents import PROMPT_LAYOUT, Role, TaskGraph
 from metier.router import Assignment, RoleAssignment
@@ -23,6 +25,7 @@ from metier.specializers.shelf.base_model import base_fingerprint
 from metier.specializers.shelf.shelf import Shelf
 from metier.specializers.shelf.variant import AskSpec, EngineSpec
 from tests.runtime.served import Served, server
+from tests.runtime.server.client_bodies import CHAT_BODIES, Sent
 from tests.tiny_model import write_random_lora
 
 pytestmark = pytest.mark.engine
@@ -45,6 +48,9 @@ critic = Role("critic", takes=Plan, gives=Verdict, max_tokens=64)
 graph = TaskGraph("tiny-team", takes=Puzzle, gives=Verdict)
 graph.step(critic, after=graph.step(planner))
 
+PART = "\N{REPLACEMENT CHARACTER}"
+"""Stands for a token that holds part of a character."""
+
 HELLO: Any = [{"role": "user", "content": "Add 12 and 7."}]
 
 
@@ -59,7 +65,14 @@ def served(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "engine": EngineSpec(base=base).model_dump(), "ask": AskSpec(adapter="lora", rank=8).model_dump(),
     }  # fmt: skip
     Shelf(root / "shelf").add(root / "staged", name="checker", record=record)
-    tiny = {"eager": True, "kv_cache_mib": 64, "max_model_tokens": 512, "threads": 1, "slot_rank": 8}
+    tiny = {
+        "eager": True,
+        "kv_cache_mib": 64,
+        "max_model_tokens": 512,
+        "threads": 1,
+        "slot_rank": 8,
+        "dtype": "float32",
+    }
     overrides = {f"engine.{name}": value for name, value in tiny.items()} | {"shelf": root / "shelf"}
     settings = load_settings(overrides=overrides | {"server.drain_s": 2.0})
     assignment = Assignment(roles={"critic": RoleAssignment(variant="checker")})
@@ -92,6 +105,64 @@ def test_an_ask_the_engine_refuses_is_a_bad_request(client: openai.OpenAI) -> No
     bad: Any = {"type": "json_schema", "json_schema": {"name": "bad", "schema": {"type": "no such type"}}}
     with pytest.raises(openai.BadRequestError, match="schema|grammar|type"):
         client.chat.completions.create(model="base", messages=HELLO, response_format=bad)
+
+
+def test_sampling_is_done_by_the_engine(client: openai.OpenAI, tiny_base: Path) -> None:
+    def say(**fields: Any) -> Any:
+        known = {"model": "base", "messages": HELLO, "max_tokens": 12}
+        return client.chat.completions.create(**known | {"extra_body": fields.pop("ours", None)} | fields)
+
+    def joined(tokens: Any) -> str:
+        return "".join(token.token for token in tokens).replace(PART, "")
+
+    plain = say(logprobs=True, top_logprobs=3).choices[0]
+    text, tokens = plain.message.content, plain.logprobs.content
+    assert joined(tokens) == text.replace(PART, "") and len(tokens) == 12
+    assert all(len(token.top_logprobs) == 3 for token in tokens)
+    assert all(token.logprob == max(each.logprob for each in token.top_logprobs) <= 0 for token in tokens)
+
+    (words,) = re.findall(r"[a-zA-Z ]{3,}", text)[:1]
+    stop = words[1:]
+    before = text[: text.index(stop)]
+    stopped = say(stop=["never said", stop], logprobs=True).choices[0]
+    assert stopped.message.content == before and stopped.finish_reason == "stop"
+    assert joined(stopped.logprobs.content).startswith(before.replace(PART, ""))
+    assert len(stopped.logprobs.content) < 12
+    assert "".join(piece.choices[0].delta.content or "" for piece in say(stop=stop, stream=True)) == before
+    thinks = say(stop=stop, reasoning_effort="minimal", max_tokens=40).choices[0]
+    assert thinks.message.reasoning_content and stop not in thinks.message.content
+
+    assert say(temperature=2, seed=1, ours={"top_k": 1}).choices[0].message.content == text
+    assert say(temperature=2, seed=1, top_p=0).choices[0].message.content == text
+    assert say(temperature=2, seed=1, ours={"min_p": 1}).choices[0].message.content == text
+    drawn, again = (say(temperature=2, seed=7, n=3) for _ in range(2))
+    texts = [choice.message.content for choice in drawn.choices]
+    assert len(set(texts)) == 3 and texts == [choice.message.content for choice in again.choices]
+    assert drawn.usage.completion_tokens == again.usage.completion_tokens > 12
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    first = next(id for id in range(len(tokenizer)) if tokenizer.decode([id]) == tokens[0].token)
+    biased = say(logit_bias={str(first): -100}, logprobs=True).choices[0].logprobs.content
+    assert biased[0].token != tokens[0].token
+    assert biased[0].logprob <= tokens[0].logprob, "told before any bias"
+    assert set(say(logit_bias={str(first): 100}).choices[0].message.content) == set(tokens[0].token)
+
+    def changes(bias: float, **penalty: float) -> bool:
+        """Whether a penalty keeps a token that is likely by its bias from being written again and again."""
+        written = [say(logit_bias={str(first): bias}, ours=ours).choices[0].message.content for ours in ({}, penalty)]
+        return written[0] != written[1]
+
+    for penalty in ({"frequency_penalty": 2}, {"presence_penalty": 2}, {"repetition_penalty": 10}):
+        assert any(changes(bias, **penalty) for bias in (0.5, 1, 1.5, 2, 3, 4, 6, 8)), penalty
+    with pytest.raises(openai.BadRequestError, match="99999999"):
+        say(logit_bias={"99999999": 1})
+
+
+@pytest.mark.parametrize("sent", [*CHAT_BODIES[4:6], *CHAT_BODIES[34:37]], ids=lambda sent: sent.client)
+def test_bodies_of_clients_are_served_by_the_engine(served: Served, sent: Sent) -> None:
+    body = {"max_tokens": 40, **sent.body, "model": "base"}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200 and len(answer.json()["choices"]) == sent.body.get("n", 1), answer.text
 
 
 def test_a_client_that_leaves_aborts_its_ask_and_the_sums_are_the_engines(
