@@ -9,7 +9,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-__all__ = ["ERR", "OUT", "StepBar", "say", "say_on_terminal", "show", "show_markdown"]
+__all__ = ["ERR", "OUT", "StepBar", "on_terminal", "say", "show", "show_markdown"]
 
 OUT = Console()
 ERR = Console(stderr=True)
@@ -25,10 +25,9 @@ def say(text: str, *, style: str | None = None) -> None:
     ERR.print(text, style=style, markup=False, soft_wrap=True)
 
 
-def say_on_terminal(text: str) -> None:
-    """As `say`, where stderr is a terminal: what a program waits for is nothing for its log."""
-    if ERR.is_terminal:
-        say(text, style="dim")
+def on_terminal() -> bool:
+    """Whether stderr is a terminal: what a program waits for is nothing for its log."""
+    return ERR.is_terminal
 
 
 def show(table: Table | str) -> None:

@@ -17,7 +17,7 @@ from ..router.route import Router
 from ..specializers.shelf.bundled_model import DEFAULT_BASE
 from ..specializers.shelf.shelf import Shelf
 from .backends import DEFAULT_ENGINE, BackendRequest, OpenBackend, check_engine, open_backend
-from .console import say_on_terminal
+from .console import on_terminal, say
 from .events import STARTUP, Event, Listeners, OnEvent, in_words
 from .notebook import NotebookProgress, in_notebook
 from .runs.session import Session
@@ -101,8 +101,10 @@ async def open_session(
             store = stack.enter_context(RunStore(store if store is not None else settings.store))
         session: Session | None = None
         listeners = Listeners([on_event] if on_event is not None else [])
-        if on_event is None:
-            listeners.append(NotebookProgress().on_event if in_notebook() else _tell_on_terminal)
+        if on_event is None and in_notebook():
+            listeners.append(NotebookProgress().on_event)
+        elif on_event is None and on_terminal():  # where nobody listens, no event is put together
+            listeners.append(_tell_on_terminal)
 
         def note(event: Event) -> None:
             if event.kind in ENGINE_EVENTS and session is not None and session.batch is not None:
@@ -181,7 +183,7 @@ def run(
 
 def _tell_on_terminal(event: Event) -> None:
     if event.kind in STARTUP:
-        say_on_terminal(in_words(event))
+        say(in_words(event), style="dim")
 
 
 def _opened_with(
