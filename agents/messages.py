@@ -171,6 +171,10 @@ class Reply(FrozenModel):
     finish_reason: Literal["stop", "length"] = "stop"
     """`stop` where the model ended the answer, `length` where `max_tokens` did."""
 
+    grammar: str = ""
+    """What held the reply to the ask's schema: `xgrammar`, or `guidance` where xgrammar cannot. "" for free text, and
+    where the backend does not say."""
+
     mean_logprob: float | None = None
     """Mean log-probability of the answer's tokens in nats, for asks with `confidence`. None where the backend has none.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -17,14 +17,13 @@ from pydantic_core import core_schema
 from ..errors import GraphError
 from ..recorded_values import dump, type_adapter
 from ..roles import type_name
+from .held_schema import ONE_SCHEMA, SCHEMA_LISTS, served_schema
 from .sample_answer import NoSample, sample_answer
 
 __all__ = [
-    "SERVED_FORMATS",
     "answer_schema",
     "check_answer_type",
     "described_schema",
-    "held_schema",
     "json_kinds",
     "refs_of",
 ]
@@ -38,40 +37,12 @@ MAX_SCHEMA_CHARACTERS = 200_000
 MAX_SCHEMA_NESTING = 64
 """Deepest nesting of a schema that vLLM takes."""
 
-MAX_REPEATS = 100
-"""Largest `{n}` of a pattern that the grammar holds; each repeat is a state of its own."""
-
 MAX_SHOWN_CHARACTERS = 200
 """Longest part of a type or a value that an error shows."""
 
-LARGEST_BOUND = 2**63 - 1
-"""Largest bound of a number that the grammar holds."""
-
-SERVED_FORMATS = frozenset(
-    ("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
-)
-"""Formats of text that the grammar holds. Of others, and of everything else that it cannot hold, the type is left to
-judge, once the answer is there."""
-
-_UUIDS = {
-    f"uuid{n}": rf"^[0-9a-f]{{8}}-[0-9a-f]{{4}}-{n}[0-9a-f]{{3}}-[89ab][0-9a-f]{{3}}-[0-9a-f]{{12}}$"
-    for n in range(1, 9)
-}
 _KINDS = ("object", "array", "string", "number", "boolean", "null")
 _KIND_OF = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null", list: "array"}
 _INTEGER_NAME = "^-?(0|[1-9][0-9]{0,17})$"
-_NOT_HELD = (
-    "contains", "contentEncoding", "contentMediaType", "contentSchema", "dependentRequired", "dependentSchemas", "else",
-    "if", "maxContains", "minContains", "not", "then", "unevaluatedItems", "unevaluatedProperties", "uniqueItems",
-    "writeOnly",
-)  # fmt: skip
-_ONE_SCHEMA = ("additionalProperties", "items", "propertyNames")
-_SCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_NAMED_SCHEMAS = ("$defs", "patternProperties", "properties")
-_ODD_PATTERN = re.compile(r"\(\?(?!:)|\\[^dDwWsStnr\-\]\[(){}.*+?^$|\\/]|[*+?}][+?]")
-_ANCHOR_INSIDE = re.compile(r"(?<!\\)(?:\\\\)*[\^$]")
-_CHARACTER_CLASS = re.compile(r"\[(?:[^\]\\]|\\.)*\]")
-_REPEAT = re.compile(r"\{(\d*),?(\d*)\}")
 # What pydantic says when JSON has not the structure that a type reads, whatever its values are.
 _STRUCTURE = re.compile(
     r"missing|extra_forbidden|is_\w+|needs_python_object|missing_argument|unexpected_\w+_argument|"
@@ -91,7 +62,7 @@ def answer_schema(gives: Any) -> dict[str, Any] | None:
 
     It says no more than the grammars of vLLM hold: an answer is validated by its type anyway.
     """
-    return None if gives is str else held_schema(described_schema(gives))
+    return None if gives is str else served_schema(described_schema(gives))
 
 
 @lru_cache(TYPES_KEPT)
@@ -201,76 +172,11 @@ class _AnswerSchema(GenerateJsonSchema):
         raise PydanticInvalidForJsonSchema("an iterator can be read only once")
 
 
-def held_schema(schema: Any) -> Any:
-    """A schema without what vLLM's grammars do not hold, such as `uniqueItems`; what is asked with it needs a check."""
-    if not isinstance(schema, dict):
-        return schema
-    kept = {name: value for name, value in schema.items() if name not in _NOT_HELD}
-    for name in _ONE_SCHEMA:
-        if name in kept:
-            kept[name] = held_schema(kept[name])
-    for name in _SCHEMA_LISTS:
-        if name in kept:
-            kept[name] = [held_schema(one) for one in kept[name]]
-    for name in _NAMED_SCHEMAS:
-        if name in kept:
-            kept[name] = {key: held_schema(one) for key, one in kept[name].items()}
-    for name, holds in _HOLDS.items():
-        if name in kept and not holds(kept):
-            if name == "format" and kept[name] in _UUIDS:
-                kept["pattern"] = _UUIDS[kept[name]]
-            del kept[name]
-    if "pattern" in kept or "format" in kept:  # xgrammar holds one of the two, and no length beside it
-        for name in ("minLength", "maxLength", *(["format"] if "pattern" in kept else [])):
-            kept.pop(name, None)
-    if len(kept.get("allOf", ())) > 1:
-        del kept["allOf"]
-    return kept
-
-
-def _bounded(name: str) -> Callable[[dict[str, Any]], bool]:
-    return lambda schema: abs(schema[name]) <= LARGEST_BOUND
-
-
-_HOLDS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "format": lambda schema: schema["format"] in SERVED_FORMATS,
-    "pattern": lambda schema: _is_plain_pattern(schema["pattern"]),
-    "multipleOf": lambda schema: False,
-    "patternProperties": lambda s: (
-        len(s["patternProperties"]) == 1
-        and "properties" not in s
-        and all(map(_is_plain_pattern, s["patternProperties"]))
-    ),
-    "propertyNames": lambda s: not s.keys() & {"properties", "patternProperties"},
-    **{name: _bounded(name) for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")},
-}
-
-
-def _is_plain_pattern(pattern: str) -> bool:
-    """Whether grammars read a pattern as pydantic does: no lookaround, word bounds, back references, many repeats."""
-    if _ODD_PATTERN.search(pattern) or any(int(n) > MAX_REPEATS for m in _REPEAT.findall(pattern) for n in m if n):
-        return False
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    plain = _CHARACTER_CLASS.sub("x", pattern)
-    inner = plain.removeprefix("^")
-    inner = inner[:-1] if inner.endswith("$") and not inner.endswith(r"\$") else inner
-    whole = inner != plain and "|" in inner  # `^a|b$` anchors one end of each
-    depth = 0
-    for character in inner:
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if whole and depth == 0 and character == "|":
-            return False
-    return _ANCHOR_INSIDE.search(inner) is None
-
-
 def _parts(schema: dict[str, Any]) -> Iterator[Any]:
-    for name in _ONE_SCHEMA:
+    for name in ONE_SCHEMA:
         if name in schema:
             yield schema[name]
-    for name in _SCHEMA_LISTS:
+    for name in SCHEMA_LISTS:
         yield from schema.get(name, ())
     for name in ("patternProperties", "properties"):
         yield from schema.get(name, {}).values()

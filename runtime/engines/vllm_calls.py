@@ -136,6 +136,7 @@ class VllmCall:
             thinking=reader.thinking,
             profile=ask.thinking,
             finish_reason=reason,
+            grammar="" if ask.answer_schema is None else self.params.structured_outputs._backend or "",
             mean_logprob=reader.mean_logprob,
             logprobs=None if ask.sampling.logprobs is None else reader.written,
             usage=usage,

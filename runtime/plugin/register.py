@@ -15,6 +15,7 @@ from .signatures import (
     FIER_METHODS,
     FINITE_VALUES_METHODS,
     GPU_LORA_METHODS,
+    GRAMMAR_METHODS,
     MODEL_CLASS_METHODS,
     QUANTISED_LORA_METHODS,
     SEEDED_CHUNKS_METHODS,
@@ -44,8 +45,11 @@ def register() -> None:
     from vllm.platforms import current_platform
 
     check_version(vllm.__version__)
-    check_signatures(THINKING_METHODS)
+    check_signatures(THINKING_METHODS | GRAMMAR_METHODS)
+    from . import grammar_backends
+
     STATUS["thinking"] = _register_thinking()
+    STATUS["grammars"] = grammar_backends.install()
     if not current_platform.is_cpu():
         STATUS["fier"] = "off (CPU only)"
         STATUS["lora"] = f"off (vLLM's own LoRA on {current_platform.device_type}; not run by us)"

@@ -15,6 +15,7 @@ __all__ = [
     "EXPERTS_METHODS",
     "FIER_METHODS",
     "GPU_LORA_METHODS",
+    "GRAMMAR_METHODS",
     "MODEL_CLASS_METHODS",
     "PROCESS_GROUP_METHODS",
     "QUANTISED_LORA_METHODS",
@@ -255,6 +256,24 @@ EXACT_INT8_METHODS: dict[str, tuple[str, ...]] = {
         "weight_scale",
         "logical_widths",
     ),
+}
+
+
+# How an engine's grammars are made. The last five are called, not replaced.
+GRAMMAR_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.v1.structured_output:StructuredOutputManager.grammar_init": ("self", "request"),
+    "vllm.v1.structured_output:StructuredOutputManager._create_grammar": ("self", "request"),
+    **{
+        f"vllm.v1.structured_output.backend_{module}": ("vllm_config", "tokenizer", "vocab_size")
+        for module in ("xgrammar:XgrammarBackend", "guidance:GuidanceBackend", "outlines:OutlinesBackend")
+    },
+    "vllm.v1.structured_output.backend_types:StructuredOutputBackend.compile_grammar": (
+        "self",
+        "request_type",
+        "grammar_spec",
+        "stop_token_ids",
+    ),
+    "vllm.v1.structured_output.backend_types:StructuredOutputBackend.allocate_token_bitmask": ("self", "max_num_seqs"),
 }
 
 

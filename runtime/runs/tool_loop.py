@@ -14,8 +14,9 @@ from typing import Any, Final
 
 import anyio
 
-from ...agents.answers.answer_schema import answer_schema, held_schema
+from ...agents.answers.answer_schema import answer_schema
 from ...agents.answers.answer_shape import answer_shape
+from ...agents.answers.held_schema import served_schema
 from ...agents.content_hash import content_hash
 from ...agents.errors import ResumeError
 from ...agents.graphs.step_paths import PathStep, StepPath
@@ -107,7 +108,7 @@ class ToolLoop:
         while True:
             if talk.calls is None:
                 answer = answer_schema(talk.ask.role.gives)
-                schema = held_schema(turn_schema(talk.tools.values(), answer, talk.calls_left))
+                schema = served_schema(turn_schema(talk.tools.values(), answer, talk.calls_left))
                 ask = replace(talk.ask, turn_schema=schema, may_call=talk.calls_left > 0)
                 given = await self._asker.answer(ask, failures)
                 if not isinstance(given, ToolCalls):

@@ -8,8 +8,9 @@ from typing import Any
 
 import anyio
 
-from ...agents.answers.answer_schema import answer_schema, held_schema
+from ...agents.answers.answer_schema import answer_schema
 from ...agents.answers.answers import parse_answer
+from ...agents.answers.held_schema import served_schema
 from ...agents.backend import Backend
 from ...agents.errors import AnswerError, RecipeError, first_error
 from ...agents.messages import Ask, Reply
@@ -119,7 +120,7 @@ def _reply_schema(role: Role, row: TrafficRow) -> dict[str, Any] | None:
     earlier = (read_calls(message.content) for message in row.messages if message.role == "assistant")
     made = sum(len(calls.tool_calls) for calls in earlier if calls is not None)
     tools = [each for each in role.tools if isinstance(each, Tool)]
-    held: dict[str, Any] = held_schema(turn_schema(tools, schema, role.max_calls - made))
+    held: dict[str, Any] = served_schema(turn_schema(tools, schema, role.max_calls - made))
     return held
 
 

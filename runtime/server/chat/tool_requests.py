@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ....agents.answers.answer_schema import held_schema
+from ....agents.answers.held_schema import held_schema
 from ....agents.errors import GraphError
 from ....agents.messages import Message
 from ....agents.tools.calls import (

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
 
 from metier.agents import AnswerError, GraphError, parse_answer
-from metier.agents.answers.answer_schema import answer_schema, check_answer_type, held_schema
+from metier.agents.answers.answer_schema import answer_schema, check_answer_type
 from metier.agents.answers.answer_shape import answer_shape
+from metier.agents.answers.held_schema import grammar_of, served_schema
 from metier.agents.recorded_values import dump, load
 from metier.agents.tools.calls import turn_schema
 from metier.agents.tools.tool import tool
@@ -33,11 +34,13 @@ def walk() -> GrammarWalk:
 
 
 def vllm_accepts(schema: dict[str, Any]) -> None:
-    """vLLM's own check of a request, for the backend that our engines start with; raises what it raises."""
+    """vLLM's own check of a request, for the grammar that serves the schema; raises what it raises."""
     from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+    from vllm.v1.structured_output.backend_guidance import validate_guidance_grammar
     from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
-    validate_xgrammar_grammar(SamplingParams(structured_outputs=StructuredOutputsParams(json=schema)))
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(json=schema))
+    (validate_xgrammar_grammar if grammar_of(schema) == "xgrammar" else validate_guidance_grammar)(params)
 
 
 def drawn(walk: GrammarWalk, gives: Any, seed: int) -> Iterator[str]:
@@ -133,7 +136,22 @@ def choose(ids: set[int], place: Path, tree: Tree, of: Annotated[int, Field(mult
 
 
 def test_arguments_of_tools_are_served_like_answers() -> None:
-    vllm_accepts(held_schema(turn_schema([tool(choose)], answer_schema(YES["odds"]), 4)))
+    vllm_accepts(served_schema(turn_schema([tool(choose)], answer_schema(YES["odds"]), 4)))
+
+
+class Fives(BaseModel):
+    """Rules that guidance holds and xgrammar does not."""
+
+    fives: Annotated[int, Field(multiple_of=5, ge=0)]
+    code: Annotated[str, Field(pattern="^[a-z]+$", min_length=2, max_length=4)]
+
+
+def test_what_xgrammar_cannot_hold_is_held_by_guidance(walk: GrammarWalk) -> None:
+    schema = answer_schema(Fives) or {}
+    assert grammar_of(schema) == "guidance" and schema["properties"]["fives"]["multipleOf"] == 5
+    vllm_accepts(schema)
+    texts = list(drawn(walk, Fives, seed=5))
+    assert texts and all(isinstance(parse_answer(text, Fives), Fives) for text in texts)
 
 
 class Both(BaseModel):

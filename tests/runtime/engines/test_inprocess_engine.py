@@ -118,6 +118,37 @@ async def test_impossible_schema_is_refused_for_that_ask_only(
     assert (await tiny_engine.generate(EngineRequest(good))).text
 
 
+async def test_one_batch_has_grammars_of_several_kinds(tiny_engine: InProcessEngine, make_ask: MakeAsk) -> None:
+    """Each reply fits its own schema, whichever kind was first in this engine."""
+    named = {"type": "object", "required": ["fives"], "additionalProperties": False}
+    fives = {"type": "integer", "multipleOf": 5, "minimum": 5, "maximum": 995}
+    schemas = {
+        "xgrammar": {**named, "properties": {"fives": {"type": "integer", "minimum": 5, "maximum": 995}}},
+        "guidance": {**named, "properties": {"fives": fives}},
+        "outlines": {
+            "type": "object",
+            "properties": {"a": {"enum": [1, 2]}},
+            "patternProperties": {"^b$": {"enum": [3]}},
+            "required": ["a"],
+        },
+    }
+    asks = [
+        make_ask(f"Add {n} and 7.", answer_schema=schemas[kind], max_tokens=40, temperature=1.0, seed=n)
+        for n in range(4)
+        for kind in ("guidance", "xgrammar", "outlines")
+    ]
+    replies = await generate_all(tiny_engine, asks)
+    assert [reply.grammar for reply in replies] == ["guidance", "xgrammar", "outlines"] * 4
+    for reply in replies:
+        assert reply.finish_reason == "stop", reply.text
+        found = json.loads(reply.text)
+        if reply.grammar == "outlines":
+            assert found["a"] in (1, 2)
+        else:
+            assert 5 <= found["fives"] <= 995
+            assert reply.grammar == "xgrammar" or found["fives"] % 5 == 0
+
+
 async def test_schema_holds_on_base_and_adapter(
     tiny_engine: InProcessEngine, make_ask: MakeAsk, tiny_variants: dict[str, Any]
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from metier.agents import parse_answer, tool
-from metier.agents.answers.answer_schema import answer_schema, held_schema
+from metier.agents.answers.answer_schema import answer_schema
+from metier.agents.answers.held_schema import served_schema
 from metier.agents.tools.calls import read_calls, read_text_answer, turn_schema
 from tests.runtime.engines.grammar_walk import GrammarWalk
 from tests.runtime.engines.test_answer_grammars import HALF_PAIR, vllm_accepts
@@ -59,7 +60,7 @@ def walk() -> GrammarWalk:
 
 @pytest.mark.parametrize("gives", [Answer, str, int, list[Place]])
 def test_random_walks_end_in_calls_that_fit_or_in_the_answer(walk: GrammarWalk, gives: type) -> None:
-    schema = held_schema(turn_schema(TOOLS.values(), answer_schema(gives), 3))
+    schema = served_schema(turn_schema(TOOLS.values(), answer_schema(gives), 3))
     vllm_accepts(schema)
     seen: Counter[str] = Counter()
     for number in range(WALKS):
@@ -79,7 +80,7 @@ def test_random_walks_end_in_calls_that_fit_or_in_the_answer(walk: GrammarWalk, 
 
 
 def test_where_a_call_must_come_nothing_else_does(walk: GrammarWalk) -> None:
-    schema = held_schema(turn_schema(TOOLS.values(), None, 1, must_call=True))
+    schema = served_schema(turn_schema(TOOLS.values(), None, 1, must_call=True))
     vllm_accepts(schema)
     texts = [walk.draw(schema, random.Random(number)) for number in range(20)]
     for text in texts:

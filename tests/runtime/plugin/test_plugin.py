@@ -90,6 +90,7 @@ def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
     assert "before: not registered" in output
     active = (
         "thinking",
+        "grammars",
         "lora",
         "trex",
         "experts",
