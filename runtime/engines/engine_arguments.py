@@ -68,10 +68,10 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
         data_parallel_size=settings.data_parallel,
         disable_log_stats=False,
         use_tqdm_on_load=False,
-        # xgrammar for each ask, guidance where that cannot hold the schema.
-        # Small models pad JSON with newlines without end if the grammar allows it.
+        # Where xgrammar cannot hold a schema, the plugin takes guidance. vLLM's own "auto" allows any whitespace, and
+        # small models pad JSON with newlines without end.
         structured_outputs_config=StructuredOutputsConfig(
-            backend="auto", disable_any_whitespace=True, reasoning_parser=REASONING_PARSER if ours else ""
+            backend="xgrammar", disable_any_whitespace=True, reasoning_parser=REASONING_PARSER if ours else ""
         ),
         logits_processors=[LOGITS_PROCESSOR] if ours else None,
         additional_config={} if settings.fier is None else {FIER_KEY: settings.fier.model_dump()},

@@ -1,9 +1,10 @@
 """Grammars of several backends in one engine.
 
-vLLM chooses a backend for each ask, xgrammar first and guidance where xgrammar cannot hold the schema. But it makes the
-backend of an engine's first such ask, and gives that every later one: a schema that only the other holds then ends in
-a weaker grammar, or in none. Here each ask gets the grammar of the backend that was chosen for it. A mask of words has
-the same form in all of them: a row of bits for each ask.
+vLLM can choose a backend for each ask, xgrammar first and guidance where xgrammar cannot hold the schema. But it makes
+the backend of an engine's first ask, and gives that every later one: a schema that only the other holds then ends in a
+weaker grammar, or in none. And it chooses only where white space is allowed. Here it chooses for engines of xgrammar
+without white space too, and each ask gets the grammar of the backend that was chosen for it. A mask of words has the
+same form in all of them: a row of bits for each ask.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
+from vllm.sampling_params import SamplingParams
 from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_guidance import GuidanceBackend
 from vllm.v1.structured_output.backend_outlines import OutlinesBackend
@@ -25,6 +27,12 @@ _BACKENDS: dict[str, Any] = {"xgrammar": XgrammarBackend, "guidance": GuidanceBa
 def install() -> str:
     """Let an engine keep a grammar backend of each kind that its asks need; returns "active"."""
     grammar_init, create = StructuredOutputManager.grammar_init, StructuredOutputManager._create_grammar
+    validate = SamplingParams._validate_structured_outputs
+
+    def _validate(self: Any, model_config: Any, config: Any, tokenizer: Any) -> None:
+        if config is not None and config.backend == "xgrammar" and config.disable_any_whitespace:
+            config = SimpleNamespace(backend="auto")
+        validate(self, model_config, config, tokenizer)
 
     def _grammar_init(self: Any, request: Any) -> None:
         if request.structured_output_request is not None:
@@ -40,6 +48,7 @@ def install() -> str:
         # A copy: guidance's keeps the last text on itself, and several threads make grammars.
         return create(SimpleNamespace(backend=copy.copy(backend)), request)
 
+    SamplingParams._validate_structured_outputs = _validate
     StructuredOutputManager.grammar_init = _grammar_init
     StructuredOutputManager._create_grammar = _create_grammar
     return "active"

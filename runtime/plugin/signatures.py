@@ -261,6 +261,12 @@ EXACT_INT8_METHODS: dict[str, tuple[str, ...]] = {
 
 # How an engine's grammars are made. The last five are called, not replaced.
 GRAMMAR_METHODS: dict[str, tuple[str, ...]] = {
+    "vllm.sampling_params:SamplingParams._validate_structured_outputs": (
+        "self",
+        "model_config",
+        "structured_outputs_config",
+        "tokenizer",
+    ),
     "vllm.v1.structured_output:StructuredOutputManager.grammar_init": ("self", "request"),
     "vllm.v1.structured_output:StructuredOutputManager._create_grammar": ("self", "request"),
     **{
