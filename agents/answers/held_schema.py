@@ -10,15 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-__all__ = [
-    "ONE_SCHEMA",
-    "SCHEMA_LISTS",
-    "SERVED_FORMATS",
-    "_NAMED_SCHEMAS",
-    "grammar_of",
-    "held_schema",
-    "served_schema",
-]
+__all__ = ["ONE_SCHEMA", "SCHEMA_LISTS", "grammar_of", "held_schema", "served_schema", "xgrammar_schema"]
 
 MAX_REPEATS = 100
 """Largest `{n}` of a pattern, and length beside one, that the grammar holds; each repeat is a state of its own."""
@@ -75,6 +67,15 @@ def grammar_of(schema: Any) -> Literal["xgrammar", "guidance"]:
     ('xgrammar', 'guidance')
     """
     return "xgrammar" if held_schema(schema) == schema else "guidance"
+
+
+def xgrammar_schema(schema: Any) -> Any:
+    """What `served_schema` gave, for an engine that may have xgrammar alone; another schema as it is.
+
+    >>> xgrammar_schema({"type": "integer", "multipleOf": 5}), xgrammar_schema({"uniqueItems": True})
+    ({'type': 'integer'}, {'uniqueItems': True})
+    """
+    return held_schema(schema) if served_schema(schema) == schema else schema
 
 
 def held_schema(schema: Any) -> Any:

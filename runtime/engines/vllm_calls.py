@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ...agents.answers.held_schema import xgrammar_schema
 from ...agents.chat.chat_template import ChatTemplate
 from ...agents.errors import AskRejectedError, ChatTemplateError, ContextError, EngineError
 from ...agents.messages import Ask, Reply, Usage
 from ...agents.sampling import TokenChance, WrittenToken
 from ..plugin.thinking.budget_forcing import ThinkingRules
-from ..plugin.wire import INTUITION_KEY, THINKING_KEY
+from ..plugin.wire import INTUITION_KEY, THINKING_KEY, plugin_wanted
 from ..settings.engine import EngineSettings
 from ..slots.adapter import LoadedAdapter
 from .engine import EngineRequest
@@ -174,6 +175,8 @@ def sampling_params(
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
     schema, sampling = ask.answer_schema, ask.sampling
+    if schema is not None and not plugin_wanted():
+        schema = xgrammar_schema(schema)
     extra: dict[str, Any] = {} if intuition is None else {INTUITION_KEY: list(intuition)}
     thinking_tokens = 0
     if rules is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from ...agents.answers.held_schema import xgrammar_schema
 from ...agents.backend import OnText
 from ...agents.errors import AskRejectedError, EngineDeadError, EngineError, NotServedError, UnknownVariantError
 from ...agents.messages import Ask, Reply
@@ -175,7 +176,7 @@ class RemoteBackend(AsyncClosing):
             body["seed"] = ask.seed
         body |= _sampling(ask.sampling)
         if ask.answer_schema is not None:
-            schema = {"name": "answer", "schema": ask.answer_schema, "strict": True}
+            schema = {"name": "answer", "schema": xgrammar_schema(ask.answer_schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         if stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}

@@ -209,3 +209,16 @@ def test_messages_that_a_template_cannot_write_are_refused(make_ask: MakeAsk) ->
     ask = make_ask().model_copy(update={"messages": (Message(role="assistant", content="Hello."),)})
     with pytest.raises(AskRejectedError, match="is refused: the model's chat template takes no conversation that the"):
         asks_of("gemma2").prepare(EngineRequest(ask), stream=False)
+
+
+def test_an_engine_without_the_plugin_is_asked_for_what_xgrammar_holds(
+    asks: VllmAsks, make_ask: MakeAsk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked_for(schema: dict[str, Any]) -> Any:
+        return asks.prepare(EngineRequest(make_ask(answer_schema=schema)), stream=False).params.structured_outputs.json
+
+    fives = {"type": "integer", "multipleOf": 5}
+    assert asked_for(fives) == fives
+    monkeypatch.setenv("METIER_PLUGIN", "0")
+    assert asked_for(fives) == {"type": "integer"}
+    assert asked_for({"uniqueItems": True}) == {"uniqueItems": True}, "a client's, for vLLM to refuse"
