@@ -19,6 +19,7 @@ __all__ = ["engine_arguments"]
 
 # Families whose logits vLLM always computes with the embedding.
 _ALWAYS_TIED = ("gemma2", "gemma3n", "cohere", "cohere2", "cohere2_moe")
+_SHORT_CONVOLUTIONS = ("lfm2", "lfm2_moe")
 _NO_HEAD = ("gemma2",)
 """Those of them whose loading fails at a stored head."""
 
@@ -44,7 +45,7 @@ def engine_arguments(weights: Path, *, dtype: str, settings: EngineSettings, ada
     ours = plugin_wanted()
     dtype = engine_number_type(weights, settings.dtype if dtype == "auto" else dtype).dtype
     check_few_bits(weights, dtype)
-    _check_delta_rule(weights, dtype)
+    _check_state_layers(weights, dtype)
     context_tokens = min(settings.max_model_tokens, _context_tokens(weights) or settings.max_model_tokens)
     _check_retrieval(settings, context_tokens)
     return AsyncEngineArgs(
@@ -83,9 +84,6 @@ def _overrides(weights: Path) -> dict[str, Any]:
     """What is to be changed in a config; raises EngineError for a head that the engine has no place for."""
     config = _text_config(weights)
     kind = config.get("model_type")
-    sizes = ("conv_dim", "block_dim") if kind in ("lfm2", "lfm2_moe") else ()
-    # vLLM wants them, and transformers, which takes hidden_size, no longer writes them.
-    overrides = {name: config["hidden_size"] for name in sizes if name not in config}
     if not stores_own_head(weights):
         if kind in _NO_HEAD and HEAD in base_tensors(weights):
             raise EngineError(
@@ -93,19 +91,26 @@ def _overrides(weights: Path) -> dict[str, Any]:
                 expected=f"no output head: the engine has no place for one of {kind}",
                 remedy="Open it with transformers and save it again, which leaves the copy out.",
             )
-        return overrides
+        return {}
     if kind in _ALWAYS_TIED:
         raise EngineError(
             f"the checkpoint in {str(weights)!r} has an output head that is not its embedding",
             expected=f"a tied head: the engine knows no other for {kind}",
             remedy="Use the base without that training, or one of another family.",
         )
-    return {**overrides, "tie_word_embeddings": False}  # vLLM goes by the config alone, transformers by what is stored
+    return {"tie_word_embeddings": False}  # vLLM goes by the config alone, transformers by what is stored
 
 
-def _check_delta_rule(weights: Path, dtype: str) -> None:
-    """Raise EngineError where a delta rule is to be computed in numbers that the CPU's kernel does not take."""
+def _check_state_layers(weights: Path, dtype: str) -> None:
+    """Raise EngineError for layers that keep a state and that the CPU's kernels compute wrongly, or not in `dtype`."""
     kind = _text_config(weights).get("model_type")
+    if kind in _SHORT_CONVOLUTIONS and _on_cpu():
+        raise EngineError(
+            f"the model in {str(weights)!r} is of type {kind!r}, whose base vLLM computes wrongly on a CPU: a tiny one "
+            "was 0.67 nat from transformers",
+            expected="a base whose answers here are its own",
+            remedy="Serve it on a GPU, or use another base; docs/models.md has those that agree.",
+        )
     if kind in DELTA_RULE and dtype in ("float32", "float16") and _on_cpu():
         raise EngineError(
             f"the model in {str(weights)!r}, of type {kind!r}, is to be computed in {dtype}",
