@@ -1,4 +1,4 @@
-"""Memory over a kill: a resumed run remembers the same."""
+"""Memory over a kill and on an engine: a resumed run remembers the same, and the prefix cache has what is shown."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from metier.agents import Ask, Role, ScriptedBackend, TaskGraph
+from metier.agents import Ask, Reply, Role, ScriptedBackend, TaskGraph, Usage
+from metier.agents.backend import OnText
 from metier.runtime import RunStore, open_session
+from metier.runtime.engines.engine import EngineRequest
+from metier.runtime.engines.inprocess.inprocess_engine import InProcessEngine
 from tests.agents.workflow import Puzzle, Verdict
+from tests.runtime.conftest import TINY
 
 pytestmark = pytest.mark.anyio
 
@@ -108,3 +113,28 @@ def test_a_killed_process_goes_on_with_what_it_remembered(tmp_path: Path) -> Non
     killed, whole = talk([*words, "99"]), talk([*words[:-1], str(tmp_path / "whole.db"), "99"])
     assert killed.returncode == 0, killed.stderr
     assert killed.stdout == whole.stdout and killed.stdout.startswith("round 5 with ")
+
+
+@pytest.mark.engine
+async def test_the_engine_has_cached_what_is_remembered(tiny_engine: InProcessEngine) -> None:
+    """Every prompt begins with the whole last one, whose blocks need not be computed again."""
+
+    class OnEngine:
+        def __init__(self) -> None:
+            self.usage: list[Usage] = []
+
+        async def reply(self, ask: Ask, *, on_text: OnText | None = None) -> Reply:
+            reply = await tiny_engine.generate(EngineRequest(ask))
+            self.usage.append(reply.usage)
+            return reply
+
+    role = Role("speaker", takes=Puzzle, gives=Literal["yes", "no"], instructions="Speak.", memory=True, max_tokens=8)
+    graph = TaskGraph("talk", takes=Puzzle, gives=role.gives)
+    with graph.loop("round", max_rounds=3):
+        graph.returns(graph.step(role))
+    backend = OnEngine()
+    async with open_session(backend=backend, store=":memory:") as session:
+        await session.run(graph, Puzzle(text=f"Is {uuid.uuid4()} even?"))
+    for before, after in zip(backend.usage, backend.usage[1:], strict=False):
+        assert after.prompt_tokens > before.prompt_tokens
+        assert after.cached_tokens >= before.prompt_tokens // TINY.block_tokens * TINY.block_tokens
