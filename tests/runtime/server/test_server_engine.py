@@ -165,6 +165,17 @@ def test_bodies_of_clients_are_served_by_the_engine(served: Served, sent: Sent) 
     assert answer.status_code == 200 and len(answer.json()["choices"]) == sent.body.get("n", 1), answer.text
 
 
+def test_a_response_goes_on_from_another_until_the_context_ends(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="base", input="Add 12 and 7. " * 8, max_output_tokens=12)
+    second = client.responses.create(model="base", input="And 8?", previous_response_id=first.id, max_output_tokens=12)
+    assert first.usage is not None and second.usage is not None
+    block = 16
+    assert second.usage.input_tokens_details.cached_tokens >= first.usage.input_tokens - block
+    with pytest.raises(openai.BadRequestError, match="fewer than 512, the engine's context") as error:
+        client.responses.create(model="base", input="word " * 450, previous_response_id=second.id)
+    assert error.value.code == "context_length_exceeded"
+
+
 def test_a_client_that_leaves_aborts_its_ask_and_the_sums_are_the_engines(
     client: openai.OpenAI, served: Served
 ) -> None:
