@@ -34,10 +34,11 @@ def manager(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     from metier.runtime.plugin import grammar_backends
 
-    for name in ("grammar_init", "_create_grammar"):
-        monkeypatch.setattr(StructuredOutputManager, name, getattr(StructuredOutputManager, name))
-    monkeypatch.setattr(SamplingParams, "_validate_structured_outputs", SamplingParams._validate_structured_outputs)
-    grammar_backends.install()
+    if StructuredOutputManager.grammar_init.__module__ != grammar_backends.__name__:  # no engine yet
+        for name in ("grammar_init", "_create_grammar"):
+            monkeypatch.setattr(StructuredOutputManager, name, getattr(StructuredOutputManager, name))
+        monkeypatch.setattr(SamplingParams, "_validate_structured_outputs", SamplingParams._validate_structured_outputs)
+        grammar_backends.install()
     model = SimpleNamespace(
         skip_tokenizer_init=True,
         get_vocab_size=lambda: len(tokenizer),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from examples.calculator_team import Answer, solver, solver_rows
+from examples.calculator_team import Answer, solver, team_rows
 from metier.agents import Ask, ScriptedBackend
 from metier.specializers.methods.role_quality import measure_role
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_calls_and_answers_are_asked_for_as_they_were_and_scored() -> None:
-    rows = list(solver_rows(8, 0))
+    rows = [row for row in team_rows(12, 0) if row.role == "solver"]  # a call and an answer each of four tasks
     replies = {row.messages: row.reply for row in rows}
 
     def right_but_for_the_last(ask: Ask) -> str:
