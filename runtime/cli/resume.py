@@ -18,7 +18,7 @@ from ...agents.errors import ResumeError
 from ...agents.graphs.workflow_file import WorkflowFile, load_workflow
 from ..backends import SCRIPTED, check_engine
 from ..console import say, show
-from ..runs.batches import take_answers
+from ..runs.batches import goes_on_with, how_to_answer, take_answers
 from ..runs.run_plan import RunResult
 from ..store.commands import command
 from ..store.records import CONVERSATION, BatchRecord
@@ -89,8 +89,11 @@ async def resume_run(
     with open_store(store) as runs:
         batch, run_id = _find(runs, which)
         if CONVERSATION in batch.options:
-            go_on = command("chat", "--resume", batch.id, store=runs.path)
-            raise ResumeError(f"{batch.id} is a conversation", expected="a batch or a run", remedy=f"Go on: {go_on}")
+            raise ResumeError(
+                f"{batch.id} is a conversation",
+                expected="a batch or a run",
+                remedy=f"Go on: {goes_on_with(runs, batch)}",
+            )
         changed = {name: value for name, value in changed.items() if value is not None}
         options = RunOptions.model_validate({**batch.options, **changed})
         if not options.workflow:
@@ -136,9 +139,20 @@ def on_engine(options: RunOptions, file: WorkflowFile, named: bool) -> RunOption
 
 def _find(runs: RunStore, which: str | None) -> tuple[BatchRecord, str | None]:
     if which is None:
+        talk: BatchRecord | None = None
         for batch in reversed(runs.batches()):
-            if CONVERSATION not in batch.options and any(run.state != "finished" for run in runs.runs(batch.id)):
-                return batch, None
+            states = [run.state for run in runs.runs(batch.id)]
+            if CONVERSATION not in batch.options:
+                if any(state != "finished" for state in states):
+                    return batch, None
+            elif talk is None and states and states[-1] != "finished":  # only its last turn can be gone on with
+                talk = batch
+        if talk is not None:
+            raise ResumeError(
+                f"what is not finished in {runs.path} is the last turn of conversation {talk.id}",
+                expected="a batch or a run",
+                remedy=f"Go on: {goes_on_with(runs, talk)}",
+            )
         see = command("report", store=runs.path)
         raise ResumeError(f"every run in {runs.path} is finished", remedy=f"See the newest: {see}")
     if any(batch.id == which for batch in runs.batches()):
@@ -178,4 +192,4 @@ def questions(store: Store = DEFAULT_STORE, json: AsJson = False) -> None:
             table.add_row(*map(Text, (one.run, one.path, one.question, one.gives or "–", since)))
         show(table)
         first = waiting[0]
-        say(f"Answer with: {command('resume', first.run, '--answer', '{…}', '--at', first.path, store=str(store))}")
+        say(f"Answer with: {how_to_answer(runs, first.run, first.path)}")

@@ -14,6 +14,7 @@ from rich.text import Text
 from ...agents.errors import ResumeError
 from ..console import say, show
 from ..report.shown_run import ShownAsk, ShownRun, ShownStep, in_order_of_need, shown_run, unsolved
+from ..runs.batches import how_to_answer
 from ..settings.report import ReportSettings
 from ..settings.session import load_settings
 from ..store.commands import command
@@ -67,8 +68,7 @@ def show_runs(
             show(line)
         waiting = next((one for one in found.questions if one.answer is None), None)
         if waiting is not None:
-            answer = command("resume", run_id, "--answer", "{…}", "--at", waiting.path, store=str(store))
-            say(f"Answer with: {answer}")
+            say(f"Answer with: {how_to_answer(runs, run_id, waiting.path)}")
 
 
 def _with_every_ask(settings: ReportSettings) -> ReportSettings:

@@ -30,6 +30,8 @@ from ..store.store import RunStore
 __all__ = [
     "built_graph",
     "check_resumable",
+    "goes_on_with",
+    "how_to_answer",
     "new_batch",
     "once_mended",
     "recorded",
@@ -191,31 +193,44 @@ def waiting_for_person(store: RunStore, run_id: str) -> RunInterrupted:
     """The interrupt to raise for a run that waits, with its open questions."""
     waiting = {path: q for path, (q, answer) in store.questions(run_id).items() if answer is None}
     told = "; ".join(f"{path}: {question}" for path, question in waiting.items())
-    first = next(iter(waiting))
-    batch = store.batch(store.run(run_id).batch)
-    if CONVERSATION in batch.options:
-        answer = f"session.chat(…, resume={batch.id!r}), then chat.go_on(answers={{{first!r}: …}})"
-    elif _known_to_commands(store, batch):
-        answer = command("resume", run_id, "--answer", "{…}", "--at", first, store=store.path)
-    else:
-        answer = f"session.resume(graph, {run_id!r}, answers={{{first!r}: …}})"
     return RunInterrupted(
         f"run {run_id} waits for a person. {told}",
-        remedy=f"Answer with: {answer}",
+        remedy=f"Answer with: {how_to_answer(store, run_id, next(iter(waiting)))}",
         questions=waiting,
         run_id=run_id,
     )
 
 
+def how_to_answer(store: RunStore, run_id: str, path: str) -> str:
+    """How a person answers the question at `path` of a run: a command, or Python where no command can go on with it."""
+    batch = store.batch(store.run(run_id).batch)
+    known = _known_to_commands(store, batch)
+    if CONVERSATION in batch.options:
+        talk = goes_on_with(store, batch)
+        return talk if known else f"{talk}, then chat.go_on(answers={{{path!r}: …}})"
+    if known:
+        return command("resume", run_id, "--answer", "{…}", "--at", path, store=store.path)
+    return f"session.resume(graph, {run_id!r}, answers={{{path!r}: …}})"
+
+
+def goes_on_with(store: RunStore, conversation: BatchRecord) -> str:
+    """What goes on with a conversation: a command, or Python where no command knows whom it is with."""
+    if _known_to_commands(store, conversation):
+        return command("chat", "--resume", conversation.id, store=store.path)
+    return f"session.chat(…, resume={conversation.id!r})"
+
+
 def once_mended(store: RunStore, run_id: str) -> str:
     """What to do about a run that met an exception: look at the cause, and how to go on then."""
     batch = store.batch(store.run(run_id).batch)
-    talk = CONVERSATION in batch.options
-    if not _known_to_commands(store, batch):
-        how = f"session.chat(…, resume={batch.id!r})" if talk else f"session.resume(graph, {run_id!r})"
+    known = _known_to_commands(store, batch)
+    if CONVERSATION in batch.options:
+        how = goes_on_with(store, batch)
+    else:
+        how = command("resume", run_id, store=store.path) if known else f"session.resume(graph, {run_id!r})"
+    if not known:
         return f"Look at the cause; {how} then goes on from here."
-    resume, chat = command("resume", run_id, store=store.path), command("chat", "--resume", batch.id, store=store.path)
-    return f"Look at the cause; this then goes on from here: {chat if talk else resume}"
+    return f"Look at the cause; this then goes on from here: {how}"
 
 
 def _known_to_commands(store: RunStore, batch: BatchRecord) -> bool:

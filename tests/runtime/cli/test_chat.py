@@ -125,6 +125,22 @@ def test_a_person_is_asked_in_the_same_place(flow: str, tmp_path: Path) -> None:
     assert "Is This fine?" in talk.stderr and "ResumeError" in talk.stderr
 
 
+def test_what_waits_in_a_conversation_is_answered_there(flow: str, tmp_path: Path) -> None:
+    talk = chat(f"{flow}:asking", "--engine", "scripted", "--store", "c.db", said="This\n", cwd=tmp_path)
+    assert talk.returncode == 0, talk.stderr
+    id = way_back(talk.stderr)[1]
+    go_on = f"metier chat --resume {id} --store c.db"
+    listed = metier("questions", "--store", "c.db", cwd=tmp_path)
+    shown = metier("show", id, "--store", "c.db", cwd=tmp_path)
+    assert f"Answer with: {go_on}\n" in listed.stderr and f"Answer with: {go_on}\n" in shown.stderr
+    resumed = metier("resume", "--store", "c.db", cwd=tmp_path)
+    assert resumed.returncode == 2 and f"is the last turn of conversation {id}" in resumed.stderr, resumed.stderr
+    assert f"Go on: {go_on}\n" in resumed.stderr
+    answered = chat(*go_on.split()[2:], said='{"ok": true}\n', cwd=tmp_path)
+    assert answered.stdout == '{"ok":true}\n', answered.stderr
+    assert "is finished" in metier("resume", "--store", "c.db", cwd=tmp_path).stderr
+
+
 def test_what_python_began_goes_on_here_where_its_workflow_has_a_file(tmp_path: Path) -> None:
     async def begin() -> tuple[str, str]:
         role = Role("helper", takes={"message": str}, gives=str)
