@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import anyio
 import typer
 
-from ...agents.errors import AskRejectedError, GraphError, ResumeError, RunError, RunInterrupted, SettingsError
+from ...agents.errors import GraphError, MetierError, ResumeError, RunError, RunInterrupted, SettingsError
 from ...agents.graphs.conversation_graph import conversation_graph
 from ...agents.graphs.nodes import BuiltGraph
 from ...agents.graphs.workflow_file import WorkflowFile, load_workflow
@@ -220,7 +219,10 @@ async def _turns(talk: Conversation) -> bool:
             failed, questions = await _turn(partial(talk.go_on))
         _prompt()
         async for line in lines:
-            if questions:
+            if isinstance(line, RunError):
+                failed_now = True
+                _say_error(line)
+            elif questions:
                 path = next(iter(questions))
                 failed_now, questions = await _turn(partial(talk.go_on, answers={path: _data(line)}), questions)
             else:
@@ -242,19 +244,25 @@ async def _turn(reply: Any, asked: dict[str, str] | None = None) -> tuple[bool, 
     try:
         text = _as_text(await reply(on_text=write))
     except RunInterrupted as waits:
+        if written:
+            write("\n")
         for question in waits.questions.values():
             say(question, style="yellow")
         return False, dict(waits.questions)
-    except (RunError, AskRejectedError, ResumeError) as error:
+    except MetierError as error:  # an engine's too: the turn is kept, and the pool starts a dead engine again
         if written:
             write("\n")
-        say(f"{type(error).__name__}: {error}", style="red")
+        _say_error(error)
         return True, asked or {}
     if "".join(written).strip() != text.strip():  # asked again, or nothing that comes word by word
         written = []
         write(text)
     write("\n")
     return False, {}
+
+
+def _say_error(error: MetierError) -> None:
+    say(f"{type(error).__name__}: {error}", style="red")
 
 
 def _as_text(reply: Any) -> str:
@@ -274,24 +282,26 @@ def _prompt() -> None:
         ERR.print("> ", end="")
 
 
-async def _lines() -> AsyncGenerator[str]:
-    """The lines of stdin that are not blank, as they come, until its end.
+async def _lines() -> AsyncGenerator[str | RunError]:
+    """The lines of stdin that are not blank, as they come, until its end; an error in place of one that is too long.
 
     Read without a thread: one that waits for a line would keep the process from ending at Ctrl-C.
     """
-    decoder, text = codecs.getincrementaldecoder("utf-8")("replace"), ""
+    rest, dropped_bytes = b"", 0  # of the line that is not read to its end
     while True:
         try:
             await anyio.wait_readable(sys.stdin.fileno())
         except (OSError, ValueError):  # a file, which can always be read
             await anyio.lowlevel.checkpoint()
         piece = os.read(sys.stdin.fileno(), LINE_BYTES)
-        text += decoder.decode(piece, final=not piece)
-        *lines, text = text.split("\n") if piece else (*text.split("\n"), "")
+        *lines, rest = (rest + (piece or b"\n")).split(b"\n")
         for line in lines:
-            if line.strip():
-                yield line.strip()
+            length, dropped_bytes = dropped_bytes + len(line), 0
+            if length > LINE_BYTES:
+                yield RunError(f"a line of {length} bytes", expected=f"at most {LINE_BYTES} bytes; it was not said")
+            elif text := line.decode("utf-8", "replace").strip():
+                yield text
         if not piece:
             return
-        if len(text) > LINE_BYTES:
-            raise SettingsError(f"a line of {len(text)} characters", expected=f"at most {LINE_BYTES}")
+        if dropped_bytes or len(rest) > LINE_BYTES:
+            dropped_bytes, rest = dropped_bytes + len(rest), b""

@@ -18,6 +18,7 @@ import typer
 from metier.agents import AskRejectedError, ResumeError, Role
 from metier.examples import helpdesk
 from metier.runtime import RunStore, open_session
+from metier.runtime.cli.chat import LINE_BYTES
 from metier.runtime.cli.ending import TO_MEND
 from metier.runtime.cli.main import app
 from tests.runtime.cli.test_cli import COMMAND, metier
@@ -27,7 +28,7 @@ HELPDESK = str(Path(__file__).parents[3] / "examples" / "helpdesk.py")
 FLOW = """
 import os, signal
 from pydantic import BaseModel
-from metier.agents import Role, ScriptedBackend, TaskGraph, Turn
+from metier.agents import EngineError, Role, ScriptedBackend, TaskGraph, Turn
 
 class Question(BaseModel):
     text: str
@@ -44,6 +45,10 @@ graph = TaskGraph("adding", takes=Question, gives=Answer)
 graph.step(adder)
 asking = TaskGraph("asking", takes=Question, gives=Said)
 asking.ask_person("approve", takes=Question, gives=Said, question="Is {{ question.text }} fine?")
+drafting = TaskGraph("drafting", takes=Question, gives=str)
+draft = drafting.step(Role("drafter", takes=Question, gives=str))
+drafting.ask_person("approve", takes={"draft": str}, gives=Said, question="Send it?", inputs={"draft": draft})
+drafting.returns(draft)
 plain = TaskGraph("plain", takes=Said, gives=Answer)
 plain.step(Role("one", takes=Said, gives=Answer))
 
@@ -55,8 +60,10 @@ def scripted():
             os.kill(os.getpid(), signal.SIGKILL)
         if any("wrong" in message.content for message in ask.messages):
             return "no number"
+        if "broken" in text:
+            raise EngineError("the engine at port 1 is gone")
         return Answer(value=len(ask.messages))
-    return ScriptedBackend({"adder": add})
+    return ScriptedBackend({"adder": add, "drafter": lambda ask: "A draft."})
 """
 
 
@@ -123,6 +130,27 @@ def test_a_person_is_asked_in_the_same_place(flow: str, tmp_path: Path) -> None:
     talk = chat(f"{flow}:asking", "--engine", "scripted", said='This\nmaybe\n{"ok": true}\n', cwd=tmp_path)
     assert talk.stdout == '{"ok":true}\n', talk.stderr
     assert "Is This fine?" in talk.stderr and "ResumeError" in talk.stderr
+
+
+def test_an_engine_that_fails_is_told_and_the_conversation_goes_on(flow: str, tmp_path: Path) -> None:
+    talk = chat(flow, "--engine", "scripted", said="1 + 2\nbroken\n3 + 4\n", cwd=tmp_path)
+    assert talk.returncode == 1 and talk.stdout == '{"value":2}\n{"value":4}\n', talk.stderr
+    assert "EngineError: the engine at port 1 is gone" in talk.stderr
+    assert "This conversation goes on with: metier chat --resume adding-" in talk.stderr
+
+
+def test_a_line_that_is_too_long_is_refused_and_the_next_one_is_said(flow: str, tmp_path: Path) -> None:
+    long = "ä" * (LINE_BYTES // 2) + "!"
+    talk = chat(flow, "--engine", "scripted", said=f"1 + 2\n{long}\n3 + 4\n{2 * long}", cwd=tmp_path)
+    assert talk.returncode == 1 and talk.stdout == '{"value":2}\n{"value":4}\n', talk.stderr
+    assert f"a line of {LINE_BYTES + 1} bytes; expected at most {LINE_BYTES} bytes" in talk.stderr
+    assert f"a line of {2 * LINE_BYTES + 2} bytes" in talk.stderr and "goes on with" in talk.stderr
+
+
+def test_a_question_after_words_that_came_begins_a_line(flow: str, tmp_path: Path) -> None:
+    talk = chat(f"{flow}:drafting", "--engine", "scripted", said="What?\n", cwd=tmp_path)
+    assert talk.returncode == 0 and talk.stdout == "A draft.\n", talk.stderr
+    assert "Send it?" in talk.stderr
 
 
 def test_what_waits_in_a_conversation_is_answered_there(flow: str, tmp_path: Path) -> None:
