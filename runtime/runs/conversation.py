@@ -118,10 +118,12 @@ class Conversation:
     async def say(self, what: str | BaseModel, *, on_text: OnText | None = None) -> Any:
         """Say something, and return the reply: what the workflow or the role gives.
 
-        Text is what the input takes as text, or JSON of it; an object is the whole input, except for earlier turns.
+        Text is what the input takes as text, or JSON of it; an object is the whole input. Its field for earlier turns
+        is left empty: the conversation fills it.
         `on_text` is called with the words of a reply in free text as they come. A last turn that is not finished is
         left as it is, and no later turn is shown it.
-        Raises: what `Session.run` raises; RunTakenError when the conversation has gone on in another process.
+        Raises: what `Session.run` raises, also for an input with earlier turns; RunTakenError when the conversation
+        has gone on in another process.
         """
         async with self._one_at_a_time:
             number = len(self._recorded) + 1
@@ -160,6 +162,12 @@ class Conversation:
                 f"{reprlib.repr(what)} cannot be said to {self._graph.name!r}: {first}",
                 expected=f"{{{', '.join(fields)}}}, or the text alone where that is all",
             ) from error
+        if getattr(value, self._turns):
+            raise RunError(
+                f"what is said to {self._graph.name!r} has turns in {self._turns!r}",
+                expected="none: the conversation fills this field with its own turns",
+                remedy=f"Leave {self._turns!r} out.",
+            )
         said: BaseModel = value.model_copy(update={self._turns: list(self._earlier)})
         return said
 
