@@ -117,6 +117,8 @@ def load_workflow(reference: str) -> WorkflowFile:
     path = Path(file).resolve()
     if not path.is_file():
         raise GraphError(f"no workflow file {file!r}", expected="a Python file that defines `graph`")
+    if path.suffix != ".py":
+        raise GraphError(f"workflow file {file!r} is not a .py file", expected="a Python file that defines `graph`")
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     module_name = f"{WORKFLOW_MODULE}{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
