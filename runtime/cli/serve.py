@@ -12,7 +12,7 @@ from ...agents.errors import ServerError, SettingsError
 from ...agents.graphs.workflow_file import WorkflowFile, load_workflow
 from ...router.assignment import Assignment, load_assignment
 from ...specializers.shelf.bundled_model import DEFAULT_BASE
-from ..backends import DEFAULT_ENGINE
+from ..backends import DEFAULT_ENGINE, SCRIPTED
 from ..console import say
 from ..events import STARTUP, in_words
 from ..opening import open_session
@@ -81,6 +81,13 @@ def serve(
     references = {file.graph.name: absolute(reference) for file, reference in zip(files, workflows, strict=True)}
     if len(references) < len(files):
         raise SettingsError("two workflows of one name", expected="graphs with different names")
+    if engine == SCRIPTED and len({file.path.resolve() for file in files}) > 1:
+        # One backend answers for all, and a file's script knows the roles of its own graphs only.
+        raise SettingsError(
+            "workflows of several files on the scripted engine",
+            expected="those of one file",
+            remedy="Start a server for each file, or serve them on another engine.",
+        )
     try:
         from ..server.serving import loop_options
     except ModuleNotFoundError as error:

@@ -26,6 +26,16 @@ from tests.runtime.served import WORKFLOWS, Served, scripted, server
 WORKFLOW = Path(workflow_for_cli.__file__)
 
 
+def test_workflows_of_several_files_have_no_script_in_common(tmp_path: Path) -> None:
+    other = Path(WORKFLOW).with_name("workflow_with_tools.py")
+    program = [sys.executable, "-c", "from metier.runtime.cli.main import main; main()"]
+    options = ["--engine", "scripted", "--store", str(tmp_path / "runs.db"), "--port", "0"]
+    done = subprocess.run(
+        [*program, "serve", f"{WORKFLOW}:graph", str(other), *options], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "workflows of several files on the scripted engine" in done.stderr
+
+
 def test_the_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     program = [sys.executable, "-c", "from metier.runtime.cli.main import main; main()"]
     options = ["--engine", "scripted", "--store", str(tmp_path / "runs.db"), "--port", "0"]
