@@ -91,8 +91,10 @@ class Role:
                 expected="str for free text, a pydantic model, or another type that pydantic validates",
                 remedy="Wrap the answer in a pydantic model.",
             )
-        if self.max_tokens < 1:
-            raise GraphError(f"role {self.name!r} has max_tokens={self.max_tokens}", expected="at least 1")
+        for name in ("max_tokens", "max_calls", "memory_tokens"):
+            count = getattr(self, name)
+            if type(count) is not int or count < 1:
+                raise GraphError(f"role {self.name!r} has {name}={count!r}", expected="a whole number, at least 1")
         if not 0.0 <= self.temperature or not 0.0 < self.top_p <= 1.0:
             raise GraphError(
                 f"role {self.name!r} has temperature={self.temperature}, top_p={self.top_p}",
@@ -120,15 +122,11 @@ class Role:
                 expected="True or False",
                 remedy="Write memory=True, and memory_tokens=… for how much is shown.",
             )
-        if self.memory_tokens < 1:
-            raise GraphError(f"role {self.name!r} has memory_tokens={self.memory_tokens}", expected="at least 1")
 
     def _check_tools(self) -> None:
         object.__setattr__(self, "tools", declared_tools(self.tools, f"role {self.name!r}"))
         if not self.tools:
             return
-        if self.max_calls < 1:
-            raise GraphError(f"role {self.name!r} has max_calls={self.max_calls}", expected="at least 1")
         if CALLS in getattr(self.gives, "model_fields", {}):
             raise GraphError(
                 f"role {self.name!r} has tools and gives {type_name(self.gives)} with a field {CALLS!r}",

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..agents.backend import Backend
+from ..agents.errors import SettingsError
 from ..agents.graphs.graph import TaskGraph
 from ..agents.graphs.nodes import BuiltGraph
 from ..router.assignment import Assignment, load_assignment
@@ -63,11 +64,10 @@ async def open_session(
     `settings.ray` says (asyncio only). `scripted` is the backend that the function of that name makes. A `backend` of
     your own replaces base, shelf and engines. `store` is the file of runs.
 
-    `on_event` is called with every event; without one, a notebook shows progress below the cell.
-
     Engines start at the first run that asks a role, or with `session.start_engines()`; what can be checked before is
     checked here. `on_event` is called with what is waited for (`preparing`, `engine_starting`, `engine_ready`) and with
-    what runs do; without it, what is waited for is said on a terminal or below a notebook's cell.
+    what runs do; without it, what is waited for is said on a terminal, and a notebook shows it and what runs below
+    the cell.
 
     `variants` names variants that will be asked for beside the assignment's; `other_roles` names roles of later
     workflows, which the assignment may name too.
@@ -90,7 +90,13 @@ async def open_session(
     >>> anyio.run(main)
     '4'
     """
-    settings = settings or load_settings()
+    settings = load_settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise SettingsError(
+            f"settings are {type(settings).__name__}",
+            expected="Settings",
+            remedy="Write settings=load_settings(None, {'concurrency': 8}), or the path of a file first.",
+        )
     check_engine(engine)
     if not isinstance(assignment, Assignment | None):
         assignment = load_assignment(assignment)

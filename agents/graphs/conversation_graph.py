@@ -19,17 +19,24 @@ __all__ = ["conversation_graph"]
 def conversation_graph(speaker: Role | TaskGraph | BuiltGraph) -> BuiltGraph:
     """What is run for each turn: the workflow itself, or the one step of a role.
 
-    Raises: GraphError for a workflow whose input has no field for turns, and for a role that takes nothing.
+    Raises: GraphError for a workflow whose input has no field for turns or several, and for a role that takes nothing.
     """
-    if isinstance(speaker, Role):
-        return _of_role(speaker).build()
-    built = speaker.build() if isinstance(speaker, TaskGraph) else speaker
+    graph = _of_role(speaker) if isinstance(speaker, Role) else speaker
+    built = graph.build() if isinstance(graph, TaskGraph) else graph
+    if not isinstance(built, BuiltGraph):
+        raise GraphError(f"a conversation with {built!r}", expected="a Role, or a TaskGraph")
     if turns_field(built.takes) is None:
         raise GraphError(
             f"graph {built.name!r} takes {built.takes.__name__}, which has no field for the earlier turns",
             expected="a conversation's input, in which a field holds them",
             remedy=f"Add `earlier: list[Turn] = []` to {built.takes.__name__} (from metier.agents import Turn), or "
             "talk with one role of the graph.",
+        )
+    fields = [name for name, field in built.takes.model_fields.items() if holds_turns(field.annotation)]
+    if len(fields) > 1:
+        raise GraphError(
+            f"{built.takes.__name__} has the fields {', '.join(fields)}, each of which could hold the earlier turns",
+            expected="one field of type list[Turn]",
         )
     return built
 

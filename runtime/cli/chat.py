@@ -26,7 +26,7 @@ from ..backends import DEFAULT_ENGINE, check_engine
 from ..console import ERR, say
 from ..events import STARTUP, in_words
 from ..opening import open_session
-from ..runs.conversation import Conversation, find_conversation
+from ..runs.conversation import Conversation, find_conversation, recorded_conversation
 from ..settings.session import load_settings
 from ..store.commands import command
 from ..store.records import CONVERSATION, WITH_BASE
@@ -128,14 +128,7 @@ def chat(
 def _begun_with(store: Path, id: str, engine: str | None) -> tuple[RunOptions, str | None]:
     """The options that a conversation was begun with, on another `engine` if one is named; and its role."""
     with open_store(store) as runs:
-        talks = [batch for batch in runs.batches() if CONVERSATION in batch.options]
-        batch = next((batch for batch in talks if batch.id == id), None)
-        if batch is None:
-            raise ResumeError(
-                f"no conversation {id!r} in {store}",
-                expected=f"one of {', '.join(talk.id for talk in talks[-5:]) or 'none yet'}",
-                remedy="Name the store it is in with --store.",
-            )
+        batch = recorded_conversation(runs, id)
     options = RunOptions.model_validate(batch.options)
     if not options.workflow and WITH_BASE not in batch.options:
         raise ResumeError(

@@ -30,7 +30,7 @@ from ..store.records import CONVERSATION, BatchRecord, RunRecord
 from ..store.store import RunStore
 from .batches import recorded, recorded_input
 
-__all__ = ["Conversation", "SpokenTurn", "find_conversation"]
+__all__ = ["Conversation", "SpokenTurn", "find_conversation", "recorded_conversation"]
 
 
 @dataclass(frozen=True)
@@ -220,19 +220,25 @@ class Conversation:
         return SpokenTurn(number, run.id, said, reply, run.state)
 
 
-def find_conversation(store: RunStore, graph: BuiltGraph, id: str) -> BatchRecord:
-    """A conversation that was begun with this workflow or role.
-
-    Raises: ResumeError when there is none of that id, or it was begun with another.
-    """
+def recorded_conversation(store: RunStore, id: str) -> BatchRecord:
+    """A conversation of a store, whoever it is with. Raises: ResumeError when there is none of that id."""
     known = [batch for batch in store.batches() if CONVERSATION in batch.options]
     batch = next((batch for batch in known if batch.id == id), None)
     if batch is None:
         raise ResumeError(
             f"no conversation {id!r} in {store.path}",
             expected=f"one of {', '.join(batch.id for batch in known[-5:]) or 'none yet'}",
-            remedy="Name the store it is in with --store.",
+            remedy="Open the store that it is in: --store FILE, or open_session(store=…).",
         )
+    return batch
+
+
+def find_conversation(store: RunStore, graph: BuiltGraph, id: str) -> BatchRecord:
+    """A conversation that was begun with this workflow or role.
+
+    Raises: ResumeError when there is none of that id, or it was begun with another.
+    """
+    batch = recorded_conversation(store, id)
     if batch.fingerprint != graph.fingerprint:
         raise ResumeError(
             f"conversation {id} was begun with workflow {batch.fingerprint}, this one is {graph.fingerprint}",

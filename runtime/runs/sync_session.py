@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
@@ -38,13 +39,13 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-class _Plain(Generic[S]):
+class _Plain(ABC, Generic[S]):
     """Stands for an object of the session's loop, in code that waits."""
 
     _inside: S
 
-    def _wait(self, work: Callable[[], Awaitable[T]]) -> T:
-        raise NotImplementedError
+    @abstractmethod
+    def _wait(self, work: Callable[[], Awaitable[T]]) -> T: ...
 
 
 def _waiting(
@@ -80,14 +81,8 @@ def _watching(
     @wraps(method)
     @contextmanager
     def watch(self: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[Iterator[T]]:
-        self._check_usable()
-        watched = self._portal.wrap_async_context_manager(method(self._inside, *args, **kwargs))
-        pieces = watched.__enter__()
-        try:
+        with self._entered(method(self._inside, *args, **kwargs)) as pieces:
             yield self._each(pieces)
-        finally:
-            # Without the error of the block, which a task group inside would wrap in an exception group.
-            watched.__exit__(None, None, None)
 
     return watch
 
@@ -100,13 +95,8 @@ def _talking(
     @wraps(method)
     @contextmanager
     def talk(self: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[SyncConversation]:
-        self._check_usable()
-        talking = self._portal.wrap_async_context_manager(method(self._inside, *args, **kwargs))
-        conversation = talking.__enter__()
-        try:
+        with self._entered(method(self._inside, *args, **kwargs)) as conversation:
             yield SyncConversation(conversation, self)
-        finally:
-            talking.__exit__(None, None, None)
 
     return talk
 
@@ -166,7 +156,6 @@ class SyncSession(_Plain[Session]):
     run = _waiting(Session.run)
     map = _waiting(Session.map)
     ask = _waiting(Session.ask)
-    start_engines = _waiting(Session.start_engines)
     resume = _waiting(Session.resume)
     resume_batch = _waiting(Session.resume_batch)
     prepare = _calling(Session.prepare)
@@ -247,6 +236,18 @@ class SyncSession(_Plain[Session]):
             raise
         finally:
             self._calls.discard(call)
+
+    @contextmanager
+    def _entered(self, opening: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """Something of the session's loop while a plain `with` lasts."""
+        self._check_usable()
+        opened = self._portal.wrap_async_context_manager(opening)
+        inside = opened.__enter__()
+        try:
+            yield inside
+        finally:
+            # Without the error of the block, which a task group inside would wrap in an exception group.
+            opened.__exit__(None, None, None)
 
     def _each(self, pieces: AsyncIterator[T]) -> Iterator[T]:
         with suppress(StopAsyncIteration):

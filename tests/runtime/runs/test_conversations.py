@@ -28,7 +28,7 @@ from metier.agents import (
     Turn,
     tool,
 )
-from metier.agents.errors import RunTakenError
+from metier.agents.errors import RunTakenError, SettingsError
 from metier.runtime import RunStore, Settings, open_session
 from metier.runtime.store.recovery import check_store, recover_store
 from tests.agents.workflow import Answer, Puzzle, Verdict
@@ -246,6 +246,39 @@ async def test_a_person_may_be_asked_within_a_turn() -> None:
             await chat.say("Shall we")
         assert waits.value.questions == {"approve": "Shall we?"}
         assert await chat.go_on(answers={"approve": {"correct": True}}) == Verdict(correct=True)
+
+
+class TwoFields(BaseModel):
+    text: str
+    earlier: list[Turn] = []
+    other: list[Turn] = []
+
+
+async def test_whoever_is_no_speaker_and_an_input_with_two_places_for_turns_are_named() -> None:
+    role = Role("one", takes=TwoFields, gives=str)
+    graph = TaskGraph("two", takes=TwoFields, gives=str)
+    graph.step(role)
+    async with open_session(backend=counting(), store=":memory:") as session:
+        for speaker in (role, graph):
+            with pytest.raises(GraphError, match="TwoFields has the fields earlier, other"):
+                async with session.chat(speaker):
+                    pass
+        with pytest.raises(GraphError, match="a conversation with None.*a Role, or a TaskGraph"):
+            async with session.chat(None):  # type: ignore[arg-type]
+                pass
+
+
+async def test_settings_of_another_type_are_named() -> None:
+    with pytest.raises(SettingsError, match="settings are dict.*load_settings"):
+        async with open_session(backend=counting(), store=":memory:", settings={"concurrency": 2}):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_calls", "memory_tokens"])
+@pytest.mark.parametrize("count", ["x", None, 1.5, True, 0])
+async def test_a_count_of_a_role_is_a_whole_number(name: str, count: Any) -> None:
+    with pytest.raises(GraphError, match=f"has {name}=.*a whole number, at least 1"):
+        Role("one", takes=Puzzle, gives=str, **{name: count})
 
 
 async def test_what_cannot_be_a_conversation_is_named() -> None:

@@ -240,7 +240,7 @@ def test_pictures_and_the_fingerprint_tell_of_memory() -> None:
     ("fields", "problem"),
     [
         ({"memory": 512}, "has memory=512: expected True or False"),
-        ({"memory": True, "memory_tokens": 0}, "has memory_tokens=0: expected at least 1"),
+        ({"memory": True, "memory_tokens": 0}, "has memory_tokens=0: expected a whole number, at least 1"),
     ],
 )
 def test_a_memory_that_cannot_be_is_refused(fields: dict[str, Any], problem: str) -> None:
