@@ -269,7 +269,11 @@ def graph(
         typer.Option(help="Draw it here: PNG where Graphviz is, else Mermaid text.", callback=can_be_written),
     ] = None,
 ) -> None:
-    """Draw a workflow: Mermaid text on the terminal, or a picture."""
+    """Draw a workflow: Mermaid text on the terminal, or a picture.
+
+    Also says which roles' replies are held to their type by the grammar of guidance, because xgrammar's cannot.
+    """
+    from ...agents.graphs.grammars import reply_grammar
     from ...agents.graphs.pictures import to_mermaid, write_picture
     from ...agents.graphs.workflow_file import load_workflow
 
@@ -280,6 +284,9 @@ def graph(
         with writing(out):
             written = write_picture(built, out)
         say(f"wrote {written}")
+    for name, role in built.roles().items():
+        if reply_grammar(role) == "guidance":
+            say(f"role {name!r}: guidance holds its replies to their type, which xgrammar cannot")
 
 
 def main() -> None:

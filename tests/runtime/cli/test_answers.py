@@ -102,3 +102,22 @@ def test_a_run_without_an_answer_prints_none(folder: Path) -> None:
     with RunStore(folder / "runs" / "runs.db") as store:
         (question,) = store.open_questions()
     assert (question.path, question.question, question.gives) == ("approve", "Is 4 fine?", '{"ok": true or false}')
+
+
+def test_the_graph_names_the_roles_that_guidance_holds_to_their_type(folder: Path) -> None:
+    (folder / "fives.py").write_text(
+        "from typing import Annotated\nfrom pydantic import BaseModel, Field\n"
+        "from metier.agents import Role, TaskGraph\n"
+        "Five = Annotated[int, Field(multiple_of=5)]\n"
+        "class Sum(BaseModel):\n    text: str\n"
+        "def add(number: Five) -> int:\n    'Adds.'\n    return number\n"
+        "graph = TaskGraph('fives', takes=Sum, gives=str)\n"
+        "graph.step(Role('plain', takes=Sum, gives=int))\n"
+        "graph.step(Role('typed', takes=Sum, gives=Five))\n"
+        "graph.step(Role('caller', takes=Sum, gives=int, tools=[add]))\n"
+        "graph.step(Role('teller', takes=Sum, gives=str))\n"
+    )
+    done = metier("graph", "fives.py")
+    assert done.stdout.startswith("flowchart") and "guidance" not in done.stdout
+    said = [line.partition(":")[0] for line in done.stderr.splitlines() if "guidance holds its replies" in line]
+    assert said == ["role 'typed'", "role 'caller'"]
