@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anyio
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
@@ -20,6 +20,7 @@ from ..watched_response import EventStream, JsonWork, Write, sse
 from .chat import Answer, Chat
 from .chat_protocol import Completed
 from .gathered_answer import gather
+from .input_items import page_of
 from .responses_protocol import ResponsesRequest, message_item, output_items, response_object, text_part
 from .responses_tools import call_items
 from .sampling_requests import token_blocks
@@ -31,7 +32,7 @@ __all__ = ["add_responses_endpoint"]
 def add_responses_endpoint(
     api: FastAPI, chat: Chat, stored: StoredResponses, admission: Admission, settings: ServerSettings
 ) -> None:
-    """Add /v1/responses, and what is done with one that is kept: fetch it, delete it."""
+    """Add /v1/responses, and what is done with one that is kept: fetch it or its input, delete it."""
 
     @api.post(
         "/v1/responses",
@@ -69,6 +70,16 @@ def add_responses_endpoint(
     async def get_response(id: str) -> dict[str, Any]:
         """A response that is kept."""
         return stored.get(id)
+
+    @api.get("/v1/responses/{id}/input_items", responses=errors(400, 401, 403, 404, 422))
+    async def get_input_items(
+        id: str,
+        after: str | None = None,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> dict[str, Any]:
+        """What was said before the answer of a kept response, that of earlier responses too; the last item first."""
+        return page_of(stored.input_items(id), after=after, limit=limit, order=order)
 
     @api.delete("/v1/responses/{id}", responses=errors(401, 403, 404))
     async def delete_response(id: str) -> dict[str, Any]:

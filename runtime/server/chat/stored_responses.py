@@ -14,6 +14,7 @@ from ...store.kept_responses import KeptResponse, KeptResponses
 from ...store.store import RunStore
 from ..error_replies import RequestRefused
 from .chat_protocol import ChatMessage, Completed
+from .input_items import input_items
 from .responses_protocol import ResponsesRequest
 
 __all__ = ["StoredResponses"]
@@ -78,6 +79,11 @@ class StoredResponses:
         """A response as it was sent; raises RequestRefused (404) when there is none of that id."""
         found: dict[str, Any] = json.loads(self._find(id, "response_not_found", "response_id").body)
         return found
+
+    def input_items(self, id: str) -> list[dict[str, Any]]:
+        """What was said before the answer of a response; raises RequestRefused (404) when there is none of that id."""
+        kept = self._find(id, "response_not_found", "response_id")
+        return input_items(kept.id.removeprefix("resp_"), _MESSAGES.validate_json(kept.messages)[:-1])
 
     def delete(self, id: str) -> None:
         """Keep a response no longer; raises RequestRefused (404) when there is none of that id."""

@@ -110,6 +110,30 @@ def test_one_is_fetched_and_deleted_and_those_behind_it_stay(client: openai.Open
     assert client.responses.create(model="base", input="x", previous_response_id=second.id).output_text == "5 messages"
 
 
+def test_its_input_is_listed_with_what_was_said_before(client: openai.OpenAI) -> None:
+    first = client.responses.create(model="base", input="Hello.")
+    call: Any = {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"}
+    result: Any = {"type": "function_call_output", "call_id": "c1", "output": "rain"}
+    second = client.responses.create(model="base", input=[call, result], previous_response_id=first.id)
+    items = list(client.responses.input_items.list(second.id, order="asc", limit=1))  # in four pages
+    shown = [item.model_dump() for item in items]
+    assert [(item["type"], item.get("role")) for item in shown] == [
+        ("message", "user"),
+        ("message", "assistant"),
+        ("function_call", None),
+        ("function_call_output", None),
+    ]
+    assert [shown[0]["content"][0]["text"], shown[1]["content"][0]["text"]] == ["Hello.", "1 messages"]
+    assert shown[2]["arguments"] == "{}" and shown[3]["output"] == "rain" and len({item.id for item in items}) == 4
+    newest = client.responses.input_items.list(second.id, limit=2)
+    assert [item.id for item in newest.data] == [items[3].id, items[2].id] and newest.has_more
+    for id, after in (("resp_none", None), (second.id, "msg_none")):
+        with pytest.raises(openai.NotFoundError):
+            client.responses.input_items.list(id, **({} if after is None else {"after": after}))
+    with pytest.raises(openai.BadRequestError):
+        client.responses.input_items.list(second.id, limit=1000)
+
+
 def test_what_is_not_to_be_kept_is_not(client: openai.OpenAI) -> None:
     response = client.responses.create(model="base", input="Hello.", store=False)
     assert response.store is False
